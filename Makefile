@@ -1,0 +1,54 @@
+# make demo   the whole pipeline on a real corpus, from nothing
+# make test   the tests
+# make check  the linter, the type checker and the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0+cpu
+# Where torch's CPU build comes from if pip does not find it where it is configured to look.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+CONFIG ?= jobs/configs/bbc.yaml
+
+BIN := $(VENV)/bin
+# Bytecode is made at the first import: making it for packages never imported costs a minute.
+INSTALL := $(BIN)/python -m pip install -qq --no-deps --no-compile --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/python jobs/prepare_demo.py
+	$(BIN)/python jobs/run.py $(CONFIG)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo runs
+
+$(VENV)/.installed: requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LLKD needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "Installing into $(VENV), two to three minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(INSTALL) $(TORCH) || $(INSTALL) --index-url $(TORCH_INDEX) $(TORCH)
+	@$(INSTALL) -r requirements/cpu.txt
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
+	@$(INSTALL) -r requirements/dev.txt
+	@touch $@

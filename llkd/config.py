@@ -1,0 +1,376 @@
+"""Every setting of a run: read from YAML, checked once, frozen.
+
+    config = load_config("jobs/configs/bbc.yaml", ["student.epochs=2"])
+
+The docstring under each field is its documentation.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from llkd.errors import ConfigError
+
+PolicyName = Literal["llkd", "all", "random", "teacher_confidence", "student_uncertainty"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, strict=False
+    )
+
+
+def _label_name(name: str) -> str:
+    if not name.strip():
+        raise ValueError("a label name must not be empty")
+    if name != name.strip():
+        raise ValueError(f"label name {name!r} has leading or trailing white space")
+    return name
+
+
+def _labels_as_mapping(value: Any) -> Any:
+    """A list of names means names without descriptions."""
+    names = value if isinstance(value, list | dict) else []
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"label {name!r} is not text; YAML needs quotes around it")
+    if isinstance(value, list):
+        if len(set(value)) < len(value):
+            raise ValueError("label names must be distinct")
+        return dict.fromkeys(value)
+    return value
+
+
+LabelName = Annotated[str, AfterValidator(_label_name)]
+Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Example(_Section):
+    """One worked example shown to the teacher."""
+
+    text: Annotated[str, Field(min_length=1)]
+    """The text of the example."""
+    label: str
+    """Its label, one of `task.labels`."""
+
+
+class TaskConfig(_Section):
+    """What the teacher is asked."""
+
+    instruction: Annotated[str, Field(min_length=1)]
+    """The question, in a sentence or two."""
+    labels: Annotated[
+        dict[LabelName, str | None], BeforeValidator(_labels_as_mapping), Field(min_length=2)
+    ]
+    """The label names, each with what the teacher is told about it (null: the name alone).
+    A plain list of names is allowed too."""
+    examples: tuple[Example, ...] = ()
+    """Worked examples shown before every text (few-shot); may be empty."""
+
+    @property
+    def label_names(self) -> list[str]:
+        """The label names in order: their positions are the class indices everywhere."""
+        return list(self.labels)
+
+    @model_validator(mode="after")
+    def _check(self) -> "TaskConfig":
+        folded: dict[str, str] = {}
+        for name in self.labels:
+            other = folded.setdefault(name.casefold(), name)
+            if other != name:
+                raise ValueError(f"labels {other!r} and {name!r} differ only in case")
+        for number, example in enumerate(self.examples):
+            if example.label not in self.labels:
+                raise ValueError(
+                    f"examples[{number}].label is {example.label!r}, which is not one of the "
+                    f"labels {self.label_names}"
+                )
+        return self
+
+
+class SourceConfig(_Section):
+    """Where rows of text come from."""
+
+    path: Paths
+    """A file, a glob, a list of them, a directory, or a URI (s3://, gs://), of Parquet, JSON lines
+    or CSV; or `datasets:NAME`, which the `datasets` library loads."""
+    text_column: str = "text"
+    """The column that holds the text."""
+    label_column: str | None = None
+    """The column that holds gold labels; used only to measure, never to train."""
+    id_column: str | None = None
+    """A column of the caller's own identifiers, carried through to every result."""
+    dataset_args: dict[str, Any] = Field(default_factory=dict)
+    """For `datasets:NAME`: arguments of `datasets.load_dataset`, such as `split` or `name`."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path setting as a tuple."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+class CorpusConfig(SourceConfig):
+    """The unlabelled corpus."""
+
+    rows_per_shard: Annotated[int, Field(ge=1, le=2**24)] = 8192
+    """Rows in a shard: the unit of work, of recovery and of memory."""
+
+
+class TestConfig(SourceConfig):
+    """A labelled test set: teacher and student are measured on it."""
+
+    __test__ = False  # not a test case, whatever its name makes pytest think
+    label_column: str = "label"
+    """The column that holds the gold labels."""
+
+
+class TeacherConfig(_Section):
+    """The large language model that labels."""
+
+    engine: str = "vllm"
+    """`vllm`, or `package.module:Class` for an engine of your own (see llkd/teacher/engine.py)."""
+    model: str
+    """A model directory or a hub name."""
+    revision: str | None = None
+    """The hub revision (commit, tag or branch) of the model."""
+    replicas: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    """Fewest and most teacher actors; the pool grows while shards wait."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Ray resources of one replica, such as {GPU: 2} or {CPU: 8}. By default the GPUs that
+    tensor and pipeline parallelism need where the cluster has GPUs, else the CPUs of one node
+    divided by the largest number of replicas."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments passed to the engine as they are (for vLLM: those of `vllm.LLM`)."""
+    prompt_format: Literal["auto", "chat", "completion"] = "auto"
+    """`chat` uses the model's chat template, `completion` plain text; `auto` takes chat where
+    the model has a template."""
+    max_text_tokens: Annotated[int, Field(ge=1)] = 512
+    """The text is cut to this many of the teacher's tokens, from its start."""
+    calibration: Literal["none", "batch"] = "batch"
+    """How raw label log-probabilities become a distribution: `batch` takes out the teacher's
+    bias towards some labels (see llkd/core/calibration.py); `none` only normalises."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TeacherConfig":
+        low, high = self.replicas
+        if low > high:
+            raise ValueError(f"replicas must be [fewest, most], not [{low}, {high}]")
+        if self.engine != "vllm" and ":" not in self.engine:
+            raise ValueError(f"engine must be vllm or package.module:Class, not {self.engine!r}")
+        return self
+
+
+class StudentConfig(_Section):
+    """The small classifier that is trained."""
+
+    model: str
+    """A model directory or a hub name: anything AutoModelForSequenceClassification loads."""
+    revision: str | None = None
+    """The hub revision (commit, tag or branch) of the model."""
+    epochs: Annotated[int, Field(ge=1)] = 4
+    """Rounds of scoring, selection and training."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Rows per optimiser step, over all workers together."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak learning rate of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay of AdamW; biases and norms are left out."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the training steps in which the learning rate rises from 0 to its peak; after
+    that it falls linearly to 0."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this Euclidean norm."""
+    max_length: Annotated[int, Field(ge=2)] = 128
+    """Texts are cut to this many of the student's tokens."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Data-parallel training workers; each takes one GPU where the cluster has GPUs."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Ray resources of one worker. By default {GPU: 1} where the cluster has GPUs, else the CPUs
+    that are there, less one for selection, divided by the workers."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of the student's matrix products. `auto` times both on the worker and takes
+    bfloat16 where it is faster: some processors have it and run it at half speed."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often a failed worker group is started again, from its last epoch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "StudentConfig":
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) counts the rows of all workers together, so it "
+                f"must be a multiple of workers ({self.workers})"
+            )
+        return self
+
+
+class SelectionConfig(_Section):
+    """Which rows the student trains on, chosen anew each epoch."""
+
+    policy: PolicyName = "llkd"
+    """`llkd`: the teacher is confident and the student is uncertain. Baselines: `all`, `random`,
+    `teacher_confidence`, `student_uncertainty`."""
+    uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"
+    """How the student's uncertainty is read off its distribution."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight m of the past in the moving average x <- m x + (1 - m) x_new of the per-class
+    means that serve as thresholds."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    """Epochs in which the teacher's side alone selects: a cold student's uncertainty is noise."""
+    class_floor: Fraction = 0.02
+    """Least share of each class's rows to select; a class that falls short is filled up with
+    the rows the teacher is surest of."""
+    weights: Literal["none", "product"] = "product"
+    """Weights of the selected rows in the loss: 1, or confidence times uncertainty, scaled to
+    mean 1."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """For `random`: the share of rows drawn each epoch."""
+
+
+class RunConfig(_Section):
+    """A whole run."""
+
+    run_dir: Annotated[str, Field(min_length=1)]
+    """Where all results go: a directory or a URI. Running again resumes there."""
+    task: TaskConfig
+    corpus: CorpusConfig
+    test: TestConfig | None = None
+    """Optional: without it nothing is measured."""
+    teacher: TeacherConfig
+    student: StudentConfig
+    selection: SelectionConfig = SelectionConfig()
+    max_reject_fraction: Fraction = 0.1
+    """A stage fails when more than this share of the rows cannot be used."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of everything random."""
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML config and apply `dotted.key=value` overrides, whose values are YAML.
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting is wrong; all that is wrong is named.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the config {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, not {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, source=path)
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """Check a mapping of settings. `source` is named in the error.
+
+    Raises:
+        ConfigError: naming every wrong setting, its value, and the nearest known key.
+    """
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise ConfigError(f"{source} has wrong settings:\n{problems}") from error
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The same config with its local paths made absolute: Ray's workers run in other folders."""
+
+    def source(section: SourceConfig) -> SourceConfig:
+        paths = tuple(_absolute(path) for path in section.paths)
+        return section.model_copy(update={"path": paths if len(paths) > 1 else paths[0]})
+
+    def model(section: TeacherConfig | StudentConfig) -> Any:
+        name = _absolute(section.model) if Path(section.model).is_dir() else section.model
+        return section.model_copy(update={"model": name})
+
+    return config.model_copy(
+        update={
+            "run_dir": _absolute(config.run_dir),
+            "corpus": source(config.corpus),
+            "test": config.test and source(config.test),
+            "teacher": model(config.teacher),
+            "student": model(config.student),
+        }
+    )
+
+
+def portable_path(path: str) -> str:
+    """A path as fingerprints keep it: relative to the working directory where it lies inside."""
+    here = os.getcwd() + os.sep
+    return path.removeprefix(here)
+
+
+def _absolute(path: str) -> str:
+    remote = "://" in path or path.startswith("datasets:")
+    return path if remote else os.path.abspath(os.path.expanduser(path))
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"An override reads dotted.key=value, not {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of {key} is not valid YAML: {text!r}") from error
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        child = section.get(parent)
+        if child is None:
+            child = section[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"Cannot set {key}: {parent} is not a section but {child!r}")
+        section = child
+    section[last] = value
+
+
+def _explain(problem: Any) -> str:
+    """One wrong setting in a line: where, what, and the value that was given."""
+    location = [str(part) for part in problem["loc"]]
+    where = ".".join(location) or "config"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+        return f"{where}: no such setting{hint}"
+    if problem["type"] == "missing":
+        return f"{where}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    shown = "" if isinstance(value, dict | BaseModel) else f" (it is {value!r})"
+    return f"{where}: {message}{shown}"
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in location:
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((c for c in candidates if hasattr(c, "model_fields")), None)
+    return list(getattr(section, "model_fields", {}))

@@ -1,0 +1,1 @@
+"""The method, pure: numpy in, numpy out. No Ray, torch, vLLM or files."""

@@ -1,0 +1,99 @@
+"""What crosses shards: small sums by pseudo-label that merge by addition."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CONFIDENCE_BINS = 256
+"""Bins of the confidence histogram. They grow finer towards 1, where a strong teacher's rows are:
+bin b holds confidences with -log2(1 - c) in [b, b + 1) / BINS_PER_BIT."""
+BINS_PER_BIT = 16
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Counts and sums of a set of rows by pseudo-label; C classes, B = CONFIDENCE_BINS."""
+
+    rows_c: np.ndarray
+    """Rows, shape (C,), int64."""
+    confidence_c: np.ndarray
+    """Sum of the teacher's confidence, shape (C,), float64."""
+    uncertainty_c: np.ndarray
+    """Sum of the student's uncertainty, shape (C,), float64; zeros where it was not measured."""
+    histogram_cb: np.ndarray
+    """Rows by confidence bin, shape (C, B), int64."""
+
+    def __add__(self, other: "ClassStatistics") -> "ClassStatistics":
+        return ClassStatistics(
+            self.rows_c + other.rows_c,
+            self.confidence_c + other.confidence_c,
+            self.uncertainty_c + other.uncertainty_c,
+            self.histogram_cb + other.histogram_cb,
+        )
+
+    @property
+    def mean_confidence_c(self) -> np.ndarray:
+        """Mean confidence by class, shape (C,); NaN for a class without rows."""
+        return _mean(self.confidence_c, self.rows_c)
+
+    @property
+    def mean_uncertainty_c(self) -> np.ndarray:
+        """Mean uncertainty by class, shape (C,); NaN for a class without rows."""
+        return _mean(self.uncertainty_c, self.rows_c)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; `from_json` reads them back exactly."""
+        return {name: value.tolist() for name, value in vars(self).items()}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "ClassStatistics":
+        """The inverse of `to_json`."""
+        return ClassStatistics(
+            np.asarray(data["rows_c"], dtype=np.int64),
+            np.asarray(data["confidence_c"], dtype=np.float64),
+            np.asarray(data["uncertainty_c"], dtype=np.float64),
+            np.asarray(data["histogram_cb"], dtype=np.int64),
+        )
+
+
+def class_statistics(
+    label_n: np.ndarray, confidence_n: np.ndarray, uncertainty_n: np.ndarray | None, classes: int
+) -> ClassStatistics:
+    """The statistics of one shard.
+
+    Args:
+        label_n: pseudo-labels, shape (N,), integers in [0, classes).
+        confidence_n: the teacher's confidence, shape (N,), in [0, 1].
+        uncertainty_n: the student's uncertainty, shape (N,), in [0, 1]; None if not measured.
+        classes: C.
+    """
+    bits_n = -np.log2(np.maximum(1.0 - confidence_n, 2.0**-60))
+    bin_n = np.minimum((bits_n * BINS_PER_BIT).astype(np.int64), CONFIDENCE_BINS - 1)
+    flat = np.bincount(label_n * CONFIDENCE_BINS + bin_n, minlength=classes * CONFIDENCE_BINS)
+    return ClassStatistics(
+        np.bincount(label_n, minlength=classes).astype(np.int64),
+        np.bincount(label_n, weights=confidence_n, minlength=classes),
+        np.zeros(classes)
+        if uncertainty_n is None
+        else np.bincount(label_n, weights=uncertainty_n, minlength=classes),
+        flat.reshape(classes, CONFIDENCE_BINS).astype(np.int64),
+    )
+
+
+def confidence_of_top(histogram_cb: np.ndarray, wanted_c: np.ndarray) -> np.ndarray:
+    """The confidence at or above which a class has at least its wanted rows: shape (C,).
+
+    It is the lower edge of a bin, so a few more rows than wanted can pass. Where a class has
+    fewer rows than wanted it is 0; where none are wanted it is infinite.
+    """
+    bins = histogram_cb.shape[1]
+    from_top_cb = np.cumsum(histogram_cb[:, ::-1], axis=1)
+    reached_cb = from_top_cb >= wanted_c[:, None]
+    bins_needed_c = np.where(reached_cb.any(axis=1), reached_cb.argmax(axis=1), bins - 1)
+    edge_c = 1.0 - 2.0 ** (-(bins - 1 - bins_needed_c) / BINS_PER_BIT)
+    return np.where(wanted_c > 0, edge_c, np.inf)
+
+
+def _mean(total_c: np.ndarray, rows_c: np.ndarray) -> np.ndarray:
+    return np.where(rows_c > 0, total_c / np.maximum(rows_c, 1), np.nan)

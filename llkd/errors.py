@@ -1,0 +1,44 @@
+"""The errors a user can meet. Each message says what is wrong, where, and what to do.
+
+Every class takes one message, so that it survives pickling between Ray processes.
+"""
+
+
+class LLKDError(Exception):
+    """Base of all errors that LLKD raises on purpose."""
+
+
+class ConfigError(LLKDError):
+    """A setting is missing, unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(LLKDError):
+    """The corpus or the test set cannot be read as the config describes it."""
+
+
+class FingerprintError(LLKDError):
+    """The run directory was made with other settings than the config's."""
+
+
+class RejectLimitError(LLKDError):
+    """More rows were rejected than `max_reject_fraction` allows."""
+
+
+class IncompleteError(LLKDError):
+    """A stage ended without all of its shards, or needs a stage that has not run."""
+
+
+class TeacherError(LLKDError):
+    """The teacher cannot be loaded, or its tokenizer cannot express the labels."""
+
+
+class StudentError(LLKDError):
+    """The student cannot be loaded or trained."""
+
+
+class ResourceError(LLKDError):
+    """The Ray cluster can never provide the resources that a stage asks for."""
+
+
+class StorageError(LLKDError):
+    """A file of the run directory is damaged or cannot be written."""

@@ -1,0 +1,132 @@
+"""A stage's manifest: what determined its output, and what came out of it.
+
+The settings are flat `dotted.key -> value`; their hash, with that of the stage before, is the
+stage's fingerprint. A run directory made with other settings is refused, naming the first that
+differs.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llkd.errors import FingerprintError, IncompleteError
+from llkd.schema import FORMAT_VERSION
+from llkd.storage import Folder
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one stage."""
+
+    stage: str
+    settings: Mapping[str, Any]
+    """All that can change the output, and nothing that cannot."""
+    upstream: str
+    """Fingerprint of the stage that this one reads; empty for the first."""
+    complete: bool = False
+    results: Mapping[str, Any] = field(default_factory=dict)
+    """Counts and times, filled in at the end."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the settings and of the upstream fingerprint."""
+        content = json.dumps([self.stage, dict(self.settings), self.upstream], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def finished(self, results: Mapping[str, Any]) -> "Manifest":
+        """The same stage, done."""
+        return Manifest(self.stage, self.settings, self.upstream, True, results)
+
+
+def read_manifest(folder: Folder) -> Manifest | None:
+    """The manifest of a folder, or None if the stage was never started.
+
+    Raises:
+        FingerprintError: it was written by another version of LLKD.
+    """
+    if not folder.exists(MANIFEST):
+        return None
+    data = folder.read_json(MANIFEST)
+    version = data.pop("version", None)
+    if version != FORMAT_VERSION:
+        raise FingerprintError(
+            f"{folder.uri} has format version {version}, this LLKD reads {FORMAT_VERSION}. "
+            "Use another run_dir, or delete this one."
+        )
+    data.pop("fingerprint", None)
+    return Manifest(**data)
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Put a manifest in place."""
+    data = {"version": FORMAT_VERSION, "fingerprint": manifest.fingerprint, **vars(manifest)}
+    folder.write_json(MANIFEST, data)
+
+
+def open_stage(folder: Folder, wanted: Manifest) -> Manifest:
+    """Begin or resume a stage: the manifest that is there if it agrees, else the wanted one,
+    written.
+
+    Raises:
+        FingerprintError: the folder was made with other settings.
+    """
+    found = read_manifest(folder)
+    if found is None:
+        if folder.shards():
+            raise FingerprintError(
+                f"{folder.uri} holds shards but no {MANIFEST}, so it cannot be told how they were "
+                "made. Use another run_dir, or delete that folder."
+            )
+        write_manifest(folder, wanted)
+        return wanted
+    check_settings(folder, found, wanted)
+    return found
+
+
+def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
+    """Compare what a folder was made with to what is asked for now.
+
+    Raises:
+        FingerprintError: naming the settings that differ, and what to do.
+    """
+    if found.fingerprint == wanted.fingerprint:
+        return
+    keys = sorted({*found.settings, *wanted.settings})
+    # A missing setting and one that is null are different things.
+    absent = object()
+    changed = [
+        key for key in keys if found.settings.get(key, absent) != wanted.settings.get(key, absent)
+    ]
+    lines = [
+        f"  {key}: was {_shown(found.settings.get(key))}, now {_shown(wanted.settings.get(key))}"
+        for key in changed
+    ] or ["  an earlier stage was run again with other settings"]
+    raise FingerprintError(
+        f"{folder.uri} was made with other settings:\n" + "\n".join(lines) + "\n"
+        "Set run_dir to a new directory, put the settings back, or delete that folder and those "
+        "of the stages after it to make them again."
+    )
+
+
+def require_complete(folder: Folder, stage: str) -> Manifest:
+    """The manifest of a stage that has to be done before this one.
+
+    Raises:
+        IncompleteError: it has not run to its end.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest.complete:
+        state = "has not been run" if manifest is None else "is not complete"
+        raise IncompleteError(
+            f"Stage {stage} {state} in {folder.uri}. Run jobs/{stage}.py or jobs/run.py first."
+        )
+    return manifest
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,252 @@
+"""The order of the stages, what stands between them, and the figures at the end."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llkd.config import RunConfig, dump_config, portable_path
+from llkd.core.metrics import Evaluation
+from llkd.manifest import Manifest, check_settings, read_manifest, require_complete
+from llkd.progress import ProgressDisplay, duration
+from llkd.schema import RunLayout
+from llkd.stages.distill import distill, read_stats
+from llkd.stages.distill import manifest_of as distill_manifest
+from llkd.stages.evaluate import evaluate
+from llkd.stages.export import export
+from llkd.stages.export import manifest_of as export_manifest
+from llkd.stages.ingest import ingest
+from llkd.stages.ingest import manifest_of as ingest_manifest
+from llkd.stages.label import label, read_bias
+from llkd.stages.label import manifest_of as label_manifest
+from llkd.storage import Folder
+
+METRICS = "metrics.json"
+
+
+def datasets_of(config: RunConfig) -> list[str]:
+    """The data sets of a run: the corpus, and the test set where there is one."""
+    return ["corpus"] if config.test is None else ["corpus", "test"]
+
+
+def run_ingest(config: RunConfig, console: Console) -> None:
+    """Cut the corpus and the test set into shards."""
+    with _stage(config, console) as tracker:
+        _ingest(config, tracker, console)
+
+
+def run_label(config: RunConfig, console: Console) -> None:
+    """Label both, from their shards."""
+    with _stage(config, console) as tracker:
+        _label(config, tracker, console)
+
+
+def run_distill(config: RunConfig, console: Console) -> None:
+    """Train the student and save it."""
+    with _stage(config, console) as tracker:
+        _distill(config, tracker, console)
+
+
+def run_evaluate(config: RunConfig, console: Console) -> None:
+    """Measure, write metrics.json, and show the summary."""
+    started = time.monotonic()
+    with _stage(config, console) as tracker:
+        metrics = _evaluate(config, tracker, started)
+    show_summary(config, metrics, console)
+
+
+def run_all(config: RunConfig, console: Console) -> None:
+    """All stages; each leaves what is done as it is."""
+    started = time.monotonic()
+    with _stage(config, console) as tracker:
+        _ingest(config, tracker, console)
+        _label(config, tracker, console)
+        _distill(config, tracker, console)
+        metrics = _evaluate(config, tracker, started)
+    show_summary(config, metrics, console)
+
+
+@contextmanager
+def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
+    """Check the run directory against the config, freeze the config, show progress."""
+    layout = RunLayout(config.run_dir)
+    check_run(config)
+    root = Folder(layout.root)
+    root.delete_temporary()
+    root.write_bytes("run.yaml", dump_config(config).encode())
+    console.print(f"[bold]{escape(portable_path(layout.root))}[/]")
+    with ProgressDisplay(console) as display:
+        yield display.tracker
+
+
+def check_run(config: RunConfig) -> None:
+    """Compare every stage that was begun with the config, before any work is done.
+
+    Raises:
+        FingerprintError: naming the setting that differs.
+    """
+    layout = RunLayout(config.run_dir)
+    for dataset in datasets_of(config):
+        ingested = ingest_manifest(config, dataset)
+        _agrees(Folder(layout.rows(dataset)), ingested)
+        labelled = label_manifest(config, dataset, ingested)
+        _agrees(Folder(layout.labels(dataset)), labelled)
+        if dataset == "corpus":
+            distilled = distill_manifest(config, labelled)
+            _agrees(Folder(layout.epochs), distilled)
+            _agrees(Folder(layout.student), export_manifest(distilled))
+
+
+def _agrees(folder: Folder, wanted: Manifest) -> None:
+    """An error if the stage was begun with other settings."""
+    found = read_manifest(folder)
+    if found is not None:
+        check_settings(folder, found, wanted)
+
+
+def _ingest(config: RunConfig, tracker: Any, console: Console) -> None:
+    for dataset in datasets_of(config):
+        _say(console, f"ingest {dataset}", ingest(config, dataset, tracker))
+
+
+def _label(config: RunConfig, tracker: Any, console: Console) -> None:
+    for dataset, manifest in label(config, datasets_of(config), tracker).items():
+        _say(console, f"label {dataset}", manifest)
+
+
+def _distill(config: RunConfig, tracker: Any, console: Console) -> None:
+    require_complete(Folder(RunLayout(config.run_dir).labels("corpus")), "label")
+    distill(config, read_bias(config), tracker)
+    export(config)
+
+
+def _say(console: Console, name: str, manifest: Manifest) -> None:
+    rejects = manifest.results.get("rejects") or {}
+    if rejects:
+        listed = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(rejects.items()))
+        console.print(f"  {name}: rows left out ({listed}), listed in rejects/")
+
+
+def _evaluate(config: RunConfig, tracker: Any, started: float) -> dict[str, Any]:
+    found = evaluate(config, read_bias(config), tracker)
+    metrics = collect_metrics(config, found, time.monotonic() - started)
+    Folder(RunLayout(config.run_dir).root).write_json(METRICS, metrics)
+    return metrics
+
+
+def collect_metrics(config: RunConfig, found: dict[str, Any], total: float) -> dict[str, Any]:
+    """The content of metrics.json; keys that do not apply are absent.
+
+    Args:
+        config: the run.
+        found: what `evaluate` returned.
+        total: seconds of this command.
+    """
+    layout = RunLayout(config.run_dir)
+    labelled = require_complete(Folder(layout.labels("corpus")), "label").results
+    distilled = require_complete(Folder(layout.epochs), "distill").results
+    ingested = [
+        require_complete(Folder(layout.rows(dataset)), "ingest").results
+        for dataset in datasets_of(config)
+    ]
+    names = config.task.label_names
+    teacher: dict[str, Any] = {
+        "rows": sum(labelled["rows"]),
+        "label_mass": labelled["label_mass"],
+    }
+    if labelled["rows_per_second"] is not None:
+        teacher["rows_per_second"] = labelled["rows_per_second"]
+    metrics: dict[str, Any] = {"teacher": teacher}
+    if "teacher.corpus" in found:
+        teacher["corpus"] = _figures(found["teacher.corpus"], names, auroc=True)
+    if "student.test" in found:
+        teacher["test"] = _figures(found["teacher.test"], names, auroc=False)
+        metrics["student"] = {"test": _figures(found["student.test"], names, auroc=False)}
+    metrics["selection"] = {
+        "rows": distilled["rows"],
+        "epochs": config.student.epochs,
+        "row_visits_fraction": distilled["row_visits_fraction"],
+        "unique_rows_fraction": distilled["unique_rows_fraction"],
+    }
+    seconds = {
+        "ingest": sum(entry["seconds"] for entry in ingested),
+        "label": labelled["seconds"],
+        "distill": distilled["seconds"],
+        "evaluate": found["seconds"],
+    }
+    metrics["seconds"] = {**seconds, "total": max(sum(seconds.values()), total)}
+    return metrics
+
+
+def _figures(evaluation: Evaluation, names: list[str], auroc: bool) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "rows": evaluation.rows,
+        "accuracy": evaluation.accuracy,
+        "macro_f1": evaluation.macro_f1,
+        "ece": evaluation.ece,
+    }
+    if auroc and evaluation.auroc == evaluation.auroc:
+        figures["auroc"] = evaluation.auroc
+    per_class = evaluation.per_class
+    figures["per_class"] = {
+        name: {key: values[i].item() for key, values in per_class.items()}
+        for i, name in enumerate(names)
+    }
+    return figures
+
+
+def show_summary(config: RunConfig, metrics: dict[str, Any], console: Console) -> None:
+    """What a person wants to know, at a glance."""
+    layout = RunLayout(config.run_dir)
+    console.print()
+    if "student" in metrics:
+        console.print(_quality_table(metrics))
+    console.print(_selection_table(config))
+    seconds = metrics["seconds"]
+    parts = [f"{name} {duration(value)}" for name, value in seconds.items() if name != "total"]
+    console.print(f"Time      {', '.join(parts)}; in all {duration(seconds['total'])}")
+    console.print(f"Student   {escape(portable_path(layout.student))}", highlight=False)
+    console.print(f"Numbers   {escape(portable_path(layout.root))}/{METRICS}", highlight=False)
+
+
+def _quality_table(metrics: dict[str, Any]) -> Table:
+    teacher, student = metrics["teacher"]["test"], metrics["student"]["test"]
+    table = Table(title=f"Test set, {student['rows']:,} rows", title_justify="left")
+    for column in ("", "accuracy", "macro-F1", "calibration error"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, figures in (("teacher", teacher), ("student", student)):
+        table.add_row(name, *(f"{figures[key]:.3f}" for key in ("accuracy", "macro_f1", "ece")))
+    table.add_row(
+        "difference",
+        *(f"{student[key] - teacher[key]:+.3f}" for key in ("accuracy", "macro_f1", "ece")),
+    )
+    return table
+
+
+def _selection_table(config: RunConfig) -> Table:
+    table = Table(title=f"Rows trained on, policy {config.selection.policy}", title_justify="left")
+    for column in ("epoch", "rows", "share", "loss"):
+        table.add_column(column, justify="right")
+    for epoch in range(config.student.epochs):
+        stats = read_stats(config, epoch)
+        table.add_row(
+            str(epoch + 1),
+            f"{stats['selected']:,}",
+            f"{stats['fraction']:.1%}",
+            f"{stats['training_loss']:.3f}",
+        )
+    return table
+
+
+STAGES: dict[str, Callable[[RunConfig, Console], None]] = {
+    "ingest": run_ingest,
+    "label": run_label,
+    "distill": run_distill,
+    "evaluate": run_evaluate,
+    "run": run_all,
+}
+"""The jobs by name."""

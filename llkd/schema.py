@@ -1,0 +1,149 @@
+"""Column names, Arrow schemas, and where everything lies in a run directory."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from llkd.errors import StorageError
+
+ROW, TEXT, ID, GOLD = "row", "text", "id", "gold"
+LOGPROBS, LABEL_MASS = "logprobs", "label_mass"
+UNCERTAINTY, PROBS = "uncertainty", "probs"
+LABEL, WEIGHT = "label", "weight"
+
+FORMAT_VERSION = 1
+"""Raised when a run directory of an older LLKD can no longer be read."""
+
+
+def corpus_schema(with_id: bool, with_gold: bool) -> pa.Schema:
+    """A shard of rows: `row` is the position in the shard, `gold` a class index or null."""
+    fields = [pa.field(ROW, pa.int32(), nullable=False), pa.field(TEXT, pa.large_string(), False)]
+    if with_id:
+        fields.append(pa.field(ID, pa.string()))
+    if with_gold:
+        fields.append(pa.field(GOLD, pa.int32()))
+    return pa.schema(fields)
+
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field(ROW, pa.int64(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field(ID, pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ]
+)
+"""Rows left out. `row` is the row of the source file at ingest, of the corpus shard later."""
+
+
+def labels_schema(classes: int) -> pa.Schema:
+    """The teacher's raw log-probability of every label, and their total mass."""
+    return pa.schema(
+        [
+            pa.field(ROW, pa.int32(), nullable=False),
+            pa.field(LOGPROBS, pa.list_(pa.float32(), classes), nullable=False),
+            pa.field(LABEL_MASS, pa.float32(), nullable=False),
+        ]
+    )
+
+
+UNCERTAINTY_SCHEMA = pa.schema(
+    [pa.field(ROW, pa.int32(), False), pa.field(UNCERTAINTY, pa.float32(), False)]
+)
+
+SELECTION_SCHEMA = pa.schema(
+    [
+        pa.field(ROW, pa.int32(), False),
+        pa.field(LABEL, pa.int32(), False),
+        pa.field(WEIGHT, pa.float32(), False),
+    ]
+)
+"""The rows to train on; weights are raw, their mean over all shards is in the stats."""
+
+
+def probs_schema(classes: int) -> pa.Schema:
+    """A classifier's distribution over the labels."""
+    return pa.schema(
+        [pa.field(ROW, pa.int32(), False), pa.field(PROBS, pa.list_(pa.float32(), classes), False)]
+    )
+
+
+def shard_name(shard: int) -> str:
+    """The file of a shard."""
+    return f"part-{shard:05d}.parquet"
+
+
+def shard_number(name: str) -> int | None:
+    """The inverse of `shard_name`; None for another file."""
+    digits = name.removeprefix("part-").removesuffix(".parquet")
+    return int(digits) if name == f"part-{digits}.parquet" and digits.isdigit() else None
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The folders of a run directory, by URI."""
+
+    run_dir: str
+
+    def __post_init__(self) -> None:
+        if not self.run_dir.strip("/"):
+            raise StorageError(f"run_dir must name a directory, not {self.run_dir!r}")
+
+    def _at(self, *parts: str) -> str:
+        return "/".join((self.run_dir.rstrip("/"), *parts))
+
+    @property
+    def root(self) -> str:
+        """The run directory."""
+        return self.run_dir.rstrip("/")
+
+    def rows(self, dataset: str) -> str:
+        """Shards of rows; `dataset` is `corpus` or `test`."""
+        return self._at(dataset)
+
+    def labels(self, dataset: str) -> str:
+        """The teacher's labels of a data set."""
+        return self._at("labels" if dataset == "corpus" else f"{dataset}_labels")
+
+    def predictions(self, dataset: str) -> str:
+        """The finished student's distributions over a data set."""
+        return self._at(f"{dataset}_predictions")
+
+    def rejects(self, stage: str) -> str:
+        """Rows that a stage left out."""
+        return self._at("rejects", stage)
+
+    def uncertainty(self, epoch: int) -> str:
+        """The student's uncertainty, by shard."""
+        return self._at("epochs", f"{epoch:02d}", "uncertainty")
+
+    def selection(self, epoch: int) -> str:
+        """What was selected, by shard."""
+        return self._at("epochs", f"{epoch:02d}", "selection")
+
+    @property
+    def epochs(self) -> str:
+        """All epochs; holds the manifest of distillation."""
+        return self._at("epochs")
+
+    def epoch(self, epoch: int) -> str:
+        """All of an epoch; holds stats.json."""
+        return self._at("epochs", f"{epoch:02d}")
+
+    @property
+    def checkpoints(self) -> str:
+        """Ray Train's own folder."""
+        return self._at("checkpoints")
+
+    @property
+    def student(self) -> str:
+        """The finished student, as `save_pretrained` leaves it."""
+        return self._at("student")
+
+    @property
+    def logs(self) -> str:
+        """What the libraries said."""
+        return self._at("logs")

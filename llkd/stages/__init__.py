@@ -1,0 +1,1 @@
+"""Each stage maps artefacts to artefacts with Ray. Stages never import each other."""

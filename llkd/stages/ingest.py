@@ -1,0 +1,268 @@
+"""Cut the caller's files into shards of rows, and set aside what cannot be used.
+
+A shard covers `rows_per_shard` consecutive rows of the source, so that any worker can make any
+shard, and the rows of a shard do not depend on how many workers there are.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from llkd.config import CorpusConfig, RunConfig, SourceConfig, portable_path
+from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
+from llkd.manifest import Manifest, open_stage, read_manifest, write_manifest
+from llkd.runtime import run_on_shards
+from llkd.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
+from llkd.sources import (
+    SourceFile,
+    SourceRow,
+    check_columns,
+    count_rows,
+    list_files,
+    read_rows,
+)
+from llkd.storage import Folder
+
+TEST_ROWS_PER_SHARD = 4096
+PLAN = "files.json"
+"""[file, bytes, rows] of each source file, in the order of the shards."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A source cut into shards."""
+
+    dataset: str
+    """`corpus` or `test`."""
+    source: SourceConfig
+    files: tuple[SourceFile, ...]
+    starts: tuple[int, ...]
+    """Position of each file's first row among all rows; one more entry for the end."""
+    rows_per_shard: int
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return -(-self.starts[-1] // self.rows_per_shard)
+
+    def pieces(self, shard: int) -> Iterator[tuple[SourceFile, int, int]]:
+        """(file, start, stop) of the row ranges that make up a shard."""
+        low = shard * self.rows_per_shard
+        high = low + self.rows_per_shard
+        for file, first, end in zip(self.files, self.starts, self.starts[1:], strict=False):
+            if first < high and end > low:
+                yield file, max(low - first, 0), min(high, end) - first
+
+
+def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
+    """Make `corpus/` or `test/` from its source; shards that are there are left alone.
+
+    Args:
+        config: the run.
+        dataset: `corpus` or `test`.
+        tracker: the progress tracker.
+
+    Raises:
+        DataError: the source cannot be read, or has no usable rows.
+        FingerprintError: the run directory was made from another source.
+        RejectLimitError: too many rows are unusable.
+    """
+    started = time.monotonic()
+    layout = RunLayout(config.run_dir)
+    folder = Folder(layout.rows(dataset))
+    source = config.corpus if dataset == "corpus" else config.test
+    assert source is not None
+    if read_manifest(folder) is None:
+        Folder(layout.rejects(f"ingest-{dataset}")).delete()  # of shards that were deleted
+    manifest = open_stage(folder, manifest_of(config, dataset))
+    if manifest.complete:
+        return manifest
+
+    plan = _plan(source, dataset)
+    _check_plan(folder, plan)
+    missing = sorted(set(range(plan.shards)) - folder.shards())
+    tracker.begin.remote(
+        f"ingest {dataset}",
+        plan.starts[-1],
+        min((plan.shards - len(missing)) * plan.rows_per_shard, plan.starts[-1]),
+    )
+    labels = config.task.label_names
+
+    def work(shard: int) -> dict[str, Any]:
+        return _write_shard(plan, shard, labels, layout)
+
+    for shard, result in run_on_shards(work, missing):
+        tracker.update.remote(f"{shard}", result["rows"] + result["rejected"])
+    if absent := sorted(set(range(plan.shards)) - folder.shards()):
+        raise IncompleteError(
+            f"{folder.uri} lacks {len(absent)} of {plan.shards} shards, first {absent[0]}"
+        )
+    return _finish(config, manifest, plan, layout, time.monotonic() - started)
+
+
+def manifest_of(config: RunConfig, dataset: str) -> Manifest:
+    """What determines the shards of a data set."""
+    source = config.corpus if dataset == "corpus" else config.test
+    assert source is not None
+    settings = {f"{dataset}.{key}": value for key, value in source.model_dump(mode="json").items()}
+    settings[f"{dataset}.path"] = [portable_path(path) for path in source.paths]
+    if source.label_column is not None:
+        settings["task.labels"] = config.task.label_names
+    return Manifest("ingest", settings, upstream="")
+
+
+def _plan(source: SourceConfig, dataset: str) -> ShardPlan:
+    """List, check and count the files of a source."""
+    files = list_files(source, dataset)
+
+    def look(number: int) -> dict[str, Any]:
+        check_columns(files[number], source, dataset)
+        return {"rows": count_rows(files[number], source)}
+
+    # A first look from here: a wrong column is told at once, and without a worker's traceback.
+    check_columns(files[0], source, dataset)
+    counts = {number: result["rows"] for number, result in run_on_shards(look, range(len(files)))}
+    starts = [0]
+    for number in range(len(files)):
+        starts.append(starts[-1] + counts[number])
+    if starts[-1] == 0:
+        raise DataError(f"{dataset}.path: {source.path} holds no rows")
+    rows = source.rows_per_shard if isinstance(source, CorpusConfig) else TEST_ROWS_PER_SHARD
+    return ShardPlan(dataset, source, tuple(files), tuple(starts), rows)
+
+
+def _check_plan(folder: Folder, plan: ShardPlan) -> None:
+    """Keep which files the shards are cut from, and see that a resumed run finds the same.
+
+    Raises:
+        FingerprintError: naming the first file that differs.
+    """
+    now = [
+        [portable_path(file.uri), file.size, end - start]
+        for file, start, end in zip(plan.files, plan.starts, plan.starts[1:], strict=False)
+    ]
+    if not folder.exists(PLAN):
+        folder.write_json(PLAN, now)
+        return
+    for old, new in itertools.zip_longest(folder.read_json(PLAN), now):
+        if old != new:
+            raise FingerprintError(
+                f"The files of {plan.dataset}.path have changed since {folder.uri} was begun: "
+                f"[file, bytes, rows] was {old}, now {new}. Put them back, or delete that folder."
+            )
+
+
+def _write_shard(
+    plan: ShardPlan, shard: int, labels: list[str], layout: RunLayout
+) -> dict[str, Any]:
+    """Read one shard's rows, write the usable ones and the rejects."""
+    classes = {name: index for index, name in enumerate(labels)}
+    with_id = plan.source.id_column is not None
+    with_gold = plan.source.label_column is not None
+    kept: list[tuple[str, str | None, int | None]] = []
+    rejected: list[dict[str, Any]] = []
+    for file, start, stop in plan.pieces(shard):
+        for row in read_rows(file, plan.source, start, stop):
+            text, reason, detail = _usable_text(row)
+            if text is None:
+                rejected.append(
+                    {"stage": "ingest", "shard": shard, "row": row.number, "source": file.uri,
+                     "id": _as_text(row.id), "reason": reason, "detail": detail}
+                )  # fmt: skip
+                continue
+            gold = _gold_class(row, classes, file, plan) if with_gold else None
+            kept.append((text, _as_text(row.id), gold))
+    if rejected:
+        Folder(layout.rejects(f"ingest-{plan.dataset}")).write_shard(
+            shard, pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA)
+        )
+    columns: dict[str, Any] = {ROW: range(len(kept)), TEXT: [text for text, _, _ in kept]}
+    if with_id:
+        columns[ID] = [identifier for _, identifier, _ in kept]
+    if with_gold:
+        columns[GOLD] = [gold for _, _, gold in kept]
+    Folder(layout.rows(plan.dataset)).write_shard(
+        shard, pa.table(columns, schema=corpus_schema(with_id, with_gold))
+    )
+    return {"rows": len(kept), "rejected": len(rejected)}
+
+
+def _usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
+    """(text, None, None) of a row, or (None, reason, detail)."""
+    if row.reason is not None:
+        return None, row.reason, row.detail
+    text = row.text
+    if text is None:
+        return None, "missing", "the text is null or the row lacks the column"
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return None, "not_utf8", str(error)[:200]
+    if not isinstance(text, str):
+        return None, "not_text", f"a value of type {type(text).__name__}"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell
+        return None, "not_utf8", str(error)[:200]
+    if "\x00" in text:
+        return None, "nul_byte", "the text holds a NUL byte"
+    if not text.strip():
+        return None, "empty", "the text is empty or white space"
+    return text, None, None
+
+
+def _gold_class(
+    row: SourceRow, classes: dict[str, int], file: SourceFile, plan: ShardPlan
+) -> int | None:
+    """The class index of a gold label; null stays null in the corpus, not in a test set."""
+    name = _as_text(row.gold)
+    where = f"{file.uri}, row {row.number}, column {plan.source.label_column!r}"
+    if name is None:
+        if plan.dataset == "test":
+            raise DataError(f"{where}: the gold label is missing")
+        return None
+    if name not in classes:
+        raise DataError(
+            f"{where}: label {name!r} is not one of task.labels ({', '.join(classes)}). Add it "
+            "there, or map the column to those names."
+        )
+    return classes[name]
+
+
+def _as_text(value: Any) -> str | None:
+    """An identifier or a label as text, whatever type the file has."""
+    if value is None:
+        return None
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _finish(
+    config: RunConfig, manifest: Manifest, plan: ShardPlan, layout: RunLayout, seconds: float
+) -> Manifest:
+    """Count what came out, and close the stage."""
+    folder = Folder(layout.rows(plan.dataset))
+    rejects = Folder(layout.rejects(f"ingest-{plan.dataset}"))
+    rows = {shard: folder.shard_rows(shard) for shard in sorted(folder.shards())}
+    reasons: dict[str, int] = {}
+    for shard in sorted(rejects.shards()):
+        for reason in rejects.read_shard(shard, ["reason"])["reason"].to_pylist():
+            reasons[reason] = reasons.get(reason, 0) + 1
+    total = plan.starts[-1]
+    rejected = sum(reasons.values())
+    if rejected > config.max_reject_fraction * total or rejected == total:
+        raise RejectLimitError(
+            f"{rejected:,} of {total:,} {plan.dataset} rows cannot be used ({reasons}), more than "
+            f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
+            f"{rejects.uri}."
+        )
+    finished = manifest.finished(
+        {"rows": [rows[shard] for shard in range(plan.shards)], "rejects": reasons,
+         "seconds": seconds}
+    )  # fmt: skip
+    write_manifest(folder, finished)
+    return finished

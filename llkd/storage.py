@@ -1,0 +1,203 @@
+"""Files of a run directory, on any filesystem: there whole, or not at all.
+
+A file is built in memory (a shard is bounded) and appears in one step: written aside and renamed
+on a local disk, put as one object on an object store.
+"""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from llkd.errors import StorageError
+from llkd.schema import shard_name, shard_number
+
+_TEMPORARY_SUFFIX = ".tmp"
+
+
+@cache
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a path or URI, and the path within it.
+
+    Raises:
+        StorageError: the URI is of a kind that pyarrow does not know.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), os.path.abspath(uri)
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StorageError(f"Cannot open {uri}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of small files and shards. It need not exist yet."""
+
+    uri: str
+
+    def names(self) -> list[str]:
+        """The finished files and folders in it, sorted; none if it does not exist."""
+        filesystem_, path = filesystem(self.uri)
+        selector = fs.FileSelector(path, allow_not_found=True)
+        found = (info.base_name for info in filesystem_.get_file_info(selector))
+        return sorted(name for name in found if not name.startswith("."))
+
+    def shards(self) -> set[int]:
+        """The numbers of the shards that are there."""
+        return {number for name in self.names() if (number := shard_number(name)) is not None}
+
+    def exists(self, name: str) -> bool:
+        """Whether a finished file of that name is there."""
+        filesystem_, path = filesystem(self.uri)
+        return bool(filesystem_.get_file_info(f"{path}/{name}").type == fs.FileType.File)
+
+    def size(self, name: str) -> int | None:
+        """The bytes of a file; None if it is not there."""
+        filesystem_, path = filesystem(self.uri)
+        size: int | None = filesystem_.get_file_info(f"{path}/{name}").size
+        return size
+
+    def read_bytes(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            StorageError: it is not there or cannot be read.
+        """
+        filesystem_, path = filesystem(self.uri)
+        try:
+            with filesystem_.open_input_file(f"{path}/{name}") as file:
+                return bytes(file.read())
+        except OSError as error:
+            raise StorageError(f"Cannot read {self.uri}/{name}: {error}") from error
+
+    def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
+        """Put a whole file in place, over an older one if there is one.
+
+        Raises:
+            StorageError: it cannot be written; an older file is untouched.
+        """
+        filesystem_, path = filesystem(self.uri)
+        try:
+            if isinstance(filesystem_, fs.LocalFileSystem):
+                _write_local(Path(path), name, data)
+            else:
+                with filesystem_.open_output_stream(f"{path}/{name}", compression=None) as file:
+                    file.write(data)
+        except OSError as error:
+            raise StorageError(f"Cannot write {self.uri}/{name}: {error}") from error
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file.
+
+        Raises:
+            StorageError: it is missing or damaged.
+        """
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise StorageError(f"{self.uri}/{name} is damaged: {error}") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """A JSON file, indented for people."""
+        self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode())
+
+    def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The table of a shard, or some of its columns.
+
+        Raises:
+            StorageError: it is missing or damaged, or lacks a column.
+        """
+        name = shard_name(shard)
+        data = self.read_bytes(name)
+        try:
+            table = pq.ParquetFile(pa.BufferReader(data)).read(columns and list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(f"{self.uri}/{name} is damaged: {error}") from error
+        missing = set(columns or ()) - set(table.column_names)
+        if missing:
+            raise StorageError(f"{self.uri}/{name} lacks the columns {sorted(missing)}")
+        return table
+
+    def write_shard(self, shard: int, table: pa.Table) -> None:
+        """Put a shard in place."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(shard_name(shard), sink.getvalue())
+
+    def shard_rows(self, shard: int) -> int:
+        """The number of rows of a shard, from its footer."""
+        filesystem_, path = filesystem(self.uri)
+        name = shard_name(shard)
+        try:
+            with filesystem_.open_input_file(f"{path}/{name}") as file:
+                return int(pq.ParquetFile(file).metadata.num_rows)
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(f"{self.uri}/{name} is missing or damaged: {error}") from error
+
+    def delete(self) -> None:
+        """Remove the folder and all in it, if it is there."""
+        filesystem_, path = filesystem(self.uri)
+        if filesystem_.get_file_info(path).type == fs.FileType.Directory:
+            filesystem_.delete_dir(path)
+
+    def delete_file(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.exists(name):
+            filesystem_, path = filesystem(self.uri)
+            filesystem_.delete_file(f"{path}/{name}")
+
+    def delete_temporary(self) -> None:
+        """Remove what writers killed in mid-write left behind (local disks only).
+
+        Only for the one process that runs the directory, before it starts to write.
+        """
+        filesystem_, path = filesystem(self.uri)
+        if isinstance(filesystem_, fs.LocalFileSystem):
+            for leftover in Path(path).rglob(f".*{_TEMPORARY_SUFFIX}"):
+                leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """A path on this machine with the files of a folder: itself, or a download for the while."""
+    filesystem_, path = filesystem(uri)
+    if isinstance(filesystem_, fs.LocalFileSystem):
+        yield path
+        return
+    with TemporaryDirectory(prefix="llkd-") as directory:
+        fs.copy_files(path, directory, source_filesystem=filesystem_)
+        yield directory
+
+
+def upload_folder(directory: Path, uri: str) -> None:
+    """Put every file of a local directory into a folder, each whole."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            parent = path.relative_to(directory).parent.as_posix()
+            target = uri if parent == "." else f"{uri}/{parent}"
+            Folder(target).write_bytes(path.name, path.read_bytes())
+
+
+def _write_local(folder: Path, name: str, data: bytes | pa.Buffer) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{name}.{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}"
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(folder / name)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

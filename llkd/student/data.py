@@ -1,0 +1,126 @@
+"""The selected rows that one worker trains on, as padded batches.
+
+All workers see the same number of rows and the same batch sizes, without talking to each other:
+the selected rows of all shards, in an order drawn from the seed, are one line that is cut into
+equal parts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from llkd.schema import LABEL, ROW, TEXT, WEIGHT
+from llkd.storage import Folder
+
+WINDOW_BATCHES = 32
+"""Batches whose rows are sorted by length together: long enough to pad little, short enough to
+keep the order random."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A worker's part of an epoch's selection."""
+
+    pieces: tuple[tuple[int, int, int], ...]
+    """(shard, start, stop): ranges of the shard's selected rows, in their drawn order."""
+    rows: int
+    dropped: int
+    """Rows that no worker takes, because they do not divide evenly: fewer than the workers."""
+
+
+def portion(selected: Sequence[int], rank: int, workers: int, seed: int) -> Portion:
+    """A worker's part.
+
+    Args:
+        selected: selected rows of each shard, by shard number.
+        rank: this worker, in [0, workers).
+        workers: how many share the rows.
+        seed: of the order of the shards; the same for all workers.
+    """
+    order = np.random.default_rng(seed).permutation(len(selected))
+    ends = np.cumsum(np.asarray(selected, dtype=np.int64)[order])
+    total = int(ends[-1]) if len(ends) else 0
+    share = total // workers
+    low, high = rank * share, (rank + 1) * share
+    pieces = []
+    for shard, end in zip(order, ends, strict=True):
+        first = int(end) - selected[shard]
+        start, stop = max(low - first, 0), min(high, int(end)) - first
+        if start < stop:
+            pieces.append((int(shard), start, stop))
+    return Portion(tuple(pieces), share, total - share * workers)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step of one worker: B rows of at most T tokens."""
+
+    inputs: dict[str, torch.Tensor]
+    """The tokenizer's output, each tensor of shape (B, T)."""
+    labels_b: torch.Tensor
+    weights_b: torch.Tensor
+
+
+class SelectedRows:
+    """Reads a portion and yields batches."""
+
+    def __init__(
+        self, rows: Folder, selection: Folder, tokenizer: Any, *, batch_size: int, max_length: int
+    ) -> None:
+        self._rows = rows
+        self._selection = selection
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._max_length = max_length
+
+    def batches(self, part: Portion, seed: int, weight_mean: float) -> Iterator[Batch]:
+        """Batches in an order drawn from the seed, which is the same for all workers.
+
+        Weights are divided by `weight_mean`, so that they are 1 on average over the selection.
+        """
+        window: list[tuple[str, int, float]] = []
+        shuffle = np.random.default_rng(seed)
+        size = self._batch_size * WINDOW_BATCHES
+        for piece in part.pieces:
+            window.extend(self._read(piece, seed, weight_mean))
+            while len(window) >= size:
+                yield from self._window_batches(window[:size], shuffle)
+                window = window[size:]
+        if window:
+            yield from self._window_batches(window, shuffle)
+
+    def _read(
+        self, piece: tuple[int, int, int], seed: int, weight_mean: float
+    ) -> Iterator[tuple[str, int, float]]:
+        shard, start, stop = piece
+        chosen = self._selection.read_shard(shard, [ROW, LABEL, WEIGHT])
+        order = np.random.default_rng((seed, shard)).permutation(chosen.num_rows)[start:stop]
+        chosen = chosen.take(order)
+        texts = self._rows.read_shard(shard, [TEXT])[TEXT].take(chosen[ROW])
+        for text, label, weight in zip(texts, chosen[LABEL], chosen[WEIGHT], strict=True):
+            yield text.as_py(), label.as_py(), weight.as_py() / weight_mean
+
+    def _window_batches(
+        self, window: list[tuple[str, int, float]], shuffle: np.random.Generator
+    ) -> Iterator[Batch]:
+        encoded = self._tokenizer(
+            [text for text, _, _ in window], truncation=True, max_length=self._max_length
+        )
+        by_length = sorted(range(len(window)), key=lambda i: len(encoded["input_ids"][i]))
+        starts = range(0, len(window), self._batch_size)
+        # The same draw on every worker: their n-th batches are of like length, so that none
+        # waits long for another.
+        for number in shuffle.permutation(len(starts)):
+            chosen = by_length[starts[number] : starts[number] + self._batch_size]
+            inputs = self._tokenizer.pad(
+                {key: [values[i] for i in chosen] for key, values in encoded.items()},
+                return_tensors="pt",
+            )
+            yield Batch(
+                dict(inputs),
+                torch.tensor([window[i][1] for i in chosen], dtype=torch.long),
+                torch.tensor([window[i][2] for i in chosen], dtype=torch.float32),
+            )

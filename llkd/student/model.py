@@ -1,0 +1,68 @@
+"""Loading the student as a classifier over the task's labels."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from llkd.config import StudentConfig
+from llkd.errors import StudentError
+from llkd.hardware import cpu_prefers_bfloat16
+
+
+def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, Any]:
+    """(tokenizer, model) with a fresh classification head, in float32.
+
+    Raises:
+        StudentError: the model or its tokenizer cannot be loaded.
+    """
+    return _load(
+        student.model,
+        revision=student.revision,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={name: index for index, name in enumerate(labels)},
+        ignore_mismatched_sizes=True,
+    )
+
+
+def load_finished(directory: str) -> tuple[Any, Any]:
+    """(tokenizer, model) of a student that was saved.
+
+    Raises:
+        StudentError: it cannot be loaded.
+    """
+    return _load(directory)
+
+
+def _load(name: str, revision: str | None = None, **arguments: Any) -> tuple[Any, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name, revision=revision, dtype=torch.float32, use_safetensors=True, **arguments
+        )
+    except (OSError, ValueError) as error:
+        raise StudentError(f"student.model: cannot load {name}: {error}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise StudentError(f"student.model: the tokenizer of {name} can pad with no token")
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether matrix products run in bfloat16 on a device, given `student.precision`."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and cpu_prefers_bfloat16()
+
+
+def autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[Any]:
+    """Matrix products in bfloat16, if it is wanted."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)

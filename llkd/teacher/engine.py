@@ -1,0 +1,54 @@
+"""The protocol of an engine, and how one is made from the config.
+
+An engine of your own is a class with these methods, named in the config as
+`teacher.engine: package.module:Class`.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+import numpy as np
+
+from llkd.config import TaskConfig, TeacherConfig
+from llkd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LabelBatch:
+    """What an engine says of N texts, over C labels in the order of `task.labels`."""
+
+    logprobs_nc: np.ndarray
+    """Raw log-probability of each label given the prompt, float32, shape (N, C). Rows of refused
+    texts hold anything."""
+    refused: dict[int, str] = field(default_factory=dict)
+    """Index of each text that the engine could not label, with the reason."""
+
+
+class Engine(Protocol):
+    """A loaded teacher."""
+
+    def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
+        """Load the model.
+
+        Raises:
+            TeacherError: it cannot be loaded, or cannot express the labels.
+        """
+
+    def label(self, texts: Sequence[str], progress: Callable[[int], None]) -> LabelBatch:
+        """Score every label for every text; call `progress` with the texts done so far."""
+
+
+def engine_class(name: str) -> type[Engine]:
+    """The class of `teacher.engine`.
+
+    Raises:
+        ConfigError: there is no such module or class.
+    """
+    path = "llkd.teacher.vllm_engine:VLLMEngine" if name == "vllm" else name
+    module_name, _, class_name = path.partition(":")
+    try:
+        return cast(type[Engine], getattr(importlib.import_module(module_name), class_name))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"teacher.engine: cannot import {path}: {error}") from error

@@ -1,0 +1,50 @@
+"""Metrics by hand, and against scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+from llkd.core.metrics import Evaluation, evaluate
+
+PROBS = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+GOLD = np.array([0, 1, 1, 0])
+
+
+def test_accuracy_and_f1_by_hand() -> None:
+    found = evaluate(PROBS, GOLD)  # predictions 0, 0, 1, 1: two of four are right
+    assert found.confusion_cc.tolist() == [[1, 1], [1, 1]]
+    assert (found.accuracy, found.macro_f1) == (0.5, 0.5)
+    assert found.per_class["precision"].tolist() == [0.5, 0.5]
+
+
+def test_calibration_error_by_hand() -> None:
+    # bins of 1/15: 0.9 alone (right), 0.6 alone (wrong), 0.8 alone (right), 0.7 alone (wrong)
+    assert evaluate(PROBS, GOLD).ece == pytest.approx((0.1 + 0.6 + 0.2 + 0.7) / 4)
+
+
+def test_auroc_by_hand() -> None:
+    # right: 0.9, 0.8; wrong: 0.6, 0.7: every right one is surer
+    assert evaluate(PROBS, GOLD).auroc == 1.0
+    assert np.isnan(evaluate(PROBS[:1], GOLD[:1]).auroc)
+
+
+def test_against_scikit_learn_and_merging() -> None:
+    rng = np.random.default_rng(1)
+    probs = rng.dirichlet(np.ones(5), size=3000)
+    gold = np.where(rng.random(3000) < 0.6, probs.argmax(axis=1), rng.integers(0, 5, 3000))
+    parts = [evaluate(probs[i : i + 700], gold[i : i + 700]) for i in range(0, 3000, 700)]
+    found = parts[0]
+    for part in parts[1:]:
+        found = found + part
+    predicted = probs.argmax(axis=1)
+    assert found.accuracy == pytest.approx(accuracy_score(gold, predicted))
+    assert found.macro_f1 == pytest.approx(f1_score(gold, predicted, average="macro"))
+    expected = roc_auc_score(predicted == gold, probs.max(axis=1))
+    assert found.auroc == pytest.approx(expected, abs=1e-3)
+    again = Evaluation.from_json(found.to_json())
+    assert (again.ece, again.macro_f1) == (found.ece, found.macro_f1)
+
+
+def test_a_class_that_never_occurs_is_left_out_of_macro_f1() -> None:
+    found = evaluate(np.array([[0.8, 0.2, 0.0]]), np.array([0]))
+    assert found.macro_f1 == 1.0

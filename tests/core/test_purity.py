@@ -1,0 +1,38 @@
+"""llkd/core is the method alone: no engine, no framework, no files."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import llkd.core
+
+FORBIDDEN = {"ray", "torch", "vllm", "transformers", "datasets", "pyarrow"}
+ALLOWED_OWN = {"llkd.core", "llkd.errors", "llkd.schema"}
+
+
+def test_core_imports_nothing_forbidden() -> None:
+    for path in Path(llkd.core.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "open", f"{path.name} opens a file"
+            for name in names:
+                assert name.split(".")[0] not in FORBIDDEN, f"{path.name} imports {name}"
+                if name.startswith("llkd"):
+                    assert any(name.startswith(own) for own in ALLOWED_OWN), f"{path.name}: {name}"
+
+
+def test_importing_core_loads_no_framework() -> None:
+    modules = [p.stem for p in Path(llkd.core.__path__[0]).glob("*.py") if p.stem != "__init__"]
+    code = "\n".join(
+        [*(f"import llkd.core.{name}" for name in modules), "import sys", "print(*sys.modules)"]
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {name for name in loaded if name.split(".")[0] in FORBIDDEN}

@@ -1,0 +1,320 @@
+"""The epoch loop on a real local Ray, with a real (tiny) student in real Ray Train workers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from llkd.arrays import matrix
+from llkd.config import RunConfig
+from llkd.core.calibration import distribution
+from llkd.errors import FingerprintError, ResourceError, StudentError
+from llkd.schema import RunLayout
+from llkd.selection import Selector, shard_starts
+from llkd.stages.distill import distill, read_stats
+from llkd.stages.export import export
+from llkd.stages.ingest import ingest
+from llkd.stages.label import label, read_bias
+from llkd.storage import Folder
+from tests.conftest import MakeConfig, SilentTracker, config_maker
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def labelled(config: RunConfig, tracker: Any) -> RunConfig:
+    ingest(config, "corpus", tracker)
+    label(config, ["corpus"], tracker)
+    return config
+
+
+def distilled(config: RunConfig, tracker: Any) -> dict[str, Any]:
+    labelled(config, tracker)
+    return dict(distill(config, read_bias(config), live_tracker()).results)
+
+
+def live_tracker() -> Any:
+    """Workers need a tracker that pickles."""
+    from llkd.progress import ProgressTracker
+
+    return ProgressTracker.remote()  # type: ignore[attr-defined]
+
+
+def selected_rows(config: RunConfig, epoch: int) -> dict[str, tuple[int, float]]:
+    """text -> (label, weight) of what an epoch selected."""
+    layout = RunLayout(config.run_dir)
+    rows, selection = Folder(layout.rows("corpus")), Folder(layout.selection(epoch))
+    found = {}
+    for shard in sorted(selection.shards()):
+        texts = rows.read_shard(shard)["text"].to_pylist()
+        for entry in selection.read_shard(shard).to_pylist():
+            found[texts[entry["row"]]] = (entry["label"], entry["weight"])
+    return found
+
+
+def student_weights(config: RunConfig) -> dict[str, np.ndarray]:
+    return load_file(Path(RunLayout(config.run_dir).student) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(
+    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
+    corpus_files: tuple[str, str],
+) -> tuple[RunConfig, MakeConfig]:  # fmt: skip
+    """A finished run of two workers and three epochs, not to be changed."""
+    make = config_maker(tmp_path_factory.mktemp("finished"), tiny_student, corpus_files)
+    config = make(**SETTINGS)
+    distilled(config, SilentTracker())
+    export(config)
+    return config, make
+
+
+SETTINGS: dict[str, Any] = {
+    "test": None,
+    "corpus": {"label_column": "label"},
+    "student": {"workers": 2, "epochs": 3},
+    "selection": {"class_floor": 0.0},
+}
+
+Finished = tuple[RunConfig, MakeConfig]
+
+
+def copy_of(finished: Finished, tmp_path: Path, **sections: Any) -> RunConfig:
+    """The finished run in a directory of its own."""
+    config, make = finished
+    shutil.copytree(config.run_dir, tmp_path / "copy")
+    return make(**{**SETTINGS, **sections}, run_dir=str(tmp_path / "copy"))
+
+
+def test_an_epoch_leaves_what_the_design_says(finished: Finished) -> None:
+    config, _ = finished
+    layout = RunLayout(config.run_dir)
+    results = Folder(layout.epochs).read_json("manifest.json")["results"]
+    for epoch in range(3):
+        stats = read_stats(config, epoch)
+        assert Folder(layout.uncertainty(epoch)).shards() == set(range(7))
+        assert Folder(layout.selection(epoch)).shards() == set(range(7))
+        for shard in range(7):
+            table = Folder(layout.uncertainty(epoch)).read_shard(shard)
+            assert table["row"].to_pylist() == list(range(60))
+            values = table["uncertainty"].to_numpy()
+            assert ((values >= 0) & (values <= 1)).all()
+        assert stats["selected"] == len(selected_rows(config, epoch)) > 0
+        assert stats["training_loss"] > 0
+    visits = sum(read_stats(config, epoch)["selected"] for epoch in range(3))
+    assert results["row_visits_fraction"] == pytest.approx(visits / (420 * 3))
+    union = set().union(*(selected_rows(config, epoch) for epoch in range(3)))
+    assert results["unique_rows_fraction"] == pytest.approx(len(union) / 420)
+    assert [p.name for p in Path(layout.checkpoints).glob("epoch-*")] == ["epoch-0002"]
+
+
+def test_selection_follows_the_thresholds_written_down(finished: Finished) -> None:
+    config, _ = finished
+    selector = Selector(config, read_bias(config), shard_starts([60] * 7))
+    for epoch in range(3):
+        stats = read_stats(config, epoch)
+        thresholds = stats["thresholds"]
+        for shard in range(7):
+            row, signals = selector.signals(shard, epoch)
+            assert signals.uncertainty_n is not None
+            bar = np.array(thresholds["confidence_c"])[signals.label_n]
+            chosen = signals.confidence_n >= bar - 1e-6
+            if epoch > 0:
+                bar = np.array(thresholds["uncertainty_c"])[signals.label_n]
+                chosen &= signals.uncertainty_n >= bar - 1e-6
+            table = Folder(RunLayout(config.run_dir).selection(epoch)).read_shard(shard)
+            assert table["row"].to_pylist() == row[chosen].tolist()
+    assert read_stats(config, 0)["thresholds"]["uncertainty_c"] == [None] * 3
+
+
+def test_pseudo_labels_are_the_calibrated_argmax(finished: Finished) -> None:
+    config, _ = finished
+    layout = RunLayout(config.run_dir)
+    for shard in (0, 3):
+        logprobs = matrix(Folder(layout.labels("corpus")).read_shard(shard)["logprobs"])
+        expected = distribution(logprobs, read_bias(config)).argmax(axis=1)
+        table = Folder(layout.selection(0)).read_shard(shard)
+        assert table["label"].to_pylist() == expected[table["row"].to_numpy()].tolist()
+
+
+@pytest.mark.parametrize("policy", ["llkd", "random", "teacher_confidence", "student_uncertainty"])
+def test_the_same_selection_for_1_2_and_7_shards(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, policy: str
+) -> None:
+    found = []
+    for shards in (1, 2, 7):
+        config = make_config(
+            run_dir=str(tmp_path / f"run{shards}"), test=None,
+            corpus={"rows_per_shard": 420 // shards}, selection={"policy": policy},
+        )  # fmt: skip
+        labelled(config, tracker)
+        selector = Selector(config, read_bias(config), shard_starts([420 // shards] * shards))
+        layout = RunLayout(config.run_dir)
+        # The student's uncertainty, as if scored: a number that depends on the text alone.
+        sums = np.zeros(3)
+        for shard in range(shards):
+            texts = Folder(layout.rows("corpus")).read_shard(shard)["text"].to_pylist()
+            values = np.array([(hash_of(text) % 1000) / 1000 for text in texts], dtype=np.float32)
+            write_uncertainty(config, 1, shard, values)
+            sums += selector.uncertainty_sums(selector.signals(shard, 1)[1], values)
+        selector.select(1, selector.teacher_statistics(), sums, None)
+        found.append(selected_rows(config, 1))
+    assert 20 < len(found[0]) < 400
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for text, (label_, weight) in other.items():
+            assert label_ == found[0][text][0]
+            assert weight == pytest.approx(found[0][text][1], rel=1e-5)
+
+
+def hash_of(text: str) -> int:
+    from tests.fakes import text_key
+
+    return int(text_key(text), 16)
+
+
+def write_uncertainty(config: RunConfig, epoch: int, shard: int, values: np.ndarray) -> None:
+    import pyarrow as pa
+
+    from llkd.schema import UNCERTAINTY_SCHEMA
+
+    table = pa.table(
+        {"row": np.arange(len(values), dtype=np.int32), "uncertainty": values},
+        schema=UNCERTAINTY_SCHEMA,
+    )
+    Folder(RunLayout(config.run_dir).uncertainty(epoch)).write_shard(shard, table)
+
+
+def test_gold_never_reaches_training(
+    tmp_path: Path, finished: Finished, corpus_files: tuple[str, str]
+) -> None:
+    table = pq.read_table(corpus_files[0])
+    order = np.random.default_rng(5).permutation(table.num_rows)
+    shuffled = tmp_path / "shuffled.parquet"
+    pq.write_table(table.set_column(1, "label", table["label"].take(order)), shuffled)
+    config, make = finished
+    corpus = {"path": str(shuffled), "label_column": "label"}
+    other = make(**{**SETTINGS, "corpus": corpus}, run_dir=str(tmp_path / "other"))
+    distilled(other, SilentTracker())
+    export(other)
+    gold = [
+        Folder(RunLayout(c.run_dir).rows("corpus")).read_shard(0)["gold"].to_pylist()
+        for c in (config, other)
+    ]
+    assert gold[0] != gold[1]
+    ours, theirs = student_weights(config), student_weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert np.array_equal(value, theirs[name]), name
+
+
+def test_two_workers_take_equal_shares_and_learn_like_one(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    losses = []
+    for workers in (1, 2):
+        config = make_config(
+            run_dir=str(tmp_path / f"run{workers}"), test=None,
+            student={"workers": workers}, selection={"policy": "all"},
+        )  # fmt: skip
+        distilled(config, tracker)
+        losses.append([read_stats(config, epoch)["training_loss"] for epoch in range(2)])
+    assert losses[0][0] > losses[0][1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.15)
+
+
+def test_a_run_that_lost_its_last_epoch_goes_on_from_the_checkpoint(
+    tmp_path: Path, finished: Finished
+) -> None:
+    config = copy_of(finished, tmp_path)
+    layout = RunLayout(config.run_dir)
+    first = [read_stats(config, epoch) for epoch in (0, 1)]
+    kept = {p: p.stat().st_mtime_ns for p in Path(layout.epochs).glob("0[01]/*/part-*")}
+    # As after a kill between the last epoch's scoring and its selection.
+    manifest = Folder(layout.epochs).read_json("manifest.json")
+    Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})
+    shutil.rmtree(layout.selection(2))
+    Path(layout.epoch(2), "stats.json").unlink()
+    Path(layout.uncertainty(2), "part-00003.parquet").unlink()
+    scored = {p: p.stat().st_mtime_ns for p in Path(layout.uncertainty(2)).glob("part-*")}
+    forget_last_checkpoint(config)
+    # As a kill in the middle of Ray Train's own record leaves it.
+    Path(layout.checkpoints, "checkpoint_manager_snapshot.json").write_text("")
+    distill(config, read_bias(config), live_tracker())
+    assert [read_stats(config, epoch) for epoch in (0, 1)] == first
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert {p: p.stat().st_mtime_ns for p in scored} == scored
+    assert Folder(layout.selection(2)).shards() == set(range(7))
+
+
+def forget_last_checkpoint(config: RunConfig) -> None:
+    """Make the third epoch's checkpoint the second's, as if only that had been left."""
+    folder = Path(RunLayout(config.run_dir).checkpoints)
+    (folder / "epoch-0002").rename(folder / "epoch-0001")
+    state = json.loads((folder / "epoch-0001/state.json").read_text())
+    (folder / "epoch-0001/state.json").write_text(json.dumps({**state, "epoch": 1}))
+
+
+def test_epochs_that_were_deleted_are_made_anew_from_the_start(
+    tmp_path: Path, finished: Finished
+) -> None:
+    other = copy_of(finished, tmp_path, student={"epochs": 1}, selection={"policy": "all"})
+    shutil.rmtree(RunLayout(other.run_dir).epochs)  # but not the checkpoints
+    results = distill(other, read_bias(other), live_tracker()).results
+    assert results["checkpoint"] == "epoch-0000"
+    assert results["row_visits_fraction"] == 1.0
+
+
+def test_settings_that_change_the_student_are_refused(
+    finished: Finished, tracker: SilentTracker
+) -> None:
+    config, make = finished
+    other = make(**{**SETTINGS, "selection": {"policy": "all", "class_floor": 0.0}})
+    with pytest.raises(FingerprintError, match='selection.policy: was "llkd", now "all"'):
+        distill(other, read_bias(other), tracker)
+    more = make(**{**SETTINGS, "student": {"epochs": 3, "workers": 1}})
+    assert distill(more, read_bias(config), tracker).complete
+
+
+def test_workers_that_leave_no_cpu_for_selection_are_refused(
+    make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    config = make_config(test=None, student={"workers": 2, "resources": {"CPU": 2}})
+    labelled(config, tracker)
+    with pytest.raises(ResourceError, match=r"selection, which would wait for ever.*CPU to 1.5"):
+        distill(config, read_bias(config), tracker)
+
+
+def test_a_student_that_cannot_load_says_so(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/config.json").write_text("{}")
+    config = make_config(test=None, student={"model": str(tmp_path / "bad"), "max_failures": 0})
+    labelled(config, tracker)
+    with pytest.raises(StudentError, match=r"student.model: cannot load"):
+        distill(config, read_bias(config), live_tracker())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "share"),
+    [
+        ([2], 2, 0.5),
+        ([6], 3, 1.66),
+        ([8, 8], 2, 7),
+        ([8, 8], 1, 7),
+        ([1], 1, 0.01),
+        ([16, 4], 3, 5),
+    ],
+)
+def test_the_default_share_leaves_each_node_a_cpu(
+    nodes: list[float], workers: int, share: float
+) -> None:
+    from llkd.stages.distill import _largest_share, _room
+
+    assert _largest_share(nodes, workers) == pytest.approx(share)
+    assert nodes == [1] or _room(nodes, share) >= workers

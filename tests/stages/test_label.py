@@ -1,0 +1,205 @@
+"""The labelling stage on a real local Ray, with a teacher of known answers."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llkd.arrays import matrix
+from llkd.config import RunConfig
+from llkd.core.calibration import distribution
+from llkd.errors import (
+    ConfigError,
+    FingerprintError,
+    IncompleteError,
+    RejectLimitError,
+    ResourceError,
+    TeacherError,
+)
+from llkd.manifest import MANIFEST
+from llkd.schema import RunLayout, shard_name
+from llkd.stages.ingest import ingest
+from llkd.stages.label import label, read_bias
+from llkd.storage import Folder
+from tests.conftest import MakeConfig, SilentTracker
+from tests.fakes import KeywordTeacher, text_key
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def ingested(config: RunConfig, tracker: SilentTracker) -> RunConfig:
+    ingest(config, "corpus", tracker)
+    if config.test is not None:
+        ingest(config, "test", tracker)
+    return config
+
+
+def all_logprobs(config: RunConfig) -> np.ndarray:
+    folder = Folder(RunLayout(config.run_dir).labels("corpus"))
+    return np.concatenate(
+        [matrix(folder.read_shard(s)["logprobs"]) for s in sorted(folder.shards())]
+    )
+
+
+def test_every_row_gets_the_teachers_logprobs(make_config: MakeConfig) -> None:
+    import ray
+
+    from llkd.progress import ProgressTracker
+
+    config = make_config()
+    tracker = ProgressTracker.remote()  # type: ignore[attr-defined]
+    ingest(config, "corpus", tracker)
+    ingest(config, "test", tracker)
+    manifests = label(config, ["corpus", "test"], tracker)
+    assert [sum(manifests[name].results["rows"]) for name in ("corpus", "test")] == [420, 120]
+    layout = RunLayout(config.run_dir)
+    rows, labels = Folder(layout.rows("corpus")), Folder(layout.labels("corpus"))
+    teacher = KeywordTeacher(config.teacher, config.task)
+    for shard in (0, 6):
+        expected = teacher.label(rows.read_shard(shard)["text"].to_pylist(), lambda done: None)
+        table = labels.read_shard(shard)
+        assert np.array_equal(matrix(table["logprobs"]), expected.logprobs_nc)
+        assert table["row"].to_pylist() == list(range(60))
+        mass = np.exp(expected.logprobs_nc.astype(np.float64)).sum(axis=1)
+        assert table["label_mass"].to_numpy() == pytest.approx(mass)
+    assert manifests["corpus"].results["label_mass"] == pytest.approx(np.exp(-0.5), abs=1e-6)
+    state = ray.get(tracker.since.remote(0))[-1]
+    assert (state.name, state.rows, state.total) == ("label", 540, 540)
+
+
+def test_calibration_takes_out_the_bias(make_config: MakeConfig, tracker: SilentTracker) -> None:
+    config = ingested(make_config(test=None), tracker)
+    label(config, ["corpus"], tracker)
+    raw = distribution(all_logprobs(config)).mean(axis=0)
+    calibrated = distribution(all_logprobs(config), read_bias(config)).mean(axis=0)
+    assert raw[0] > 0.42  # the fake prefers its first label
+    assert calibrated == pytest.approx([1 / 3] * 3, abs=1e-3)
+
+
+def test_calibration_can_be_none(make_config: MakeConfig, tracker: SilentTracker) -> None:
+    config = ingested(make_config(test=None, teacher={"calibration": "none"}), tracker)
+    label(config, ["corpus"], tracker)
+    assert read_bias(config).tolist() == [0, 0, 0]
+
+
+def test_labels_do_not_depend_on_the_shards_or_the_replicas(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    found = []
+    for number, (rows, replicas) in enumerate(((420, [1, 1]), (210, [1, 2]), (60, [2, 3]))):
+        config = make_config(
+            run_dir=str(tmp_path / f"run{number}"), test=None,
+            corpus={"rows_per_shard": rows}, teacher={"replicas": replicas},
+        )  # fmt: skip
+        label(ingested(config, tracker), ["corpus"], tracker)
+        found.append((all_logprobs(config), read_bias(config)))
+    for logprobs, bias in found[1:]:
+        assert np.array_equal(logprobs, found[0][0])
+        assert bias == pytest.approx(found[0][1], abs=1e-12)
+
+
+def test_refused_rows_are_rejects_and_the_rest_is_labelled(
+    make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    word = "goal"
+    config = make_config(
+        test=None, corpus={"id_column": "id"}, teacher={"engine_args": {"refuse": word}},
+        max_reject_fraction=0.5,
+    )  # fmt: skip
+    ingested(config, tracker)
+    layout = RunLayout(config.run_dir)
+    rows = Folder(layout.rows("corpus"))
+    texts = {s: rows.read_shard(s)["text"].to_pylist() for s in rows.shards()}
+    manifest = label(config, ["corpus"], tracker)["corpus"]
+    refused = {s: [i for i, text in enumerate(texts[s]) if word in text] for s in texts}
+    assert manifest.results["rejected"] == sum(map(len, refused.values())) > 0
+    for shard, rejected in refused.items():
+        kept = Folder(layout.labels("corpus")).read_shard(shard)["row"].to_pylist()
+        assert kept == [i for i in range(60) if i not in rejected]
+    listed = Folder(layout.rejects("label-corpus")).read_shard(0)
+    assert listed["row"].to_pylist() == refused[0]
+    assert listed["id"].to_pylist() == [f"corpus-{i}" for i in refused[0]]
+
+
+def test_rows_without_a_number_are_rejects(make_config: MakeConfig, tracker: SilentTracker) -> None:
+    config = make_config(
+        test=None, teacher={"engine_args": {"overflow": "goal"}}, max_reject_fraction=0.5
+    )
+    manifest = label(ingested(config, tracker), ["corpus"], tracker)["corpus"]
+    assert manifest.results["rejected"] > 20
+    assert np.isfinite(read_bias(config)).all()
+    rejects = Folder(RunLayout(config.run_dir).rejects("label-corpus"))
+    assert set(rejects.read_shard(0)["reason"].to_pylist()) == {"not_a_number"}
+
+
+def test_too_many_refusals_fail_the_stage(make_config: MakeConfig, tracker: SilentTracker) -> None:
+    config = ingested(make_config(test=None, teacher={"engine_args": {"refuse": "n"}}), tracker)
+    with pytest.raises(RejectLimitError, match="refused 420 of 420 corpus rows"):
+        label(config, ["corpus"], tracker)
+
+
+def test_resuming_labels_the_missing_shards_only(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    calls = tmp_path / "calls"
+    config = make_config(test=None, teacher={"engine_args": {"calls": str(calls)}})
+    label(ingested(config, tracker), ["corpus"], tracker)
+    whole = all_logprobs(config)
+    assert set(Counter(line.split()[0] for line in calls.read_text().splitlines()).values()) == {1}
+    labels = Path(RunLayout(config.run_dir).labels("corpus"))
+    for name in (shard_name(1), shard_name(4)):
+        (labels / name).unlink()
+    manifest = Folder(str(labels)).read_json(MANIFEST)
+    Folder(str(labels)).write_json(MANIFEST, {**manifest, "complete": False})
+    calls.unlink()
+    label(config, ["corpus"], tracker)
+    rows = Folder(RunLayout(config.run_dir).rows("corpus"))
+    again = {line.split()[0] for line in calls.read_text().splitlines()}
+    missing = [*rows.read_shard(1)["text"].to_pylist(), *rows.read_shard(4)["text"].to_pylist()]
+    assert again == {text_key(text) for text in missing}
+    assert np.array_equal(all_logprobs(config), whole)
+    calls.unlink()
+    label(config, ["corpus"], tracker)
+    assert not calls.exists()  # complete: the teacher is not even loaded
+
+
+def test_another_prompt_is_refused_and_more_replicas_are_not(
+    make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    label(ingested(make_config(test=None), tracker), ["corpus"], tracker)
+    label(make_config(test=None, teacher={"replicas": [1, 3]}), ["corpus"], tracker)
+    with pytest.raises(FingerprintError, match='task.instruction: was "Which topic\\?", now "What'):
+        label(make_config(test=None, task={"instruction": "What?"}), ["corpus"], tracker)
+    swapped = {"labels": {"tech": None, "sport": None, "trade": None}}
+    with pytest.raises(FingerprintError, match="task.label_order"):
+        label(make_config(test=None, task=swapped), ["corpus"], tracker)
+
+
+def test_a_teacher_that_cannot_load_says_so(
+    make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    config = make_config(test=None, teacher={"engine": "tests.fakes:BrokenTeacher"})
+    with pytest.raises(TeacherError, match="cannot load keywords"):
+        label(ingested(config, tracker), ["corpus"], tracker)
+    config = make_config(
+        run_dir=f"{config.run_dir}2", test=None, teacher={"engine": "tests.fakes:Nothing"}
+    )
+    with pytest.raises(ConfigError, match="cannot import tests.fakes:Nothing"):
+        label(ingested(config, tracker), ["corpus"], tracker)
+
+
+def test_impossible_resources_are_refused_at_once(
+    make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    config = ingested(make_config(test=None, teacher={"resources": {"GPU": 8}}), tracker)
+    with pytest.raises(ResourceError, match=r"teacher.resources asks for \{GPU: 8\}.*CPU: 4"):
+        label(config, ["corpus"], tracker)
+
+
+def test_labelling_needs_the_corpus(make_config: MakeConfig, tracker: SilentTracker) -> None:
+    config = make_config(test=None)
+    shutil.rmtree(config.run_dir, ignore_errors=True)
+    with pytest.raises(IncompleteError, match="ingest has not been run"):
+        label(config, ["corpus"], tracker)

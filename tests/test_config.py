@@ -1,0 +1,153 @@
+"""Settings: read, overridden, refused with the value and the nearest known key."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llkd.config import absolute_paths, dump_config, load_config, parse_config, portable_path
+from llkd.errors import ConfigError
+from tests.conftest import ROOT
+
+MINIMAL = {
+    "run_dir": "runs/x",
+    "task": {"instruction": "Which?", "labels": {"a": None, "b": "the second"}},
+    "corpus": {"path": "x.parquet"},
+    "teacher": {"model": "some/model"},
+    "student": {"model": "other/model"},
+}
+
+
+def merged(**changes: object) -> dict[str, object]:
+    raw = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            raw.setdefault(section, {})[name] = value
+        else:
+            raw[section] = value
+    return raw
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    config = parse_config(MINIMAL)
+    assert config.task.label_names == ["a", "b"]
+    assert (config.corpus.rows_per_shard, config.student.epochs) == (8192, 4)
+    assert (config.teacher.calibration, config.selection.policy) == ("batch", "llkd")
+    assert config.student.learning_rate == 5e-5
+
+
+def test_labels_may_be_a_list() -> None:
+    config = parse_config(merged(task__labels=["x", "y"]))
+    assert config.task.labels == {"x": None, "y": None}
+
+
+def test_overrides_are_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    config = load_config(
+        str(path), ["student.epochs=2", "teacher.replicas=[1, 3]", "test.path=t.csv", "seed=7"]
+    )
+    assert (config.student.epochs, config.teacher.replicas, config.seed) == (2, (1, 3), 7)
+    assert config.test is not None
+    assert config.test.path == "t.csv"
+
+
+def test_a_dumped_config_reads_back_the_same(tmp_path: Path) -> None:
+    config = parse_config(merged(task__examples=[{"text": "é", "label": "a"}]))
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(str(path)) == config
+
+
+def test_config_survives_pickle_and_is_frozen() -> None:
+    config = parse_config(MINIMAL)
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(ValueError, match="frozen"):
+        config.student.epochs = 3  # type: ignore[misc]
+
+
+WRONG = {
+    "unknown key": (merged(student__epoch=3), "student.epoch: no such setting; did you mean 'epochs'"),
+    "unknown section": (merged(techer={}), "techer: no such setting; did you mean 'teacher'"),
+    "wrong type": (merged(student__epochs="many"), "student.epochs.*'many'"),
+    "zero epochs": (merged(student__epochs=0), "student.epochs.*0"),
+    "replicas reversed": (merged(teacher__replicas=[4, 1]), r"teacher: replicas.*\[4, 1\]"),
+    "batch does not divide": (
+        merged(student__workers=3, student__batch_size=32), r"batch_size \(32\).*workers \(3\)",
+    ),
+    "one label": (merged(task__labels=["a"]), "task.labels.*at least 2"),
+    "labels by case": (merged(task__labels=["Spam", "spam"]), "'Spam' and 'spam' differ only in case"),
+    "doubled labels": (merged(task__labels=["a", "a"]), "distinct"),
+    "label with spaces": (merged(task__labels=["a ", "b"]), "white space"),
+    "example of no label": (
+        merged(task__examples=[{"text": "t", "label": "c"}]), r"examples\[0\].label is 'c'",
+    ),
+    "no instruction": (merged(task={"labels": ["a", "b"]}), "task.instruction: missing"),
+    "unknown policy": (merged(selection__policy="best"), "selection.policy.*'best'"),
+    "fraction over one": (merged(selection__fraction=1.5), "selection.fraction.*1.5"),
+    "unknown engine": (merged(teacher__engine="vlm"), "engine must be vllm.*'vlm'"),
+    "yes as a label": (merged(task__labels={True: None, "b": None}), "label True is not text; YAML needs quotes"),
+    "no path": (merged(corpus={}), "corpus.path: missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_settings_are_named(raw: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(raw)
+
+
+def test_all_wrong_settings_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(merged(student__epochs=0, selection__policy="best", nonsense=1))
+    assert str(caught.value).count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [", "not valid YAML"), ("- 1", "must hold a mapping"), (None, "Cannot read")],
+)
+def test_unreadable_files(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "seed.deep=1", "seed=[", "task.labels.a.x=1"])
+def test_wrong_overrides(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(merged(seed=1, task__labels={"a": "x", "b": None})))
+    with pytest.raises(ConfigError):
+        load_config(str(path), [override])
+
+
+def test_yaml_cannot_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("!!python/object/apply:os.system ['touch hacked']")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(str(path))
+
+
+def test_local_paths_become_absolute_and_uris_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    raw = merged(corpus__path=["a.csv", "s3://b/c.parquet", "datasets:x"], student__model="m")
+    config = absolute_paths(parse_config(raw))
+    assert config.run_dir == str(tmp_path / "runs/x")
+    assert config.corpus.paths == (str(tmp_path / "a.csv"), "s3://b/c.parquet", "datasets:x")
+    assert config.student.model == str(tmp_path / "m")
+    assert config.teacher.model == "some/model"
+    assert portable_path(config.run_dir) == "runs/x"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    load_config(str(path))

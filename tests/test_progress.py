@@ -1,0 +1,23 @@
+from llkd.progress import PhaseState, closing_line, duration, running_line
+
+
+def test_running_line_has_rate_and_time_left() -> None:
+    state = PhaseState("label", 500, 2000, 100, 60.0, 10.0, ended=False)
+    assert running_line(state) == "500 of 2,000 rows, 10.0 rows/s, 2.5 min left"
+
+
+def test_running_line_before_the_first_row() -> None:
+    assert running_line(PhaseState("label", 0, 2000, 0, 7.0, None, ended=False)) == (
+        "0 of 2,000 rows, starting (7 s)"
+    )
+
+
+def test_closing_line_tells_what_was_done_before() -> None:
+    state = PhaseState("label", 2000, 2000, 500, 150.0, 10.0, ended=True)
+    assert closing_line(state) == (
+        "label: 2,000 rows (500 of them done before) in 2.5 min, 10.0 rows/s"
+    )
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (3.4, 89, 90, 7200)] == ["3 s", "89 s", "1.5 min", "2.0 h"]

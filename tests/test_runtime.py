@@ -1,0 +1,85 @@
+"""Work over shards on a real local Ray."""
+
+from typing import Any
+
+import pytest
+
+from llkd import runtime
+from llkd.errors import DataError, ResourceError
+from tests.conftest import SilentTracker
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Doubler:
+    def __init__(self, factor: int) -> None:
+        if factor == 0:
+            raise DataError("no factor")
+        self.factor = factor
+
+    def __call__(self, item: Any) -> Any:
+        if item == "bad":
+            raise DataError("bad item")
+        return {"item": item, "value": item * self.factor}
+
+
+def test_every_shard_is_worked_on_once() -> None:
+    results = list(runtime.run_on_shards(lambda shard: {"square": shard**2}, range(37)))
+    assert sorted(results) == sorted([shard, {"square": shard**2}] for shard in range(37))
+    assert list(runtime.run_on_shards(lambda shard: {}, [])) == []
+
+
+def test_shards_per_task_does_not_matter() -> None:
+    found = [
+        sorted(s for s, _ in runtime.run_on_shards(lambda s: {}, range(10), shards_per_task=n))
+        for n in (1, 3, 100)
+    ]
+    assert found == [list(range(10))] * 3
+
+
+def test_typed_errors_come_out_of_tasks_and_actors_as_themselves() -> None:
+    def work(shard: int) -> dict[str, Any]:
+        raise DataError(f"shard {shard} is bad")
+
+    with pytest.raises(DataError, match="shard 3 is bad"):
+        list(runtime.run_on_shards(work, [3]))
+    for factor, item, message in ((0, 1, "no factor"), (2, "bad", "bad item")):
+        with pytest.raises(DataError, match=message):
+            runtime.run_on_actors(Doubler, (factor,), [item], pool=(1, 1), resources={"CPU": 1})
+
+
+def test_other_errors_come_out_too() -> None:
+    def work(shard: int) -> dict[str, Any]:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(Exception, match="a bug"):
+        list(runtime.run_on_shards(work, [0]))
+
+
+def test_actors_take_all_items() -> None:
+    results = runtime.run_on_actors(
+        Doubler, (2,), list(range(9)), pool=(1, 2), resources={"CPU": 1}
+    )
+    assert sorted(result["value"] for result in results) == [2 * i for i in range(9)]
+    assert runtime.run_on_actors(Doubler, (2,), [], pool=(1, 2), resources={"CPU": 1}) == []
+
+
+def test_resources_become_ray_options() -> None:
+    assert runtime.options_of({"CPU": 2, "GPU": 1, "memory": 5.0, "tpu_host": 1}) == {
+        "num_cpus": 2, "num_gpus": 1, "memory": 5.0, "resources": {"tpu_host": 1},
+    }  # fmt: skip
+
+
+def test_impossible_resources_name_what_there_is() -> None:
+    runtime.require_resources({"CPU": 4}, "x")
+    with pytest.raises(ResourceError, match=r"student.resources asks for \{CPU: 5\}.*\(CPU: 4\)"):
+        runtime.require_resources({"CPU": 5}, "student.resources")
+
+
+def test_the_silent_tracker_answers_like_the_real_one(tracker: SilentTracker) -> None:
+    from llkd.progress import ProgressTracker
+
+    for name in ("begin", "end", "update", "note"):
+        assert hasattr(ProgressTracker.__ray_metadata__.modified_class, name)  # type: ignore[attr-defined]
+        getattr(tracker, name).remote("x")
+    assert len(tracker.calls) == 4

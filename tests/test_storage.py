@@ -1,0 +1,117 @@
+"""Files are there whole or not at all."""
+
+import os
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pytest
+
+from llkd.errors import FingerprintError, IncompleteError, StorageError
+from llkd.manifest import Manifest, open_stage, read_manifest, require_complete, write_manifest
+from llkd.schema import shard_name, shard_number
+from llkd.storage import Folder, local_copy, upload_folder
+
+TABLE = pa.table({"row": [0, 1, 2], "text": ["a", "b", "ç"]})
+
+
+def test_shards_round_trip(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "deep/er"))
+    assert folder.shards() == set()
+    folder.write_shard(7, TABLE)
+    assert folder.shards() == {7}
+    assert folder.read_shard(7).equals(TABLE)
+    assert folder.read_shard(7, ["text"]).column_names == ["text"]
+    assert folder.shard_rows(7) == 3
+
+
+def test_the_same_over_a_uri(tmp_path: Path) -> None:
+    folder = Folder(f"file://{tmp_path}/x")
+    folder.write_shard(0, TABLE)
+    assert Folder(str(tmp_path / "x")).read_shard(0).equals(TABLE)
+
+
+def test_shard_names() -> None:
+    assert shard_name(3) == "part-00003.parquet"
+    assert [shard_number(n) for n in ("part-00003.parquet", "part-1234567.parquet")] == [3, 1234567]
+    assert [shard_number(n) for n in ("part-.parquet", "manifest.json", "part-3.csv")] == [None] * 3
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, failing: str) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_shard(0, TABLE)
+    target = "llkd.storage.os.fsync" if failing == "fsync" else "pathlib.Path.replace"
+    with (
+        mock.patch(target, side_effect=OSError(28, "No space left on device")),
+        pytest.raises(StorageError, match=r"part-00000.*No space left"),
+    ):
+        folder.write_shard(0, TABLE.slice(0, 1))
+    assert folder.read_shard(0).num_rows == 3
+    assert os.listdir(tmp_path) == ["part-00000.parquet"]
+
+
+def test_leftovers_of_killed_writers_are_not_seen_and_can_be_cleared(tmp_path: Path) -> None:
+    leftover = tmp_path / "labels/.part-00001.parquet.0123.tmp"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half")
+    assert Folder(str(leftover.parent)).shards() == set()
+    Folder(str(tmp_path)).delete_temporary()
+    assert not leftover.exists()
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_shard(0, TABLE)
+    with pytest.raises(StorageError, match="lacks the columns"):
+        folder.read_shard(0, ["nothing"])
+    data = folder.read_bytes(shard_name(0))
+    folder.write_bytes(shard_name(0), data[: len(data) // 2])
+    with pytest.raises(StorageError, match=r"part-00000.parquet is damaged"):
+        folder.read_shard(0)
+    folder.write_bytes("x.json", b"{")
+    with pytest.raises(StorageError, match=r"x.json is damaged"):
+        folder.read_json("x.json")
+    with pytest.raises(StorageError, match="Cannot read"):
+        folder.read_bytes("missing")
+
+
+def test_folders_are_copied_whole(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/one").write_text("1")
+    (tmp_path / "a/b/two").write_text("2")
+    upload_folder(tmp_path / "a", str(tmp_path / "c"))
+    with local_copy(str(tmp_path / "c")) as path:
+        assert Path(path, "b/two").read_text() == "2"
+
+
+def test_manifest_names_the_setting_that_differs(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    first = Manifest("label", {"teacher.model": "a", "seed": 1}, "up")
+    assert open_stage(folder, first) == first
+    assert open_stage(folder, first) == first
+    with pytest.raises(FingerprintError, match=r'teacher.model: was "a", now "b"'):
+        open_stage(folder, Manifest("label", {"teacher.model": "b", "seed": 1}, "up"))
+    with pytest.raises(FingerprintError, match="earlier stage"):
+        open_stage(folder, Manifest("label", {"teacher.model": "a", "seed": 1}, "other"))
+
+
+def test_manifest_tells_complete_from_begun(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    with pytest.raises(IncompleteError, match="has not been run"):
+        require_complete(folder, "label")
+    manifest = open_stage(folder, Manifest("label", {}, ""))
+    with pytest.raises(IncompleteError, match="not complete"):
+        require_complete(folder, "label")
+    write_manifest(folder, manifest.finished({"rows": 3}))
+    assert require_complete(folder, "label").results["rows"] == 3
+
+
+def test_shards_without_manifest_and_other_versions_are_refused(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_shard(0, TABLE)
+    with pytest.raises(FingerprintError, match="no manifest"):
+        open_stage(folder, Manifest("label", {}, ""))
+    folder.write_json("manifest.json", {"version": 99})
+    with pytest.raises(FingerprintError, match="version 99"):
+        read_manifest(folder)
