@@ -17,6 +17,8 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 # reach this process.
 if not os.environ.get(ADDRESS_VARIABLE):
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # This machine is not taken away; the watcher is one process more that each training starts.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray  # noqa: E402
 

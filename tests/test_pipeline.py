@@ -1,0 +1,37 @@
+"""The stages in their order, in this process, on a local Ray."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llkd.config import RunConfig
+from llkd.errors import FingerprintError, IncompleteError
+from llkd.pipeline import STAGES
+from tests.conftest import MakeConfig
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def run(stage: str, config: RunConfig) -> str:
+    screen = io.StringIO()
+    STAGES[stage](config, Console(file=screen, width=120))
+    return screen.getvalue()
+
+
+def test_the_stages_one_by_one(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(student={"epochs": 1})
+    with pytest.raises(IncompleteError, match=r"Run jobs/ingest.py"):
+        run("label", config)
+    assert "ingest corpus: 420 rows" in run("ingest", config)
+    with pytest.raises(IncompleteError, match=r"Run jobs/label.py"):
+        run("distill", config)
+    assert "label: 540 rows" in run("label", config)
+    with pytest.raises(IncompleteError, match=r"Run jobs/distill.py"):
+        run("evaluate", config)
+    assert "epoch 1/1 training" in run("distill", config)
+    assert "macro-F1" in run("evaluate", config)
+    assert (tmp_path / "run/student/model.safetensors").exists()
+    with pytest.raises(FingerprintError, match=r"student.epochs: was 1, now 2"):
+        run("evaluate", make_config(student={"epochs": 2}))
