@@ -11,10 +11,11 @@ from rich.table import Table
 
 from llkd.config import RunConfig, dump_config, portable_path
 from llkd.core.metrics import Evaluation
+from llkd.epochs import read_stats
 from llkd.manifest import Manifest, check_settings, read_manifest, require_complete
 from llkd.progress import ProgressDisplay, duration
 from llkd.schema import RunLayout
-from llkd.stages.distill import distill, read_stats
+from llkd.stages.distill import distill
 from llkd.stages.distill import manifest_of as distill_manifest
 from llkd.stages.evaluate import evaluate
 from llkd.stages.export import export

@@ -13,10 +13,11 @@ from safetensors.numpy import load_file
 from llkd.arrays import matrix
 from llkd.config import RunConfig
 from llkd.core.calibration import distribution
+from llkd.epochs import read_stats
 from llkd.errors import FingerprintError, ResourceError, StudentError
 from llkd.schema import RunLayout
 from llkd.selection import Selector, shard_starts
-from llkd.stages.distill import distill, read_stats
+from llkd.stages.distill import distill
 from llkd.stages.export import export
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label, read_bias
@@ -278,12 +279,12 @@ def test_workers_that_leave_no_cpu_for_selection_are_refused(
         distill(config, read_bias(config), tracker)
 
 
-def test_a_student_that_cannot_load_says_so(
+def test_a_student_that_cannot_load_says_so_and_is_not_tried_for_ever(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/config.json").write_text("{}")
-    config = make_config(test=None, student={"model": str(tmp_path / "bad"), "max_failures": 0})
+    config = make_config(test=None, student={"model": str(tmp_path / "bad"), "max_failures": 9})
     labelled(config, tracker)
     with pytest.raises(StudentError, match=r"student.model: cannot load"):
         distill(config, read_bias(config), live_tracker())
