@@ -10,7 +10,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CONFIG ?= jobs/configs/bbc.yaml
 
 BIN := $(VENV)/bin
-# Bytecode is made at the first import: making it for packages never imported costs a minute.
+# Bytecode is made at the first import: making it for packages never imported costs a minute. It
+# has to be kept, though: a run starts dozens of processes, each would compile torch and Ray anew.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install -qq --no-deps --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
