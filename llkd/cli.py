@@ -61,9 +61,9 @@ def _run(name: str, config: RunConfig) -> int:
 
             runtime.connect()
             try:
-                from llkd.pipeline import STAGES
+                from llkd.pipeline import run_stage
 
-                STAGES[name](config, console)
+                run_stage(name, config, console)
             finally:
                 runtime.disconnect()
             return 0
@@ -115,4 +115,5 @@ def _captured_output(layout: RunLayout, name: str) -> Iterator[tuple[Console, st
             os.close(descriptor)
         screen.close()
         if remote:
-            Folder(layout.logs).write_bytes(file_name, path.read_bytes())
+            with contextlib.suppress(LLKDError, OSError):  # it is still where it was written
+                Folder(layout.logs).write_bytes(file_name, path.read_bytes())

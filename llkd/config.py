@@ -24,6 +24,12 @@ from pydantic import (
 
 from llkd.errors import ConfigError
 
+ENGINES = ("vllm", "transformers", "openai", "table")
+"""The teacher engines that LLKD has."""
+
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
+"""The object stores and file systems that pyarrow reaches by URI."""
+
 PolicyName = Literal["llkd", "all", "random", "teacher_confidence", "student_uncertainty"]
 
 
@@ -39,6 +45,15 @@ def _label_name(name: str) -> str:
     if name != name.strip():
         raise ValueError(f"label name {name!r} has leading or trailing white space")
     return name
+
+
+def _run_dir(path: str) -> str:
+    if not path.strip("/ "):
+        raise ValueError(f"must name a directory, not {path!r}")
+    scheme, separator, _ = path.partition("://")
+    if separator and scheme not in SCHEMES:
+        raise ValueError(f"must be a directory or a URI of {', '.join(SCHEMES)}")
+    return path
 
 
 def _labels_as_mapping(value: Any) -> Any:
@@ -68,6 +83,33 @@ class Example(_Section):
     """Its label, one of `task.labels`."""
 
 
+class ExamplesConfig(_Section):
+    """Worked examples taken from a labelled file."""
+
+    path: Paths
+    """Labelled rows, in any form that `corpus.path` takes."""
+    text_column: str = "text"
+    """The column that holds the text."""
+    label_column: str = "label"
+    """The column that holds the label, one of `task.labels`."""
+    choose: Literal["seed", "nearest"] = "seed"
+    """`seed` draws the same examples for all texts; `nearest` takes for each text those whose
+    embeddings are nearest to its own. Then prompts share less that can be computed once."""
+    per_class: Annotated[int, Field(ge=1)] = 1
+    """For `seed`: examples of each label."""
+    nearest: Annotated[int, Field(ge=1)] = 4
+    """For `nearest`: examples a text."""
+    embedder: str | None = None
+    """For `nearest`: the encoder whose mean hidden state is the embedding, a directory or a hub
+    name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ExamplesConfig":
+        if self.choose == "nearest" and self.embedder is None:
+            raise ValueError("choose nearest needs an embedder, such as the student's model")
+        return self
+
+
 class TaskConfig(_Section):
     """What the teacher is asked."""
 
@@ -80,6 +122,8 @@ class TaskConfig(_Section):
     A plain list of names is allowed too."""
     examples: tuple[Example, ...] = ()
     """Worked examples shown before every text (few-shot); may be empty."""
+    examples_from: ExamplesConfig | None = None
+    """More examples, drawn from a labelled file."""
 
     @property
     def label_names(self) -> list[str]:
@@ -142,11 +186,15 @@ class TeacherConfig(_Section):
     """The large language model that labels."""
 
     engine: str = "vllm"
-    """`vllm`, or `package.module:Class` for an engine of your own (see llkd/teacher/engine.py)."""
+    """`vllm`; `transformers` where vLLM does not run; `openai` for an endpoint; `table` for labels
+    made elsewhere; or `package.module:Class` for one of your own (see llkd/teacher/engine.py)."""
     model: str
-    """A model directory or a hub name."""
+    """A model directory or a hub name; for `openai` the name the endpoint knows; for `table` the
+    files."""
     revision: str | None = None
     """The hub revision (commit, tag or branch) of the model."""
+    lora: str | None = None
+    """A LoRA adapter for the model: a directory or a hub name."""
     replicas: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
     """Fewest and most teacher actors; the pool grows while shards wait."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
@@ -158,19 +206,37 @@ class TeacherConfig(_Section):
     prompt_format: Literal["auto", "chat", "completion"] = "auto"
     """`chat` uses the model's chat template, `completion` plain text; `auto` takes chat where
     the model has a template."""
+    verbalizer: Literal["auto", "word", "code", "sequence"] = "auto"
+    """How a label is said: `word`, by its own first token; `code`, by a code of one token that
+    the prompt lists; `sequence`, by all its tokens, exactly. `auto` takes `word` where all first
+    tokens differ, else `sequence`."""
     max_text_tokens: Annotated[int, Field(ge=1)] = 512
-    """The text is cut to this many of the teacher's tokens, from its start."""
-    calibration: Literal["none", "batch"] = "batch"
-    """How raw label log-probabilities become a distribution: `batch` takes out the teacher's
-    bias towards some labels (see llkd/core/calibration.py); `none` only normalises."""
+    """The text is cut to this many of the teacher's tokens."""
+    truncation: Literal["head", "head_tail"] = "head"
+    """What is kept of a text that is too long: its start, or its start and its end."""
+    calibration: Literal["none", "batch", "contextual", "temperature"] = "batch"
+    """How raw label log-probabilities become a distribution (see llkd/core/calibration.py):
+    `none` only normalises; `batch` takes out the teacher's bias towards some labels;
+    `contextual` takes out what it says of texts without content; `temperature` is `batch`, and
+    then as sure as the gold of `validation` warrants. Can be changed without labelling again."""
+    prior: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """For `batch` and `temperature`: the share of each label in the corpus, if it is known; by
+    default all are taken to be as frequent."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Among several teachers: how much its word counts."""
+    max_actor_failures: Annotated[int, Field(ge=0)] = 3
+    """How often a replica may die at its start, or on one shard, before the stage fails."""
 
     @model_validator(mode="after")
     def _check(self) -> "TeacherConfig":
         low, high = self.replicas
         if low > high:
             raise ValueError(f"replicas must be [fewest, most], not [{low}, {high}]")
-        if self.engine != "vllm" and ":" not in self.engine:
-            raise ValueError(f"engine must be vllm or package.module:Class, not {self.engine!r}")
+        if self.engine not in ENGINES and ":" not in self.engine:
+            raise ValueError(
+                f"engine must be one of {', '.join(ENGINES)} or package.module:Class, "
+                f"not {self.engine!r}"
+            )
         return self
 
 
@@ -240,22 +306,81 @@ class SelectionConfig(_Section):
     """For `random`: the share of rows drawn each epoch."""
 
 
+class PlanConfig(_Section):
+    """What `jobs/plan.py` looks at."""
+
+    rows: Annotated[int, Field(ge=16)] = 256
+    """Rows of the corpus to label for it."""
+    price_per_hour: Annotated[float, Field(gt=0)] | None = None
+    """Price of one replica for an hour, in any currency."""
+
+
 class RunConfig(_Section):
     """A whole run."""
 
-    run_dir: Annotated[str, Field(min_length=1)]
+    run_dir: Annotated[str, AfterValidator(_run_dir)]
     """Where all results go: a directory or a URI. Running again resumes there."""
     task: TaskConfig
     corpus: CorpusConfig
     test: TestConfig | None = None
     """Optional: without it nothing is measured."""
+    validation: TestConfig | None = None
+    """Optional: some labelled rows beside the test set, to which `temperature` calibration is
+    fitted."""
     teacher: TeacherConfig
+    teachers: tuple[TeacherConfig, ...] = ()
+    """In place of `teacher`: several, whose calibrated distributions are combined by the weighted
+    mean of their logarithms. `teacher` is then the first of them."""
+    teacher_number: int | None = Field(default=None, exclude=True)
+    """Which of several teachers this config is for; LLKD sets it."""
     student: StudentConfig
     selection: SelectionConfig = SelectionConfig()
+    plan: PlanConfig = PlanConfig()
     max_reject_fraction: Fraction = 0.1
     """A stage fails when more than this share of the rows cannot be used."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
+
+    def source(self, dataset: str) -> SourceConfig | None:
+        """Where the rows of `corpus`, `test` or `validation` come from."""
+        return {"corpus": self.corpus, "test": self.test, "validation": self.validation}[dataset]
+
+    @property
+    def of_each_teacher(self) -> list["RunConfig"]:
+        """The same run for each of several teachers alone; empty where there is one."""
+        return [
+            self.model_copy(update={"teacher": teacher, "teachers": (), "teacher_number": number})
+            for number, teacher in enumerate(self.teachers)
+        ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not raw.get("teachers"):
+            return raw
+        several = raw["teachers"]
+        if raw.get("teacher") not in (None, several[0]):
+            raise ValueError("give teacher or teachers, not both")
+        return {**raw, "teacher": several[0]}
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        for teacher in (self.teacher, *self.teachers):
+            self._check_teacher(teacher)
+        return self
+
+    def _check_teacher(self, teacher: TeacherConfig) -> None:
+        prior = teacher.prior
+        if prior is not None and set(prior) != set(self.task.labels):
+            raise ValueError(
+                f"teacher.prior must give a share to each of the labels {self.task.label_names}, "
+                f"not to {list(prior)}"
+            )
+        if teacher.calibration == "temperature" and self.validation is None:
+            raise ValueError(
+                "teacher.calibration temperature is fitted to labelled rows: name them in "
+                "validation, or use batch"
+            )
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -298,7 +423,8 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         return section.model_copy(update={"path": paths if len(paths) > 1 else paths[0]})
 
     def model(section: TeacherConfig | StudentConfig) -> Any:
-        name = _absolute(section.model) if Path(section.model).is_dir() else section.model
+        is_path = Path(section.model).is_dir() or getattr(section, "engine", "") == "table"
+        name = _absolute(section.model) if is_path else section.model
         return section.model_copy(update={"model": name})
 
     return config.model_copy(
@@ -306,7 +432,9 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             "run_dir": _absolute(config.run_dir),
             "corpus": source(config.corpus),
             "test": config.test and source(config.test),
+            "validation": config.validation and source(config.validation),
             "teacher": model(config.teacher),
+            "teachers": tuple(model(teacher) for teacher in config.teachers),
             "student": model(config.student),
         }
     )

@@ -239,8 +239,9 @@ class EpochLoop:
         part = portion(stats["selected_by_shard"], self.rank, self.workers, seed)
         if part.rows == 0:
             raise StudentError(
-                f"Epoch {epoch} selected {stats['selected']} rows for {self.workers} workers: "
-                "nothing to train on. Raise selection.class_floor or selection.fraction."
+                f"Epoch {epoch + 1} selected {stats['selected']} rows, too few to train "
+                f"{self.workers} worker(s). Use another selection.policy, or raise "
+                "selection.class_floor (for random: selection.fraction)."
             )
         if self.rank == 0:
             self.tracker.begin.remote(self._name(epoch, "training"), part.rows * self.workers)

@@ -32,6 +32,10 @@ class TeacherError(LLKDError):
     """The teacher cannot be loaded, or its tokenizer cannot express the labels."""
 
 
+class ActorError(LLKDError):
+    """A worker process died too often at its start, or on one piece of work."""
+
+
 class StudentError(LLKDError):
     """The student cannot be loaded or trained."""
 

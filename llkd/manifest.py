@@ -61,6 +61,15 @@ def read_manifest(folder: Folder) -> Manifest | None:
     return Manifest(**data)
 
 
+_PLANS = {MANIFEST, "files.json", "settled.json"}
+
+
+def begun(folder: Folder) -> bool:
+    """Whether a stage has left any result. One that failed before that, by a misspelt model say,
+    binds nobody to its settings."""
+    return any(name not in _PLANS for name in folder.names())
+
+
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Put a manifest in place."""
     data = {"version": FORMAT_VERSION, "fingerprint": manifest.fingerprint, **vars(manifest)}
@@ -75,6 +84,9 @@ def open_stage(folder: Folder, wanted: Manifest) -> Manifest:
         FingerprintError: the folder was made with other settings.
     """
     found = read_manifest(folder)
+    if found is not None and found.fingerprint != wanted.fingerprint and not begun(folder):
+        folder.delete()
+        found = None
     if found is None:
         if folder.shards():
             raise FingerprintError(

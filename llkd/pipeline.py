@@ -9,12 +9,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from llkd.calibrate import calibrate
 from llkd.config import RunConfig, dump_config, portable_path
 from llkd.core.metrics import Evaluation
 from llkd.epochs import read_stats
-from llkd.manifest import Manifest, check_settings, read_manifest, require_complete
+from llkd.manifest import Manifest, begun, check_settings, read_manifest, require_complete
+from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay, duration
 from llkd.schema import RunLayout
+from llkd.stages.combine import combine
+from llkd.stages.combine import manifest_of as combine_manifest
 from llkd.stages.distill import distill
 from llkd.stages.distill import manifest_of as distill_manifest
 from llkd.stages.evaluate import evaluate
@@ -22,16 +26,18 @@ from llkd.stages.export import export
 from llkd.stages.export import manifest_of as export_manifest
 from llkd.stages.ingest import ingest
 from llkd.stages.ingest import manifest_of as ingest_manifest
-from llkd.stages.label import label, read_bias
+from llkd.stages.label import label
 from llkd.stages.label import manifest_of as label_manifest
 from llkd.storage import Folder
+from llkd.teacher.examples import with_drawn_examples
 
 METRICS = "metrics.json"
 
 
 def datasets_of(config: RunConfig) -> list[str]:
-    """The data sets of a run: the corpus, and the test set where there is one."""
-    return ["corpus"] if config.test is None else ["corpus", "test"]
+    """The data sets of a run: the corpus, and what else is given."""
+    optional = {"test": config.test, "validation": config.validation}
+    return ["corpus", *(name for name, source in optional.items() if source is not None)]
 
 
 def run_ingest(config: RunConfig, console: Console) -> None:
@@ -65,6 +71,10 @@ def run_all(config: RunConfig, console: Console) -> None:
     started = time.monotonic()
     with _stage(config, console) as tracker:
         _ingest(config, tracker, console)
+        if not Folder(RunLayout(config.run_dir).student).names():
+            from llkd.student.model import require_loadable  # it imports torch
+
+            require_loadable(config.student)
         _label(config, tracker, console)
         _distill(config, tracker, console)
         metrics = _evaluate(config, tracker, started)
@@ -94,18 +104,29 @@ def check_run(config: RunConfig) -> None:
     for dataset in datasets_of(config):
         ingested = ingest_manifest(config, dataset)
         _agrees(Folder(layout.rows(dataset)), ingested)
-        labelled = label_manifest(config, dataset, ingested)
-        _agrees(Folder(layout.labels(dataset)), labelled)
+        labelled = _check_labels(config, dataset, ingested)
         if dataset == "corpus":
             distilled = distill_manifest(config, labelled)
             _agrees(Folder(layout.epochs), distilled)
             _agrees(Folder(layout.student), export_manifest(distilled))
 
 
+def _check_labels(config: RunConfig, dataset: str, ingested: Manifest) -> Manifest:
+    """Check the labels of each teacher; returns the manifest of those the student learns from."""
+    apart = []
+    for alone in config.of_each_teacher:
+        labelled = label_manifest(alone, dataset, ingested)
+        _agrees(Folder(RunLayout(config.run_dir, alone.teacher_number).labels(dataset)), labelled)
+        apart.append((alone, labelled))
+    labelled = combine_manifest(apart) if apart else label_manifest(config, dataset, ingested)
+    _agrees(Folder(RunLayout(config.run_dir).labels(dataset)), labelled)
+    return labelled
+
+
 def _agrees(folder: Folder, wanted: Manifest) -> None:
     """An error if the stage was begun with other settings."""
     found = read_manifest(folder)
-    if found is not None:
+    if found is not None and begun(folder):
         check_settings(folder, found, wanted)
 
 
@@ -115,13 +136,20 @@ def _ingest(config: RunConfig, tracker: Any, console: Console) -> None:
 
 
 def _label(config: RunConfig, tracker: Any, console: Console) -> None:
-    for dataset, manifest in label(config, datasets_of(config), tracker).items():
-        _say(console, f"label {dataset}", manifest)
+    datasets = datasets_of(config)
+    for alone in config.of_each_teacher:
+        label(alone, datasets, tracker)
+    if config.teachers:
+        teachers = [(alone, calibrate(alone)) for alone in config.of_each_teacher]
+        combine(config, teachers, datasets)
+    else:
+        label(config, datasets, tracker)
+    calibrate(config)
 
 
 def _distill(config: RunConfig, tracker: Any, console: Console) -> None:
     require_complete(Folder(RunLayout(config.run_dir).labels("corpus")), "label")
-    distill(config, read_bias(config), tracker)
+    distill(config, calibrate(config), tracker)
     export(config)
 
 
@@ -133,7 +161,7 @@ def _say(console: Console, name: str, manifest: Manifest) -> None:
 
 
 def _evaluate(config: RunConfig, tracker: Any, started: float) -> dict[str, Any]:
-    found = evaluate(config, read_bias(config), tracker)
+    found = evaluate(config, calibrate(config), tracker)
     metrics = collect_metrics(config, found, time.monotonic() - started)
     Folder(RunLayout(config.run_dir).root).write_json(METRICS, metrics)
     return metrics
@@ -192,6 +220,10 @@ def _figures(evaluation: Evaluation, names: list[str], auroc: bool) -> dict[str,
     }
     if auroc and evaluation.auroc == evaluation.auroc:
         figures["auroc"] = evaluation.auroc
+    if auroc:
+        figures["risk_coverage"] = {
+            f"{tenths / 10:.1f}": evaluation.risk_at(tenths / 10) for tenths in range(1, 11)
+        }
     per_class = evaluation.per_class
     figures["per_class"] = {
         name: {key: values[i].item() for key, values in per_class.items()}
@@ -243,11 +275,17 @@ def _selection_table(config: RunConfig) -> Table:
     return table
 
 
+def run_stage(name: str, config: RunConfig, console: Console) -> None:
+    """Do the job of a name, with the examples that its config has drawn."""
+    STAGES[name](with_drawn_examples(config), console)
+
+
 STAGES: dict[str, Callable[[RunConfig, Console], None]] = {
     "ingest": run_ingest,
     "label": run_label,
     "distill": run_distill,
     "evaluate": run_evaluate,
     "run": run_all,
+    "plan": run_plan,
 }
 """The jobs by name."""

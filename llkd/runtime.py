@@ -3,20 +3,25 @@
 import json
 import logging
 import os
+import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llkd import errors
-from llkd.errors import LLKDError, ResourceError
+from llkd.errors import ActorError, LLKDError, ResourceError
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+REACH_SECONDS = 20.0
+"""How long a cluster may take to accept a connection."""
 
 # Before Ray is imported: without it a local Ray listens on the machine's outer address. With it
 # every port of a Ray that is started here binds to 127.0.0.1. On a cluster other nodes have to
 # reach this process.
 if not os.environ.get(ADDRESS_VARIABLE):
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # An engine in a process of its own must not outlive an actor that is killed.
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     # This machine is not taken away; the watcher is one process more that each training starts.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
@@ -35,19 +40,42 @@ def connect() -> bool:
         ResourceError: the cluster cannot be reached.
     """
     address = os.environ.get(ADDRESS_VARIABLE)
+    if address:
+        _require_reachable(address)
     arguments: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if not address:
         arguments |= {"address": "local", "include_dashboard": False}
     try:
         ray.init(**arguments)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises many kinds, a time-out as a bare Exception
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise ResourceError(f"Cannot start on {where}: {error}") from error
+        raise ResourceError(
+            f"Cannot start on {where}: {error} Run the same command again; if it fails again, see "
+            "the log."
+        ) from error
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     return bool(address)
+
+
+def _require_reachable(address: str) -> None:
+    """See that somebody listens at host:port, for Ray itself tries for ever.
+
+    Raises:
+        ResourceError: nobody does.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return  # "auto": Ray finds it by itself, or says that it cannot
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise ResourceError(
+            f"{ADDRESS_VARIABLE} is {address}, and no Ray cluster answers there: {error}. Correct "
+            "it, or unset it to work on a Ray of this machine."
+        ) from error
 
 
 def disconnect() -> None:
@@ -169,27 +197,32 @@ def run_on_actors(
     *,
     pool: tuple[int, int],
     resources: Resources,
+    max_failures: int = 3,
 ) -> list[Any]:
     """Call `actor(*arguments)(item)` for each item on a pool of Ray Data actors.
 
     Args:
         actor: a class whose instances take an item and return a result, both small and JSON-able.
         arguments: for its constructor.
-        items: an item that an actor dies on is given to another.
+        items: an item that an actor dies on is given to another, or to the same one when Ray has
+            started it again.
         pool: fewest and most actors; the pool grows while items wait.
         resources: what one actor reserves.
+        max_failures: how often an actor may die at its start, or actors on one item.
 
     Raises:
         LLKDError: what the actor raised, as itself.
+        ActorError: actors died more often than `max_failures`.
     """
     import ray.data
 
     most = min(pool[1], len(items))
     if most == 0:
         return []
+    deaths = _Deaths.remote(max_failures)  # type: ignore[attr-defined]
     dataset = _items(items).map(
         _Replica,
-        fn_constructor_args=(actor, arguments),
+        fn_constructor_args=(actor, arguments, deaths),
         compute=ray.data.ActorPoolStrategy(
             min_size=min(pool[0], most), max_size=most, max_tasks_in_flight_per_actor=2
         ),
@@ -198,25 +231,75 @@ def run_on_actors(
     return [_result(row) for row in dataset.iter_rows()]
 
 
+@ray.remote(num_cpus=0)
+class _Deaths:
+    """Counts what was begun and not ended, for Ray starts a dead actor again for ever."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._begun: dict[str, int] = {}
+        self._said: dict[str, str] = {}
+
+    def begin(self, what: str) -> str | None:
+        """Something is tried; says why it must not be, if it failed too often."""
+        failed = self._begun.get(what, 0)
+        if failed > self._most:
+            said = self._said.get(what, "it was killed: too little memory is the usual cause")
+            return f"{what} failed {failed} times; the last time: {said}"
+        self._begun[what] = failed + 1
+        return None
+
+    def end(self, what: str) -> None:
+        """It went well."""
+        self._begun.pop(what, None)
+
+    def say(self, what: str, message: str) -> None:
+        """Why it failed."""
+        self._said[what] = message
+
+
 class _Replica:
     """An actor of the pool. Its constructor does not raise: Ray would tell the text only."""
 
     def __init__(
-        self, actor: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]
+        self,
+        actor: Callable[..., Callable[[Any], Any]],
+        arguments: tuple[Any, ...],
+        deaths: Any,
     ) -> None:
         self._failure: LLKDError | None = None
+        self._deaths = deaths
+        # Ray gives an actor that it starts again its old name.
+        me = f"The start of replica {ray.get_runtime_context().get_actor_id()[:8]}"
         try:
-            self._actor = actor(*arguments)
+            self._actor = self._guarded(me, lambda: actor(*arguments))
         except LLKDError as error:
             self._failure = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        return _answer(lambda: self._call(json.loads(row["item"])))
+        return _answer(lambda: self._call(row["item"]))
 
-    def _call(self, item: Any) -> Any:
+    def _call(self, item: str) -> Any:
         if self._failure is not None:
             raise self._failure
-        return self._actor(item)
+        return self._guarded(f"Work on {item}", lambda: self._actor(json.loads(item)))
+
+    def _guarded(self, what: str, call: Callable[[], Any]) -> Any:
+        """Call, unless it failed too often. What it raises by mistake ends this process: an
+        engine that met it may be broken, and Ray starts another."""
+        refusal = ray.get(self._deaths.begin.remote(what))
+        if refusal is not None:
+            raise ActorError(refusal)
+        try:
+            result = call()
+        except LLKDError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            ray.get(self._deaths.say.remote(what, f"{type(error).__name__}: {error}"))
+            os._exit(1)
+        ray.get(self._deaths.end.remote(what))
+        return result
 
 
 def _items(items: Sequence[Any]) -> Any:

@@ -7,7 +7,7 @@ import pyarrow as pa
 from llkd.errors import StorageError
 
 ROW, TEXT, ID, GOLD = "row", "text", "id", "gold"
-LOGPROBS, LABEL_MASS = "logprobs", "label_mass"
+LOGPROBS, LABEL_MASS, DISAGREEMENT = "logprobs", "label_mass", "disagreement"
 UNCERTAINTY, PROBS = "uncertainty", "probs"
 LABEL, WEIGHT = "label", "weight"
 
@@ -39,14 +39,16 @@ REJECTS_SCHEMA = pa.schema(
 """Rows left out. `row` is the row of the source file at ingest, of the corpus shard later."""
 
 
-def labels_schema(classes: int) -> pa.Schema:
-    """The teacher's raw log-probability of every label, and their total mass."""
+def labels_schema(classes: int, several: bool = False) -> pa.Schema:
+    """The teacher's raw log-probability of every label, and their total mass; of several
+    teachers also their disagreement."""
+    fields = [
+        pa.field(ROW, pa.int32(), nullable=False),
+        pa.field(LOGPROBS, pa.list_(pa.float32(), classes), nullable=False),
+        pa.field(LABEL_MASS, pa.float32(), nullable=False),
+    ]
     return pa.schema(
-        [
-            pa.field(ROW, pa.int32(), nullable=False),
-            pa.field(LOGPROBS, pa.list_(pa.float32(), classes), nullable=False),
-            pa.field(LABEL_MASS, pa.float32(), nullable=False),
-        ]
+        [*fields, pa.field(DISAGREEMENT, pa.float32(), nullable=False)] if several else fields
     )
 
 
@@ -87,6 +89,8 @@ class RunLayout:
     """The folders of a run directory, by URI."""
 
     run_dir: str
+    teacher: int | None = None
+    """Which of several teachers' labels are meant; None for those that the student learns from."""
 
     def __post_init__(self) -> None:
         if not self.run_dir.strip("/"):
@@ -105,8 +109,18 @@ class RunLayout:
         return self._at(dataset)
 
     def labels(self, dataset: str) -> str:
-        """The teacher's labels of a data set."""
-        return self._at("labels" if dataset == "corpus" else f"{dataset}_labels")
+        """The teacher's labels of a data set; one of several teachers has a folder of its own."""
+        name = "labels" if dataset == "corpus" else f"{dataset}_labels"
+        return self._at(name) if self.teacher is None else self._at("teachers", self._number, name)
+
+    @property
+    def _number(self) -> str:
+        return f"{self.teacher:02d}"
+
+    def label_rejects(self, dataset: str) -> str:
+        """Rows that the teacher refused."""
+        number = "" if self.teacher is None else f"-{self._number}"
+        return self.rejects(f"label-{dataset}{number}")
 
     def predictions(self, dataset: str) -> str:
         """The finished student's distributions over a data set."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from llkd.arrays import matrix
 from llkd.config import RunConfig
-from llkd.core.calibration import distribution
+from llkd.core.calibration import Calibration
 from llkd.core.policies import Policy, Signals, make_policy
 from llkd.core.statistics import ClassStatistics, class_statistics
 from llkd.core.thresholds import Thresholds
@@ -56,8 +56,8 @@ class Selector:
     """Selects the rows of an epoch; one for a whole run."""
 
     config: RunConfig
-    bias_c: np.ndarray
-    """The calibration of the teacher's labels, shape (C,)."""
+    calibration: Calibration
+    """Of the teacher's labels."""
     starts: tuple[int, ...]
     """Position of each shard's first row in the corpus."""
 
@@ -78,7 +78,7 @@ class Selector:
         """
         table = Folder(self._layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
         row_n = table[ROW].to_numpy()
-        probs_nc = distribution(matrix(table[LOGPROBS]), self.bias_c)
+        probs_nc = self.calibration.apply(matrix(table[LOGPROBS]))
         uncertainty_n = None
         if epoch is not None:
             folder = Folder(self._layout.uncertainty(epoch))
@@ -96,7 +96,7 @@ class Selector:
 
     def teacher_statistics(self) -> ClassStatistics:
         """Counts and confidence by class over the corpus; the same in every epoch."""
-        classes = len(self.bias_c)
+        classes = self.calibration.classes
 
         def work(shard: int) -> dict[str, Any]:
             _, signals = self.signals(shard, None)
@@ -107,7 +107,9 @@ class Selector:
 
     def uncertainty_sums(self, signals: Signals, uncertainty_n: np.ndarray) -> np.ndarray:
         """The sum of a shard's uncertainties by pseudo-label, shape (C,)."""
-        return np.bincount(signals.label_n, weights=uncertainty_n, minlength=len(self.bias_c))
+        return np.bincount(
+            signals.label_n, weights=uncertainty_n, minlength=self.calibration.classes
+        )
 
     def select(
         self,
@@ -206,7 +208,7 @@ def _select_shard(
     )
     Folder(RunLayout(selector.config.run_dir).selection(epoch)).write_shard(shard, table)
     return {
-        "selected": np.bincount(label_n, minlength=len(selector.bias_c)).tolist(),
+        "selected": np.bincount(label_n, minlength=selector.calibration.classes).tolist(),
         "weight": float(weight_n.sum()),
     }
 

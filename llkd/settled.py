@@ -35,8 +35,18 @@ def settled_teacher(config: RunConfig, resources: runtime.Resources) -> TeacherC
     choose = getattr(engine_class(teacher.engine), "machine_arguments", None)
     if choose is None:
         return teacher
-    folder = Folder(RunLayout(config.run_dir).labels("corpus"))
+    folder = Folder(RunLayout(config.run_dir, config.teacher_number).labels("corpus"))
     chosen = settle(folder, lambda: dict(choose(teacher)), resources)
+    return teacher.model_copy(update={"engine_args": {**chosen, **teacher.engine_args}})
+
+
+def engine_arguments_here(teacher: TeacherConfig, resources: runtime.Resources) -> TeacherConfig:
+    """The teacher with what its engine would choose now; nothing is kept."""
+    choose = getattr(engine_class(teacher.engine), "machine_arguments", None)
+    if choose is None:
+        return teacher
+    task = ray.remote(choose).options(**runtime.options_of(resources))
+    chosen = ray.get(task.remote(teacher))
     return teacher.model_copy(update={"engine_args": {**chosen, **teacher.engine_args}})
 
 

@@ -137,6 +137,13 @@ def read_rows(file: SourceFile, source: SourceConfig, start: int, stop: int) -> 
         raise DataError(f"Cannot read {file.uri}: {error}") from error
 
 
+def as_text(value: Any) -> str | None:
+    """An identifier or a label as text, whatever type the file has."""
+    if value is None:
+        return None
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
 def _expand(path: str, setting: str) -> list[SourceFile]:
     first_wild = min((path.index(char) for char in "*?[" if char in path), default=None)
     base = path if first_wild is None else path[:first_wild].rpartition("/")[0]

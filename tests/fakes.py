@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from llkd.config import TaskConfig, TeacherConfig
 from llkd.teacher.engine import LabelBatch
+from llkd.teacher.vllm_engine import VLLMEngine
 
 TOPICS = {
     "sport": ["match", "goal", "team", "coach", "league"],
@@ -22,14 +25,24 @@ class KeywordTeacher:
 
     engine_args: `delay` seconds a text; `refuse` a word whose texts are refused;
     `overflow` a word whose texts give NaN; `calls` a file
-    to which every labelled text's hash is appended.
+    to which every labelled text's hash is appended. `deaths` is a file and `die` how often its
+    process kills itself: at its start, or, with `at` a word, on a text that has it; `broken` a
+    word at which it raises what no engine should.
     """
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
         self._labels = task.label_names
         self._arguments = teacher.engine_args
+        if "at" not in self._arguments:
+            self._die()
 
-    def label(self, texts: Sequence[str], progress: Callable[[int], None]) -> LabelBatch:
+    def label(
+        self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
+    ) -> LabelBatch:
+        if any(self._arguments.get("at", "\n") in text for text in texts):
+            self._die()
+        if any(self._arguments.get("broken", "\n") in text for text in texts):
+            raise ZeroDivisionError("a bug in the engine")
         scores = np.array([self._scores(text) for text in texts]).reshape(len(texts), -1)
         refused = {}
         for i, text in enumerate(texts):
@@ -45,12 +58,28 @@ class KeywordTeacher:
         logprobs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) - 0.5
         return LabelBatch(logprobs.astype(np.float32), refused)
 
+    def _die(self) -> None:
+        if path := self._arguments.get("deaths"):
+            with open(path, "a+") as file:
+                file.write("x")
+                file.flush()
+                if os.path.getsize(path) <= self._arguments["die"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
     def _scores(self, text: str) -> list[float]:
         words = text.lower().split()
         noise = np.random.default_rng(int(text_key(text), 16)).normal(size=len(self._labels))
         counts = [sum(words.count(word) for word in TOPICS[name]) for name in self._labels]
         bias = [2.0 if i == 0 else 0.0 for i in range(len(self._labels))]
         return [2.0 * c + 1.5 * n + b for c, n, b in zip(counts, noise, bias, strict=True)]
+
+
+class SeparateVLLM(VLLMEngine):
+    """The real vLLM with its engine in a process of its own, as it is on GPUs."""
+
+    def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+        super().__init__(teacher, task)
 
 
 class BrokenTeacher:
@@ -61,7 +90,9 @@ class BrokenTeacher:
 
         raise TeacherError(f"cannot load {teacher.model}")
 
-    def label(self, texts: Sequence[str], progress: Callable[[int], None]) -> LabelBatch:
+    def label(
+        self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
+    ) -> LabelBatch:
         raise AssertionError("never loaded")
 
 

@@ -30,6 +30,38 @@ def merged(**changes: object) -> dict[str, object]:
     return raw
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_configs_that_come_with_llkd_load(path: Path) -> None:
+    config = load_config(str(path))
+    assert load_config(str(path), ["teacher.replicas=[2,3]"]).teacher.replicas == (2, 3)
+    assert len(config.task.labels) >= 5
+
+
+def test_several_teachers_in_place_of_one(tmp_path: Path) -> None:
+    teachers = [{"model": "one"}, {"model": "two", "weight": 2.0}]
+    config = parse_config({**MINIMAL, "teacher": None, "teachers": teachers})
+    alone = config.of_each_teacher
+    assert [each.teacher.model for each in alone] == ["one", "two"]
+    assert [each.teacher_number for each in alone] == [0, 1]
+    assert config.teacher.model == "one"
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    with pytest.raises(ConfigError, match="give teacher or teachers, not both"):
+        parse_config({**MINIMAL, "teachers": teachers})
+
+
+def test_settings_that_need_each_other() -> None:
+    prior = merged(teacher__prior={"a": 1.0})
+    with pytest.raises(ConfigError, match="prior must give a share to each of the labels"):
+        parse_config(prior)
+    with pytest.raises(ConfigError, match="name them in validation"):
+        parse_config(merged(teacher__calibration="temperature"))
+    task = {**MINIMAL["task"], "examples_from": {"path": "x.csv", "choose": "nearest"}}  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="nearest needs an embedder"):
+        parse_config({**MINIMAL, "task": task})
+
+
 def test_defaults_are_those_of_the_design() -> None:
     config = parse_config(MINIMAL)
     assert config.task.label_names == ["a", "b"]
@@ -87,7 +119,7 @@ WRONG = {
     "no instruction": (merged(task={"labels": ["a", "b"]}), "task.instruction: missing"),
     "unknown policy": (merged(selection__policy="best"), "selection.policy.*'best'"),
     "fraction over one": (merged(selection__fraction=1.5), "selection.fraction.*1.5"),
-    "unknown engine": (merged(teacher__engine="vlm"), "engine must be vllm.*'vlm'"),
+    "unknown engine": (merged(teacher__engine="vlm"), "engine must be one of vllm.*'vlm'"),
     "yes as a label": (merged(task__labels={True: None, "b": None}), "label True is not text; YAML needs quotes"),
     "no path": (merged(corpus={}), "corpus.path: missing"),
 }  # fmt: skip

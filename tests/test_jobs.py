@@ -265,6 +265,12 @@ def test_a_local_ray_listens_on_this_machine_only(ordeal: Ordeal) -> None:
 WRONG: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
     "misspelt setting": ({}, ["student.epoch=3"], 2, "did you mean 'epochs'"),
     "wrong column": ({}, ["corpus.text_column=body"], 1, "no column 'body'"),
+    "no such student": (
+        {},
+        ["student.model=demo/nosuch"],
+        1,
+        "student.model: cannot load demo/nosuch",
+    ),
     "no such model": ({}, ["teacher.engine=vllm", "teacher.model=./nothing"], 1, "does not exist"),
 }
 
@@ -281,11 +287,23 @@ def test_wrong_input_is_told_in_a_line_and_fails(
         assert "logs/run-" in output
 
 
+def test_a_cluster_that_is_not_there_is_told_at_once(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "jobs/ingest.py", str(write_config())], cwd=ROOT, text=True, timeout=60,
+        env=environment(RAY_ADDRESS=f"127.0.0.1:{free_port()}"), capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no Ray cluster answers there" in done.stdout
+
+
 def test_help_tells_what_a_job_does() -> None:
-    for job in ("run", "ingest", "label", "distill", "evaluate", "prepare_demo"):
+    for job in ("run", "ingest", "label", "distill", "evaluate", "plan", "prepare_demo"):
         output = run(job, "--help")
         assert "usage:" in output
         assert "Safe to run again" in output or "left alone" in output
+    assert "teacher" in run("benchmark", "--help")
 
 
 def listening_addresses(root: int) -> set[str]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from llkd.config import RunConfig
 from llkd.errors import FingerprintError, IncompleteError
-from llkd.pipeline import STAGES
+from llkd.pipeline import run_stage
 from tests.conftest import MakeConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 def run(stage: str, config: RunConfig) -> str:
     screen = io.StringIO()
-    STAGES[stage](config, Console(file=screen, width=120))
+    run_stage(stage, config, Console(file=screen, width=120))
     return screen.getvalue()
 
 

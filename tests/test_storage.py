@@ -90,6 +90,7 @@ def test_manifest_names_the_setting_that_differs(tmp_path: Path) -> None:
     first = Manifest("label", {"teacher.model": "a", "seed": 1}, "up")
     assert open_stage(folder, first) == first
     assert open_stage(folder, first) == first
+    folder.write_bytes("part-00000.parquet", b"a result")
     with pytest.raises(FingerprintError, match=r'teacher.model: was "a", now "b"'):
         open_stage(folder, Manifest("label", {"teacher.model": "b", "seed": 1}, "up"))
     with pytest.raises(FingerprintError, match="earlier stage"):
@@ -115,3 +116,13 @@ def test_shards_without_manifest_and_other_versions_are_refused(tmp_path: Path) 
     folder.write_json("manifest.json", {"version": 99})
     with pytest.raises(FingerprintError, match="version 99"):
         read_manifest(folder)
+
+
+def test_a_stage_that_left_nothing_binds_nobody_to_its_settings(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "labels"))
+    wrong = open_stage(folder, Manifest("label", {"teacher.model": "misspelt"}, "up"))
+    folder.write_json("settled.json", {"dtype": "float32"})
+    right = Manifest("label", {"teacher.model": "model"}, "up")
+    assert wrong != right
+    assert open_stage(folder, right) == right
+    assert not folder.exists("settled.json")  # it was settled for the other model

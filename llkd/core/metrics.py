@@ -86,6 +86,20 @@ class Evaluation:
         below_r = np.cumsum(wrong_r) - wrong_r
         return float((right_r * (below_r + wrong_r / 2)).sum() / pairs)
 
+    def risk_at(self, coverage: float) -> float:
+        """Share of wrong rows among the most confident ones, which make up `coverage` of all.
+
+        A point of the risk-coverage curve (arXiv 1705.08500). Ties at the edge count in part.
+        """
+        wrong_r, right_r = self.ranks_2r[:, ::-1].astype(np.float64)
+        rows_r = wrong_r + right_r
+        wanted = coverage * rows_r.sum()
+        if wanted <= 0:
+            return 0.0
+        above_r = np.cumsum(rows_r) - rows_r
+        taken_r = np.clip((wanted - above_r) / np.maximum(rows_r, 1), 0.0, 1.0)
+        return float((taken_r * wrong_r).sum() / wanted)
+
 
 def evaluate(probs_nc: np.ndarray, gold_n: np.ndarray) -> Evaluation:
     """Count one shard.

@@ -1,7 +1,8 @@
 """What the teacher is asked, as conversation turns or as plain text.
 
 Everything that is the same for every row comes first, so that the engine computes it once
-(prefix caching); the row's own text comes last.
+(prefix caching); the row's own text comes last. Texts are not written into it here but into
+slots: they are put in as tokens later, so that no text can forge the prompt's structure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,32 +18,41 @@ class Turn:
 
 
 TEXT_SLOT = "\x00"
-"""Stands where the row's text goes. NUL cannot occur in text that ingest accepts."""
+"""Stands where a text goes: an example's, or last the row's. NUL cannot occur in text that ingest
+accepts."""
 
 
-def instructions(instruction: str, labels: Mapping[str, str | None]) -> str:
-    """The question and the labels, with their descriptions where there are any."""
-    lines = [
-        f"- {name}: {description}" if description else f"- {name}"
-        for name, description in labels.items()
-    ]
-    return "\n".join([instruction, "Labels:", *lines, "Answer with one label."])
+def instructions(
+    instruction: str, labels: Mapping[str, str | None], codes: Mapping[str, str] | None = None
+) -> str:
+    """The question and the labels, with their descriptions where there are any.
 
-
-def chat_turns(
-    instruction: str,
-    labels: Mapping[str, str | None],
-    examples: Sequence[tuple[str, str]],
-) -> list[Turn]:
-    """The conversation up to the answer: the last turn holds TEXT_SLOT in the text's place.
-
-    Examples are (text, label) pairs, each shown as a question and its answer.
+    Args:
+        instruction: the question.
+        labels: name: description or None.
+        codes: name: what the model is to answer in its place; None for the names themselves.
     """
-    questions = [f"Text: {text}\nLabel:" for text, _ in examples] + [f"Text: {TEXT_SLOT}\nLabel:"]
-    turns = [Turn("system", instructions(instruction, labels))]
-    for question, (_, label) in zip(questions, examples, strict=False):
-        turns += [Turn("user", question), Turn("assistant", label)]
-    return [*turns, Turn("user", questions[-1])]
+    lines = []
+    for name, description in labels.items():
+        line = f"- {name}" if codes is None else f"- {codes[name]}: {name}"
+        separator = ": " if codes is None else ", "
+        lines.append(f"{line}{separator}{description}" if description else line)
+    answer = "Answer with one label." if codes is None else "Answer with the code of one label."
+    return "\n".join([instruction, "Labels:", *lines, answer])
+
+
+def chat_turns(system: str, answers: Sequence[str]) -> list[Turn]:
+    """The conversation up to the row's answer, with a slot for each example and for the row.
+
+    Args:
+        system: what `instructions` gave.
+        answers: what the model is to answer to each example.
+    """
+    question = Turn("user", f"Text: {TEXT_SLOT}\nLabel:")
+    turns = [Turn("system", system)]
+    for answer in answers:
+        turns += [question, Turn("assistant", answer)]
+    return [*turns, question]
 
 
 def without_system(turns: Sequence[Turn]) -> list[Turn]:
@@ -51,11 +61,7 @@ def without_system(turns: Sequence[Turn]) -> list[Turn]:
     return [Turn("user", f"{system.content}\n\n{first.content}"), *rest]
 
 
-def completion_text(
-    instruction: str,
-    labels: Mapping[str, str | None],
-    examples: Sequence[tuple[str, str]],
-) -> str:
+def completion_text(system: str, answers: Sequence[str]) -> str:
     """A plain prompt up to the answer, for models without a chat template."""
-    shown = "".join(f"Text: {text}\nLabel: {label}\n\n" for text, label in examples)
-    return f"{instructions(instruction, labels)}\n\n{shown}Text: {TEXT_SLOT}\nLabel:"
+    shown = "".join(f"Text: {TEXT_SLOT}\nLabel: {answer}\n\n" for answer in answers)
+    return f"{system}\n\n{shown}Text: {TEXT_SLOT}\nLabel:"

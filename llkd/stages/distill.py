@@ -10,14 +10,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import ray
 
 from llkd import errors, runtime
+from llkd.calibrate import calibration_settings
 from llkd.config import RunConfig
+from llkd.core.calibration import Calibration
 from llkd.epochs import ShardQueue, checkpoint_name, read_stats, run_worker
 from llkd.errors import ResourceError, StudentError
-from llkd.manifest import Manifest, open_stage, read_manifest, require_complete, write_manifest
+from llkd.manifest import Manifest, begun, open_stage, require_complete, write_manifest
 from llkd.models import model_identity
 from llkd.schema import RunLayout
 from llkd.selection import Selector, shard_starts
@@ -28,12 +29,12 @@ SELECTION_CPUS = 1.0
 """CPUs kept free of training workers, for selection."""
 
 
-def distill(config: RunConfig, bias_c: np.ndarray, tracker: Any) -> Manifest:
+def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manifest:
     """Train the student; epochs that are done are not done again.
 
     Args:
         config: the run.
-        bias_c: the calibration of the corpus's labels, shape (C,).
+        calibration: of the corpus's labels.
         tracker: the progress tracker.
 
     Returns:
@@ -47,14 +48,14 @@ def distill(config: RunConfig, bias_c: np.ndarray, tracker: Any) -> Manifest:
     layout = RunLayout(config.run_dir)
     labelled = require_complete(Folder(layout.labels("corpus")), "label")
     folder = Folder(layout.epochs)
-    if read_manifest(folder) is None:
+    if not begun(folder):
         Folder(layout.checkpoints).delete()  # of a run whose epochs were deleted
     manifest = open_stage(folder, manifest_of(config, labelled))
     if manifest.complete:
         return manifest
     resources = worker_resources(config)
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
-    selector = Selector(config, bias_c, shard_starts(ingested.results["rows"]))
+    selector = Selector(config, calibration, shard_starts(ingested.results["rows"]))
     checkpoint = _train(config, selector, labelled.results["rows"], resources, tracker)
     stats = [read_stats(config, epoch) for epoch in range(config.student.epochs)]
     rows = sum(labelled.results["rows"])
@@ -79,6 +80,7 @@ def manifest_of(config: RunConfig, labelled: Manifest) -> Manifest:
         mode="json", exclude={"model", "revision", "workers", "resources", "max_failures"}
     )
     settings = {
+        **calibration_settings(config),
         "student.model": model_identity(
             config.student.model, config.student.revision, "student.model"
         ),

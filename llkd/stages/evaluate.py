@@ -14,7 +14,7 @@ import pyarrow as pa
 from llkd import runtime
 from llkd.arrays import fixed_lists, matrix
 from llkd.config import RunConfig
-from llkd.core.calibration import distribution
+from llkd.core.calibration import Calibration
 from llkd.core.metrics import Evaluation
 from llkd.core.metrics import evaluate as count
 from llkd.errors import IncompleteError
@@ -24,7 +24,7 @@ from llkd.settled import settled_precision
 from llkd.storage import Folder
 
 
-def evaluate(config: RunConfig, bias_c: np.ndarray, tracker: Any) -> dict[str, Any]:
+def evaluate(config: RunConfig, calibration: Calibration, tracker: Any) -> dict[str, Any]:
     """Measure what can be measured.
 
     Returns:
@@ -34,9 +34,9 @@ def evaluate(config: RunConfig, bias_c: np.ndarray, tracker: Any) -> dict[str, A
     started = time.monotonic()
     found: dict[str, Any] = {}
     if config.corpus.label_column is not None:
-        found["teacher.corpus"] = _measure_teacher(config, "corpus", bias_c)
+        found["teacher.corpus"] = _measure_teacher(config, "corpus", calibration)
     if config.test is not None:
-        found["teacher.test"] = _measure_teacher(config, "test", bias_c)
+        found["teacher.test"] = _measure_teacher(config, "test", calibration)
         predict(config, "test", tracker)
         found["student.test"] = _measure_student(config, "test")
     found["seconds"] = time.monotonic() - started
@@ -111,14 +111,14 @@ class StudentActor:
         return shard
 
 
-def _measure_teacher(config: RunConfig, dataset: str, bias_c: np.ndarray) -> Evaluation:
+def _measure_teacher(config: RunConfig, dataset: str, calibration: Calibration) -> Evaluation:
     layout = RunLayout(config.run_dir)
     folder = Folder(layout.labels(dataset))
     labelled = require_complete(folder, "label")
 
     def probabilities(shard: int) -> tuple[np.ndarray, np.ndarray]:
         table = folder.read_shard(shard, [ROW, LOGPROBS])
-        return table[ROW].to_numpy(), distribution(matrix(table[LOGPROBS]), bias_c)
+        return table[ROW].to_numpy(), calibration.apply(matrix(table[LOGPROBS]))
 
     return _measure(layout, dataset, len(labelled.results["rows"]), probabilities)
 

@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from llkd.config import CorpusConfig, RunConfig, SourceConfig, portable_path
 from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
-from llkd.manifest import Manifest, open_stage, read_manifest, write_manifest
+from llkd.manifest import Manifest, begun, open_stage, write_manifest
 from llkd.runtime import run_on_shards
 from llkd.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
 from llkd.sources import (
     SourceFile,
     SourceRow,
+    as_text,
     check_columns,
     count_rows,
     list_files,
@@ -59,11 +60,11 @@ class ShardPlan:
 
 
 def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
-    """Make `corpus/` or `test/` from its source; shards that are there are left alone.
+    """Make the shards of a data set from its source; shards that are there are left alone.
 
     Args:
         config: the run.
-        dataset: `corpus` or `test`.
+        dataset: `corpus`, `test` or `validation`.
         tracker: the progress tracker.
 
     Raises:
@@ -74,9 +75,9 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     started = time.monotonic()
     layout = RunLayout(config.run_dir)
     folder = Folder(layout.rows(dataset))
-    source = config.corpus if dataset == "corpus" else config.test
+    source = config.source(dataset)
     assert source is not None
-    if read_manifest(folder) is None:
+    if not begun(folder):
         Folder(layout.rejects(f"ingest-{dataset}")).delete()  # of shards that were deleted
     manifest = open_stage(folder, manifest_of(config, dataset))
     if manifest.complete:
@@ -106,7 +107,7 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
 
 def manifest_of(config: RunConfig, dataset: str) -> Manifest:
     """What determines the shards of a data set."""
-    source = config.corpus if dataset == "corpus" else config.test
+    source = config.source(dataset)
     assert source is not None
     settings = {f"{dataset}.{key}": value for key, value in source.model_dump(mode="json").items()}
     settings[f"{dataset}.path"] = [portable_path(path) for path in source.paths]
@@ -145,14 +146,14 @@ def _check_plan(folder: Folder, plan: ShardPlan) -> None:
         [portable_path(file.uri), file.size, end - start]
         for file, start, end in zip(plan.files, plan.starts, plan.starts[1:], strict=False)
     ]
-    if not folder.exists(PLAN):
+    if not begun(folder) or not folder.exists(PLAN):
         folder.write_json(PLAN, now)
         return
     for old, new in itertools.zip_longest(folder.read_json(PLAN), now):
         if old != new:
             raise FingerprintError(
                 f"The files of {plan.dataset}.path have changed since {folder.uri} was begun: "
-                f"[file, bytes, rows] was {old}, now {new}. Put them back, or delete that folder."
+                f"[file, bytes, rows] was {old}, now {new}. Delete that folder to ingest the files as they are now."
             )
 
 
@@ -171,11 +172,11 @@ def _write_shard(
             if text is None:
                 rejected.append(
                     {"stage": "ingest", "shard": shard, "row": row.number, "source": file.uri,
-                     "id": _as_text(row.id), "reason": reason, "detail": detail}
+                     "id": as_text(row.id), "reason": reason, "detail": detail}
                 )  # fmt: skip
                 continue
             gold = _gold_class(row, classes, file, plan) if with_gold else None
-            kept.append((text, _as_text(row.id), gold))
+            kept.append((text, as_text(row.id), gold))
     if rejected:
         Folder(layout.rejects(f"ingest-{plan.dataset}")).write_shard(
             shard, pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA)
@@ -219,26 +220,19 @@ def _usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
 def _gold_class(
     row: SourceRow, classes: dict[str, int], file: SourceFile, plan: ShardPlan
 ) -> int | None:
-    """The class index of a gold label; null stays null in the corpus, not in a test set."""
-    name = _as_text(row.gold)
-    where = f"{file.uri}, row {row.number}, column {plan.source.label_column!r}"
-    if name is None:
-        if plan.dataset == "test":
+    """The class index of a gold label; null stays null in the corpus, not elsewhere."""
+    name = as_text(row.gold)
+    where = f"{file.uri}, row {row.number + 1}, column {plan.source.label_column!r}"
+    if not name:
+        if plan.dataset != "corpus":
             raise DataError(f"{where}: the gold label is missing")
         return None
     if name not in classes:
         raise DataError(
-            f"{where}: label {name!r} is not one of task.labels ({', '.join(classes)}). Add it "
-            "there, or map the column to those names."
+            f"{where}: label {name!r} is not one of task.labels ({', '.join(classes)}), which "
+            "must be spelt as in the file"
         )
     return classes[name]
-
-
-def _as_text(value: Any) -> str | None:
-    """An identifier or a label as text, whatever type the file has."""
-    if value is None:
-        return None
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _finish(

@@ -4,8 +4,10 @@ An actor is handed shard numbers; it reads the shard, labels it and writes the s
 So text and results travel through storage, and a shard that is there is never labelled again.
 """
 
+import hashlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,11 +15,17 @@ import numpy as np
 import pyarrow as pa
 
 from llkd import runtime
-from llkd.arrays import fixed_lists, matrix
-from llkd.config import RunConfig
-from llkd.core.calibration import fit_batch_bias, marginal
+from llkd.arrays import fixed_lists
+from llkd.config import RunConfig, SourceConfig, TeacherConfig, portable_path
 from llkd.errors import IncompleteError, RejectLimitError
-from llkd.manifest import Manifest, open_stage, read_manifest, require_complete, write_manifest
+from llkd.manifest import (
+    Manifest,
+    begun,
+    open_stage,
+    read_manifest,
+    require_complete,
+    write_manifest,
+)
 from llkd.models import model_identity
 from llkd.schema import (
     ID,
@@ -30,12 +38,17 @@ from llkd.schema import (
     labels_schema,
 )
 from llkd.settled import settled_teacher
+from llkd.sources import list_files
 from llkd.storage import Folder
-from llkd.teacher.engine import engine_class
+from llkd.teacher.engine import LabelBatch, engine_class
+from llkd.teacher.examples import pool_identity
 
-CALIBRATION = "calibration.json"
-CALIBRATION_VALUES = 2**25
-"""Log-probabilities that calibration looks at, at most: 128 MiB of them."""
+CONTENT_FREE = ("N/A", "[MASK]", "-")
+"""Texts that say nothing, labelled beside the corpus for contextual calibration (arXiv
+2102.09690)."""
+TELL_SECONDS = 0.25
+"""Between two words to the progress tracker."""
+CONTENT_FREE_ITEM = ("content_free", 0)
 
 
 def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str, Manifest]:
@@ -52,28 +65,34 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
     Raises:
         IncompleteError: shards are missing at the end.
         TeacherError: the teacher cannot be loaded.
+        ActorError: replicas died too often.
     """
     started = time.monotonic()
-    layout = RunLayout(config.run_dir)
+    layout = RunLayout(config.run_dir, config.teacher_number)
     manifests: dict[str, Manifest] = {}
     rows: dict[tuple[str, int], int] = {}
     work: list[tuple[str, int]] = []
     for dataset in datasets:
         ingested = require_complete(Folder(layout.rows(dataset)), "ingest")
         folder = Folder(layout.labels(dataset))
-        if read_manifest(folder) is None:
-            Folder(layout.rejects(f"label-{dataset}")).delete()  # of labels that were deleted
+        if not begun(folder):  # what is beside it belongs to labels that were deleted
+            Folder(layout.label_rejects(dataset)).delete()
+            if dataset == "corpus":
+                Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()
         manifests[dataset] = open_stage(folder, manifest_of(config, dataset, ingested))
         rows |= {(dataset, shard): n for shard, n in enumerate(ingested.results["rows"])}
         if not manifests[dataset].complete:
             missing = set(range(len(ingested.results["rows"]))) - folder.shards()
             work += [(dataset, shard) for shard in sorted(missing)]
+    if work and not Folder(layout.labels(CONTENT_FREE_ITEM[0])).shards():
+        work.append(CONTENT_FREE_ITEM)
     if all(manifest.complete for manifest in manifests.values()):
         return manifests
     done: list[dict[str, Any]] = []
     if work:
-        skipped = sum(rows.values()) - sum(rows[item] for item in work)
-        tracker.begin.remote("label", sum(rows.values()), skipped)
+        skipped = sum(rows.values()) - sum(rows.get(item, 0) for item in work)
+        name = "label" if config.teacher_number is None else f"label by {config.teacher.model}"
+        tracker.begin.remote(name, sum(rows.values()), skipped)
         done = _run_pool(config, work, tracker)
         tracker.end.remote()
     for dataset in datasets:
@@ -89,28 +108,35 @@ def manifest_of(config: RunConfig, dataset: str, ingested: Manifest) -> Manifest
     teacher = config.teacher
     settings = {
         "teacher.engine": teacher.engine,
-        "teacher.model": model_identity(teacher.model, teacher.revision, "teacher.model"),
+        "teacher.model": _model_identity(teacher),
         "teacher.prompt_format": teacher.prompt_format,
         "teacher.max_text_tokens": teacher.max_text_tokens,
-        "teacher.calibration": teacher.calibration,
+        "teacher.verbalizer": teacher.verbalizer,
+        "teacher.truncation": teacher.truncation,
+        "teacher.lora": teacher.lora,
         **{f"teacher.engine_args.{key}": value for key, value in _shaping(config).items()},
         **{f"task.{key}": value for key, value in config.task.model_dump(mode="json").items()},
         "task.label_order": config.task.label_names,
     }
+    if config.task.examples_from is not None:
+        settings["task.examples_from.rows"] = pool_identity(config.task.examples_from, config.task)
     return Manifest("label", settings, ingested.fingerprint)
 
 
-def read_bias(config: RunConfig) -> np.ndarray:
-    """The calibration of the corpus's labels: log bias by class, shape (C,)."""
-    folder = Folder(RunLayout(config.run_dir).labels("corpus"))
-    return np.asarray(folder.read_json(CALIBRATION)["log_bias"], dtype=np.float64)
+def _model_identity(teacher: TeacherConfig) -> str:
+    if teacher.engine != "table":
+        return model_identity(teacher.model, teacher.revision, "teacher.model")
+    files = list_files(SourceConfig(path=teacher.model), "teacher.model")
+    listed = json.dumps([(portable_path(file.uri), file.size) for file in files])
+    return f"{len(files)} files#{hashlib.sha256(listed.encode()).hexdigest()[:16]}"
 
 
 _ENGINE_ARGS_WITHOUT_EFFECT = {
     "gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs",
     "max_num_batched_tokens", "enforce_eager", "disable_log_stats", "enable_prefix_caching",
     "swap_space", "block_size", "download_dir", "load_format", "distributed_executor_backend",
-    "kv_cache_memory_bytes", "compilation_config",
+    "kv_cache_memory_bytes", "compilation_config", "api_key_env", "concurrency",
+    "requests_per_minute", "max_retries", "timeout",
 }  # fmt: skip
 """They change the speed and the memory, not what the model computes."""
 
@@ -126,7 +152,7 @@ class TeacherActor:
     def __init__(self, config: RunConfig, tracker: Any) -> None:
         self._config = config
         self._tracker = tracker
-        self._layout = RunLayout(config.run_dir)
+        self._layout = RunLayout(config.run_dir, config.teacher_number)
         self._engine = engine_class(config.teacher.engine)(config.teacher, config.task)
 
     def __call__(self, item: tuple[str, int]) -> dict[str, Any]:
@@ -138,27 +164,55 @@ class TeacherActor:
         return {"dataset": dataset, "shard": shard, **counts, **times}
 
     def _label_shard(self, dataset: str, shard: int) -> dict[str, Any]:
+        if (dataset, shard) == CONTENT_FREE_ITEM:
+            return self._label_content_free()
         unit = f"{dataset}/{shard}"
         rows = Folder(self._layout.rows(dataset)).read_shard(shard)
         texts = rows[TEXT].to_pylist()
-        batch = self._engine.label(texts, partial(self._tracker.update.remote, unit))
+        ids = rows[ID].to_pylist() if ID in rows.column_names else [None] * len(texts)
+        batch = self._label(texts, ids, _now_and_then(partial(self._tracker.update.remote, unit)))
         undefined_n = np.flatnonzero(np.isnan(batch.logprobs_nc).any(axis=1)).tolist()
         refused = {**dict.fromkeys(undefined_n, "not_a_number"), **batch.refused}
         if refused:
             self._write_rejects(dataset, shard, rows, refused)
-        kept_n = np.array([i for i in range(len(texts)) if i not in refused], dtype=np.int32)
-        logprobs_nc = batch.logprobs_nc[kept_n]
+        kept = [i for i in range(len(texts)) if i not in refused]
+        table = self._write_labels((dataset, shard), kept, batch.logprobs_nc[kept])
+        self._tracker.update.remote(unit, len(texts))
+        return _counts(table)
+
+    def _label(
+        self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
+    ) -> LabelBatch:
+        """Ask the engine, once for texts that are the same."""
+        if getattr(self._engine, "by_id", False):
+            return self._engine.label(texts, ids, progress)
+        places: dict[str, int] = {}
+        place_n = [places.setdefault(text, len(places)) for text in texts]
+        batch = self._engine.label(list(places), [None] * len(places), progress)
+        refused = {
+            row: batch.refused[place] for row, place in enumerate(place_n) if place in batch.refused
+        }
+        return LabelBatch(batch.logprobs_nc[place_n], refused)
+
+    def _label_content_free(self) -> dict[str, Any]:
+        batch = self._label(CONTENT_FREE, [None] * len(CONTENT_FREE), lambda done: None)
+        kept = [i for i in range(len(CONTENT_FREE)) if i not in batch.refused]
+        return _counts(self._write_labels(CONTENT_FREE_ITEM, kept, batch.logprobs_nc[kept]))
+
+    def _write_labels(
+        self, item: tuple[str, int], kept: Sequence[int], logprobs_nc: np.ndarray
+    ) -> pa.Table:
+        dataset, shard = item
         table = pa.table(
             {
-                ROW: kept_n,
+                ROW: np.asarray(kept, dtype=np.int32),
                 LOGPROBS: fixed_lists(logprobs_nc),
                 LABEL_MASS: np.exp(logprobs_nc.astype(np.float64)).sum(axis=1).astype(np.float32),
             },
             schema=labels_schema(len(self._config.task.labels)),
         )
         Folder(self._layout.labels(dataset)).write_shard(shard, table)
-        self._tracker.update.remote(unit, len(texts))
-        return _counts(table)
+        return table
 
     def _write_rejects(
         self, dataset: str, shard: int, rows: pa.Table, refused: dict[int, str]
@@ -169,9 +223,22 @@ class TeacherActor:
              "reason": reason, "detail": None}
             for i, reason in sorted(refused.items())
         ]  # fmt: skip
-        Folder(self._layout.rejects(f"label-{dataset}")).write_shard(
+        Folder(self._layout.label_rejects(dataset)).write_shard(
             shard, pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA)
         )
+
+
+def _now_and_then(tell: Callable[[int], Any]) -> Callable[[int], None]:
+    """`tell`, but no more often than anybody looks: an engine's steps may be milliseconds."""
+    last = 0.0
+
+    def maybe(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TELL_SECONDS:
+            last = time.monotonic()
+            tell(done)
+
+    return maybe
 
 
 def _run_pool(
@@ -182,7 +249,12 @@ def _run_pool(
     runtime.require_resources(resources, "teacher.resources")
     config = config.model_copy(update={"teacher": settled_teacher(config, resources)})
     return runtime.run_on_actors(
-        TeacherActor, (config, tracker), work, pool=config.teacher.replicas, resources=resources
+        TeacherActor,
+        (config, tracker),
+        work,
+        pool=config.teacher.replicas,
+        resources=resources,
+        max_failures=config.teacher.max_actor_failures,
     )
 
 
@@ -210,8 +282,8 @@ def _finish(
     counts: dict[int, dict[str, Any]],
     times: dict[str, Any],
 ) -> Manifest:
-    """See that all shards are there, add up their counts, calibrate, and close the stage."""
-    layout = RunLayout(config.run_dir)
+    """See that all shards are there, add up their counts, and close the stage."""
+    layout = RunLayout(config.run_dir, config.teacher_number)
     folder = Folder(layout.labels(dataset))
     ingested = read_manifest(Folder(layout.rows(dataset)))
     assert ingested is not None
@@ -231,8 +303,6 @@ def _finish(
             f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
             f"{layout.rejects(f'label-{dataset}')}."
         )
-    if dataset == "corpus":
-        _calibrate(config, folder, len(expected))
     mass = sum(entry["label_mass"] for entry in counts.values()) / max(sum(rows), 1)
     results = {"rows": rows, "rejected": rejected, "label_mass": mass, **times}
     finished = manifest.finished(results)
@@ -244,30 +314,3 @@ def _counts(table: pa.Table) -> dict[str, Any]:
     """Rows labelled and the sum of their label mass."""
     mass_n = table[LABEL_MASS].to_numpy()
     return {"rows": len(mass_n), "label_mass": float(mass_n.sum(dtype=np.float64))}
-
-
-def _calibrate(config: RunConfig, folder: Folder, shards: int) -> None:
-    """Fit the bias on the corpus."""
-    classes = len(config.task.labels)
-    bias_c = np.zeros(classes)
-    if config.teacher.calibration == "batch":
-        logprobs_nc = _sample(folder, shards, classes)
-        bias_c = fit_batch_bias(partial(marginal, logprobs_nc), classes)
-    folder.write_json(
-        CALIBRATION,
-        {"method": config.teacher.calibration, "labels": config.task.label_names,
-         "log_bias": bias_c.tolist()},
-    )  # fmt: skip
-
-
-def _sample(folder: Folder, shards: int, classes: int) -> np.ndarray:
-    """Log-probabilities of whole shards spread evenly over the corpus, shape (N, C).
-
-    All shards of a corpus that fits CALIBRATION_VALUES; of a larger one as many as fit. The bias
-    is a mean over rows, and millions of them settle it far below what matters.
-    """
-    first = matrix(folder.read_shard(0, [LOGPROBS])[LOGPROBS])
-    count = min(max(CALIBRATION_VALUES // max(first.size, 1), 1), shards)
-    chosen = np.unique(np.linspace(0, shards - 1, count).round().astype(int))
-    parts = [matrix(folder.read_shard(int(shard), [LOGPROBS])[LOGPROBS]) for shard in chosen]
-    return np.concatenate(parts)

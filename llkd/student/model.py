@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from llkd.config import StudentConfig
 from llkd.errors import StudentError
@@ -28,6 +28,26 @@ def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, An
     )
 
 
+def require_loadable(student: StudentConfig) -> None:
+    """See that the model's config and tokenizer can be had, before the teacher costs hours.
+
+    Raises:
+        StudentError: they cannot.
+    """
+    try:
+        AutoConfig.from_pretrained(student.model, revision=student.revision)
+        AutoTokenizer.from_pretrained(student.model, revision=student.revision)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(student.model, error) from error
+
+
+def _cannot_load(name: str, error: Exception) -> StudentError:
+    return StudentError(
+        f"student.model: cannot load {name}, which is no directory here that holds a model, nor "
+        f"one that the hub gave: {error}"
+    )
+
+
 def load_finished(directory: str) -> tuple[Any, Any]:
     """(tokenizer, model) of a student that was saved.
 
@@ -44,7 +64,7 @@ def _load(name: str, revision: str | None = None, **arguments: Any) -> tuple[Any
             name, revision=revision, dtype=torch.float32, use_safetensors=True, **arguments
         )
     except (OSError, ValueError) as error:
-        raise StudentError(f"student.model: cannot load {name}: {error}") from error
+        raise _cannot_load(name, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise StudentError(f"student.model: the tokenizer of {name} can pad with no token")

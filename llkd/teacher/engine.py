@@ -7,7 +7,7 @@ An engine of your own is a class with these methods, named in the config as
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -36,8 +36,24 @@ class Engine(Protocol):
             TeacherError: it cannot be loaded, or cannot express the labels.
         """
 
-    def label(self, texts: Sequence[str], progress: Callable[[int], None]) -> LabelBatch:
-        """Score every label for every text; call `progress` with the texts done so far."""
+    def label(
+        self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
+    ) -> LabelBatch:
+        """Score every label for every text.
+
+        Args:
+            texts: N texts.
+            ids: the caller's identifier of each; None where the corpus has none.
+            progress: to be called with the texts done so far.
+        """
+
+
+_OURS = {
+    "vllm": "llkd.teacher.vllm_engine:VLLMEngine",
+    "transformers": "llkd.teacher.transformers_engine:TransformersEngine",
+    "openai": "llkd.teacher.openai_engine:OpenAIEngine",
+    "table": "llkd.teacher.table_engine:TableEngine",
+}
 
 
 def engine_class(name: str) -> type[Engine]:
@@ -46,7 +62,7 @@ def engine_class(name: str) -> type[Engine]:
     Raises:
         ConfigError: there is no such module or class.
     """
-    path = "llkd.teacher.vllm_engine:VLLMEngine" if name == "vllm" else name
+    path = _OURS.get(name, name)
     module_name, _, class_name = path.partition(":")
     try:
         return cast(type[Engine], getattr(importlib.import_module(module_name), class_name))

@@ -1,54 +1,81 @@
 """The teacher served by vLLM, inside the process of its Ray actor."""
 
+import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from llkd.config import TaskConfig, TeacherConfig
 from llkd.errors import TeacherError
 from llkd.teacher.engine import LabelBatch
-from llkd.teacher.prompting import PromptTemplate, encode_texts, make_template
+from llkd.teacher.prompting import Prompter, make_prompter
 
 CPU_KV_CACHE_GIB = 2
 """Key-value cache on a CPU unless VLLM_CPU_KVCACHE_SPACE says otherwise. A prompt is read once
 and answered with one token, so that little is ever held."""
 
+CPU_BLOCK_SIZE = 32
+"""Tokens in a block of the key-value cache on a CPU. The shared prefix is cached in whole blocks;
+vLLM's own 128 would have up to 127 of its tokens computed again for every row."""
+
 
 class VLLMEngine:
-    """Reads the log-probability of every label's first token after the prompt.
+    """Reads the log-probability of every label after the prompt.
 
     The labels' tokens are asked for by id (`logprob_token_ids`): a list of the most probable
     tokens would silently lose labels.
     """
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
-        _prepare_platform()
-        from vllm import LLM, SamplingParams
+        prepare_platform()
+        from vllm import LLM
 
         try:
-            self._llm = LLM(
-                model=teacher.model,
-                revision=teacher.revision,
-                **{"disable_log_stats": True, "enable_prefix_caching": True, **teacher.engine_args},
-            )
+            with _starting_alone():
+                self._llm = LLM(
+                    model=teacher.model, revision=teacher.revision, **engine_arguments(teacher)
+                )
         except Exception as error:  # vLLM raises many kinds
             raise TeacherError(f"vLLM cannot load {teacher.model}: {error}") from error
-        self._tokenizer = self._llm.get_tokenizer()
-        self._template = make_template(teacher, task, self._tokenizer)
-        self._max_text_tokens = _text_budget(
-            teacher, self._template, self._llm.llm_engine.model_config.max_model_len
-        )
-        self._params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            logprob_token_ids=list(self._template.label_tokens),
-            flat_logprobs=True,
-            detokenize=False,
-        )
+        self.max_model_len = self._llm.llm_engine.model_config.max_model_len
+        self._lora = _lora_request(teacher)
+        self.use(teacher, task)
+
+    def use(self, teacher: TeacherConfig, task: TaskConfig) -> None:
+        """Label by another task, or in another way, with the model that is loaded.
+
+        Raises:
+            TeacherError: the labels cannot be told apart, or the prompt does not fit.
+        """
+        self.speak(make_prompter(teacher, task, self._llm.get_tokenizer()))
+
+    def speak(self, prompter: Prompter) -> None:
+        """Ask with these prompts from now on.
+
+        Raises:
+            TeacherError: they do not fit into the model.
+        """
+        from vllm import SamplingParams
+
+        self.prompter = prompter
+        prompter.room(self.max_model_len)
+        self._params = [
+            SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                logprob_token_ids=list(question.tokens),
+                flat_logprobs=True,
+                detokenize=False,
+            )
+            for question in self.prompter.verbalizer.questions
+        ]
         # Computes the shared prefix, so that every shard afterwards meets the same engine.
-        self._generate([self._template.prompt([])], lambda done: None)
+        before, after = self.prompter.fixed
+        self._ask([[*before, *after]], lambda done: None)
 
     @staticmethod
     def machine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
@@ -64,51 +91,84 @@ class VLLMEngine:
             return {}
         return {"dtype": "bfloat16" if cpu_prefers_bfloat16() else "float32"}
 
-    def label(self, texts: Sequence[str], progress: Callable[[int], None]) -> LabelBatch:
+    def label(
+        self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
+    ) -> LabelBatch:
         """See Engine.label."""
-        text_tokens = encode_texts(self._tokenizer, texts, self._max_text_tokens)
-        refused = {i: "no_tokens" for i, tokens in enumerate(text_tokens) if not tokens}
-        wanted = [i for i in range(len(texts)) if i not in refused]
-        logprobs_nc = np.zeros((len(texts), len(self._template.label_tokens)), dtype=np.float32)
-        if wanted:
-            prompts = [self._template.prompt(text_tokens[i]) for i in wanted]
-            logprobs_nc[wanted] = self._generate(prompts, progress)
-        return LabelBatch(logprobs_nc, refused)
+        prompts = self.prompter.prompts(texts, self.max_model_len)
+        return self._ask(prompts, progress)
 
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], progress: Callable[[int], None]
-    ) -> np.ndarray:
-        """Log-probabilities of the label tokens after each prompt: float32, shape (N, C)."""
-        self._llm.enqueue(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            self._params,
+    def _ask(
+        self, prompts: Sequence[Sequence[int] | None], progress: Callable[[int], None]
+    ) -> LabelBatch:
+        """Put every question after every prompt, and make the labels' log-probabilities of it."""
+        verbalizer = self.prompter.verbalizer
+        refused: dict[int, str] = {}
+        asked: dict[str, tuple[int, int]] = {}
+        for row, prompt in enumerate(prompts):
+            if prompt is None:
+                refused[row] = "no_tokens"
+                continue
+            try:
+                for number, question in enumerate(verbalizer.questions):
+                    asked[self._enqueue([*prompt, *question.path], number)] = row, number
+            except ValueError:  # vLLM does not take this prompt
+                refused[row] = "refused_by_engine"
+        answers = [
+            np.zeros((len(prompts), len(question.tokens)), dtype=np.float32)
+            for question in verbalizer.questions
+        ]
+        engine, done = self._llm.llm_engine, 0
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    row, number = asked[output.request_id]
+                    first = output.outputs[0].logprobs[0]
+                    tokens = verbalizer.questions[number].tokens
+                    answers[number][row] = [first[token].logprob for token in tokens]
+                    done += 1
+            progress(done // len(verbalizer.questions))
+        return LabelBatch(verbalizer.logprobs(answers), refused)
+
+    def _enqueue(self, tokens: list[int], question: int) -> str:
+        (request_id,) = self._llm.enqueue(
+            {"prompt_token_ids": tokens},
+            self._params[question],
+            lora_request=self._lora,
             use_tqdm=False,
         )
-        engine, outputs = self._llm.llm_engine, []
-        while engine.has_unfinished_requests():
-            outputs += [output for output in engine.step() if output.finished]
-            progress(len(outputs))
-        outputs.sort(key=lambda output: int(output.request_id))  # the order of the prompts
-        rows = []
-        for output in outputs:
-            first = output.outputs[0].logprobs[0]
-            rows.append([first[token].logprob for token in self._template.label_tokens])
-        return np.asarray(rows, dtype=np.float32)
+        return request_id.partition("-")[0]  # the rest vLLM leaves out of its outputs
 
 
-def _text_budget(teacher: TeacherConfig, template: PromptTemplate, max_model_len: int) -> int:
-    """Tokens of text that fit, at most `teacher.max_text_tokens`."""
-    room = max_model_len - template.fixed_tokens - 1  # one for the answer
-    if room < 1:
-        raise TeacherError(
-            f"The prompt without any text has {template.fixed_tokens} tokens, and {teacher.model} "
-            f"takes {max_model_len}; shorten the instruction or the examples, or raise "
-            "engine_args.max_model_len"
-        )
-    return min(teacher.max_text_tokens, room)
+def _starting_alone() -> FileLock:
+    """One start at a time on the same GPUs, or on a node's CPUs: vLLM measures what memory is
+    free while it starts, and starts beside each other slow all of them."""
+    place = hashlib.sha256(os.environ.get("CUDA_VISIBLE_DEVICES", "").encode()).hexdigest()[:8]
+    return FileLock(os.path.join(tempfile.gettempdir(), f"llkd-start-{os.getuid()}-{place}.lock"))
 
 
-def _prepare_platform() -> None:
+def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
+    """vLLM's arguments: ours where the config does not say otherwise."""
+    import torch
+
+    ours: dict[str, Any] = {"disable_log_stats": True, "enable_prefix_caching": True}
+    if not torch.cuda.is_available():
+        ours["block_size"] = CPU_BLOCK_SIZE
+    if teacher.lora is not None:
+        ours["enable_lora"] = True
+    return {**ours, **teacher.engine_args}
+
+
+def _lora_request(teacher: TeacherConfig) -> Any:
+    """The adapter that every prompt is answered with, if there is one."""
+    if teacher.lora is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("teacher", 1, teacher.lora)
+
+
+def prepare_platform() -> None:
     """Sensible defaults for a machine without GPU; on a GPU vLLM's own are."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

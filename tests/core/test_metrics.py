@@ -48,3 +48,13 @@ def test_against_scikit_learn_and_merging() -> None:
 def test_a_class_that_never_occurs_is_left_out_of_macro_f1() -> None:
     found = evaluate(np.array([[0.8, 0.2, 0.0]]), np.array([0]))
     assert found.macro_f1 == 1.0
+
+
+def test_risk_among_the_most_confident_by_hand() -> None:
+    # by confidence: 0.9 right, 0.8 right, 0.7 wrong, 0.6 wrong
+    found = evaluate(PROBS, GOLD)
+    assert [found.risk_at(c) for c in (0.25, 0.5, 0.75, 1.0)] == pytest.approx([0, 0, 1 / 3, 0.5])
+    # Ties count in part: one right and one wrong at 0.9, of which half are taken.
+    tied = evaluate(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1]))
+    assert tied.risk_at(0.5) == pytest.approx(0.5)
+    assert tied.risk_at(0.0) == 0.0

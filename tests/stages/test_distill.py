@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from llkd.arrays import matrix
+from llkd.calibrate import calibrate
 from llkd.config import RunConfig
-from llkd.core.calibration import distribution
 from llkd.epochs import read_stats
 from llkd.errors import FingerprintError, ResourceError, StudentError
 from llkd.schema import RunLayout
@@ -20,7 +20,7 @@ from llkd.selection import Selector, shard_starts
 from llkd.stages.distill import distill
 from llkd.stages.export import export
 from llkd.stages.ingest import ingest
-from llkd.stages.label import label, read_bias
+from llkd.stages.label import label
 from llkd.storage import Folder
 from tests.conftest import MakeConfig, SilentTracker, config_maker
 
@@ -35,7 +35,7 @@ def labelled(config: RunConfig, tracker: Any) -> RunConfig:
 
 def distilled(config: RunConfig, tracker: Any) -> dict[str, Any]:
     labelled(config, tracker)
-    return dict(distill(config, read_bias(config), live_tracker()).results)
+    return dict(distill(config, calibrate(config), live_tracker()).results)
 
 
 def live_tracker() -> Any:
@@ -115,7 +115,7 @@ def test_an_epoch_leaves_what_the_design_says(finished: Finished) -> None:
 
 def test_selection_follows_the_thresholds_written_down(finished: Finished) -> None:
     config, _ = finished
-    selector = Selector(config, read_bias(config), shard_starts([60] * 7))
+    selector = Selector(config, calibrate(config), shard_starts([60] * 7))
     for epoch in range(3):
         stats = read_stats(config, epoch)
         thresholds = stats["thresholds"]
@@ -137,7 +137,7 @@ def test_pseudo_labels_are_the_calibrated_argmax(finished: Finished) -> None:
     layout = RunLayout(config.run_dir)
     for shard in (0, 3):
         logprobs = matrix(Folder(layout.labels("corpus")).read_shard(shard)["logprobs"])
-        expected = distribution(logprobs, read_bias(config)).argmax(axis=1)
+        expected = calibrate(config).apply(logprobs).argmax(axis=1)
         table = Folder(layout.selection(0)).read_shard(shard)
         assert table["label"].to_pylist() == expected[table["row"].to_numpy()].tolist()
 
@@ -153,7 +153,7 @@ def test_the_same_selection_for_1_2_and_7_shards(
             corpus={"rows_per_shard": 420 // shards}, selection={"policy": policy},
         )  # fmt: skip
         labelled(config, tracker)
-        selector = Selector(config, read_bias(config), shard_starts([420 // shards] * shards))
+        selector = Selector(config, calibrate(config), shard_starts([420 // shards] * shards))
         layout = RunLayout(config.run_dir)
         # The student's uncertainty, as if scored: a number that depends on the text alone.
         sums = np.zeros(3)
@@ -230,7 +230,7 @@ def test_a_run_that_lost_its_last_epoch_goes_on_from_the_checkpoint(
     forget_last_checkpoint(config)
     # As a kill in the middle of Ray Train's own record leaves it.
     Path(layout.checkpoints, "checkpoint_manager_snapshot.json").write_text("")
-    distill(config, read_bias(config), live_tracker())
+    distill(config, calibrate(config), live_tracker())
     assert [read_stats(config, epoch) for epoch in (0, 1)] == first
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert {p: p.stat().st_mtime_ns for p in scored} == scored
@@ -250,7 +250,7 @@ def test_epochs_that_were_deleted_are_made_anew_and_one_worker_learns_like_two(
 ) -> None:
     config = copy_of(finished, tmp_path, student={"workers": 1, "epochs": 3})
     shutil.rmtree(RunLayout(config.run_dir).epochs)  # but not the checkpoints
-    distill(config, read_bias(config), live_tracker())
+    distill(config, calibrate(config), live_tracker())
     ours, theirs = ([read_stats(c, e) for e in range(3)] for c in (config, finished[0]))
     # Before any training both know the same, so the first epoch's rows are the same.
     assert selected_rows(config, 0) == selected_rows(finished[0], 0)
@@ -265,9 +265,9 @@ def test_settings_that_change_the_student_are_refused(
     config, make = finished
     other = make(**{**SETTINGS, "selection": {"policy": "all", "class_floor": 0.0}})
     with pytest.raises(FingerprintError, match='selection.policy: was "llkd", now "all"'):
-        distill(other, read_bias(other), tracker)
+        distill(other, calibrate(other), tracker)
     more = make(**{**SETTINGS, "student": {"epochs": 3, "workers": 1}})
-    assert distill(more, read_bias(config), tracker).complete
+    assert distill(more, calibrate(config), tracker).complete
 
 
 def test_workers_that_leave_no_cpu_for_selection_are_refused(
@@ -276,7 +276,7 @@ def test_workers_that_leave_no_cpu_for_selection_are_refused(
     config = make_config(test=None, student={"workers": 2, "resources": {"CPU": 2}})
     labelled(config, tracker)
     with pytest.raises(ResourceError, match=r"selection, which would wait for ever.*CPU to 1.5"):
-        distill(config, read_bias(config), tracker)
+        distill(config, calibrate(config), tracker)
 
 
 def test_a_student_that_cannot_load_says_so_and_is_not_tried_for_ever(
@@ -287,7 +287,7 @@ def test_a_student_that_cannot_load_says_so_and_is_not_tried_for_ever(
     config = make_config(test=None, student={"model": str(tmp_path / "bad"), "max_failures": 9})
     labelled(config, tracker)
     with pytest.raises(StudentError, match=r"student.model: cannot load"):
-        distill(config, read_bias(config), live_tracker())
+        distill(config, calibrate(config), live_tracker())
 
 
 @pytest.mark.parametrize(

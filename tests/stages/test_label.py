@@ -1,16 +1,23 @@
 """The labelling stage on a real local Ray, with a teacher of known answers."""
 
+import io
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from llkd.arrays import matrix
+from llkd.calibrate import calibrate
 from llkd.config import RunConfig
-from llkd.core.calibration import distribution
+from llkd.core.calibration import no_calibration
 from llkd.errors import (
+    ActorError,
     ConfigError,
     FingerprintError,
     IncompleteError,
@@ -19,9 +26,10 @@ from llkd.errors import (
     TeacherError,
 )
 from llkd.manifest import MANIFEST
+from llkd.pipeline import run_stage
 from llkd.schema import RunLayout, shard_name
 from llkd.stages.ingest import ingest
-from llkd.stages.label import label, read_bias
+from llkd.stages.label import label
 from llkd.storage import Folder
 from tests.conftest import MakeConfig, SilentTracker
 from tests.fakes import KeywordTeacher, text_key
@@ -58,7 +66,9 @@ def test_every_row_gets_the_teachers_logprobs(make_config: MakeConfig) -> None:
     rows, labels = Folder(layout.rows("corpus")), Folder(layout.labels("corpus"))
     teacher = KeywordTeacher(config.teacher, config.task)
     for shard in (0, 6):
-        expected = teacher.label(rows.read_shard(shard)["text"].to_pylist(), lambda done: None)
+        expected = teacher.label(
+            rows.read_shard(shard)["text"].to_pylist(), [None] * 60, lambda done: None
+        )
         table = labels.read_shard(shard)
         assert np.array_equal(matrix(table["logprobs"]), expected.logprobs_nc)
         assert table["row"].to_pylist() == list(range(60))
@@ -72,8 +82,8 @@ def test_every_row_gets_the_teachers_logprobs(make_config: MakeConfig) -> None:
 def test_calibration_takes_out_the_bias(make_config: MakeConfig, tracker: SilentTracker) -> None:
     config = ingested(make_config(test=None), tracker)
     label(config, ["corpus"], tracker)
-    raw = distribution(all_logprobs(config)).mean(axis=0)
-    calibrated = distribution(all_logprobs(config), read_bias(config)).mean(axis=0)
+    raw = no_calibration(3).apply(all_logprobs(config)).mean(axis=0)
+    calibrated = calibrate(config).apply(all_logprobs(config)).mean(axis=0)
     assert raw[0] > 0.42  # the fake prefers its first label
     assert calibrated == pytest.approx([1 / 3] * 3, abs=1e-3)
 
@@ -81,7 +91,7 @@ def test_calibration_takes_out_the_bias(make_config: MakeConfig, tracker: Silent
 def test_calibration_can_be_none(make_config: MakeConfig, tracker: SilentTracker) -> None:
     config = ingested(make_config(test=None, teacher={"calibration": "none"}), tracker)
     label(config, ["corpus"], tracker)
-    assert read_bias(config).tolist() == [0, 0, 0]
+    assert calibrate(config).bias_c.tolist() == [0, 0, 0]
 
 
 def test_labels_do_not_depend_on_the_shards_or_the_replicas(
@@ -94,7 +104,7 @@ def test_labels_do_not_depend_on_the_shards_or_the_replicas(
             corpus={"rows_per_shard": rows}, teacher={"replicas": replicas},
         )  # fmt: skip
         label(ingested(config, tracker), ["corpus"], tracker)
-        found.append((all_logprobs(config), read_bias(config)))
+        found.append((all_logprobs(config), calibrate(config).bias_c))
     for logprobs, bias in found[1:]:
         assert np.array_equal(logprobs, found[0][0])
         assert bias == pytest.approx(found[0][1], abs=1e-12)
@@ -129,7 +139,7 @@ def test_rows_without_a_number_are_rejects(make_config: MakeConfig, tracker: Sil
     )
     manifest = label(ingested(config, tracker), ["corpus"], tracker)["corpus"]
     assert manifest.results["rejected"] > 20
-    assert np.isfinite(read_bias(config)).all()
+    assert np.isfinite(calibrate(config).bias_c).all()
     rejects = Folder(RunLayout(config.run_dir).rejects("label-corpus"))
     assert set(rejects.read_shard(0)["reason"].to_pylist()) == {"not_a_number"}
 
@@ -203,3 +213,138 @@ def test_labelling_needs_the_corpus(make_config: MakeConfig, tracker: SilentTrac
     shutil.rmtree(config.run_dir, ignore_errors=True)
     with pytest.raises(IncompleteError, match="ingest has not been run"):
         label(config, ["corpus"], tracker)
+
+
+def test_a_killed_replica_is_replaced_and_its_shard_done_again(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    word = "merger"
+    plain = ingested(make_config(run_dir=str(tmp_path / "plain"), test=None), tracker)
+    label(plain, ["corpus"], tracker)
+    for number, arguments in enumerate(({"at": word}, {})):
+        deaths = {"deaths": str(tmp_path / f"deaths{number}"), "die": 2, **arguments}
+        config = make_config(
+            run_dir=str(tmp_path / f"run{number}"), test=None, teacher={"engine_args": deaths}
+        )
+        label(ingested(config, tracker), ["corpus"], tracker)
+        assert (tmp_path / f"deaths{number}").stat().st_size > 2
+        assert np.array_equal(all_logprobs(config), all_logprobs(plain))
+
+
+def test_deaths_are_bounded_and_told(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    cases = [
+        ({"die": 99}, r"The start of replica \w+ failed 2 times; .*too little memory"),
+        ({"die": 99, "at": "merger"}, r'Work on \["corpus", \d\] failed 2 times'),
+        ({"die": 0, "broken": "merger"}, "ZeroDivisionError: a bug in the engine"),
+    ]
+    for number, (arguments, message) in enumerate(cases):
+        settings = {"deaths": str(tmp_path / f"deaths{number}"), **arguments}
+        teacher = {"engine_args": settings, "max_actor_failures": 1}
+        config = make_config(run_dir=str(tmp_path / f"run{number}"), test=None, teacher=teacher)
+        with pytest.raises(ActorError, match=message):
+            label(ingested(config, tracker), ["corpus"], tracker)
+
+
+def test_texts_that_are_the_same_are_labelled_once(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    texts = ["a goal", "a chip", "a goal", "a goal", "a match"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "same.parquet")
+    config = make_config(
+        test=None, corpus={"path": str(tmp_path / "same.parquet"), "rows_per_shard": 5},
+        teacher={"engine_args": {"calls": str(tmp_path / "calls")}},
+    )  # fmt: skip
+    label(ingested(config, tracker), ["corpus"], tracker)
+    called = Counter(line.split()[0] for line in (tmp_path / "calls").read_text().splitlines())
+    assert [called[text_key(text)] for text in ("a goal", "a chip", "a match")] == [1, 1, 1]
+    found = all_logprobs(config)
+    assert np.array_equal(found[0], found[2])
+    assert np.array_equal(found[0], found[3])
+    assert not np.array_equal(found[0], found[4])
+
+
+def test_another_calibration_labels_nothing_again(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, corpus_files: tuple[str, str]
+) -> None:
+    calls = tmp_path / "calls"
+    validation = {"path": corpus_files[1], "label_column": "label"}
+
+    def with_calibration(method: str, **settings: Any) -> RunConfig:
+        arguments = {"engine_args": {"calls": str(calls)}, "calibration": method, **settings}
+        return make_config(test=None, validation=validation, teacher=arguments)
+
+    config = with_calibration("none")
+    for dataset in ("corpus", "validation"):
+        ingest(config, dataset, tracker)
+    label(config, ["corpus", "validation"], tracker)
+    before = calls.read_text()
+    biases = {}
+    for method in ("none", "batch", "contextual", "temperature"):
+        config = with_calibration(method)
+        label(config, ["corpus", "validation"], tracker)
+        biases[method] = calibrate(config)
+        assert calibrate(config).bias_c.tolist() == biases[method].bias_c.tolist()
+    assert calls.read_text() == before
+    assert biases["none"].bias_c.tolist() == [0, 0, 0]
+    assert biases["temperature"].bias_c.tolist() == biases["batch"].bias_c.tolist()
+    assert biases["batch"].temperature == 1
+    assert 0.3 < biases["temperature"].temperature < 3
+    free = Folder(RunLayout(config.run_dir).labels("content_free")).read_shard(0)
+    log_mean = np.log(no_calibration(3).apply(matrix(free["logprobs"])).mean(axis=0))
+    assert biases["contextual"].bias_c == pytest.approx(log_mean - log_mean.mean())
+    prior = {"sport": 6, "tech": 3, "trade": 1}
+    config = with_calibration("batch", prior=prior)
+    mean = calibrate(config).apply(all_logprobs(config)).mean(axis=0)
+    assert mean == pytest.approx([0.6, 0.3, 0.1], abs=2e-3)
+
+
+def test_labels_made_elsewhere_are_joined_by_id(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, corpus_files: tuple[str, str]
+) -> None:
+    table = pq.read_table(corpus_files[0]).slice(0, 400)
+    pq.write_table(table.select(["id", "label"]), tmp_path / "labels.parquet")
+    config = make_config(
+        test=None, corpus={"id_column": "id"},
+        teacher={"engine": "table", "model": str(tmp_path / "labels.parquet"), "calibration": "none"},
+    )  # fmt: skip
+    manifest = label(ingested(config, tracker), ["corpus"], tracker)["corpus"]
+    assert (sum(manifest.results["rows"]), manifest.results["rejected"]) == (400, 20)
+    names = list(config.task.labels)
+    predicted = [names[i] for i in all_logprobs(config).argmax(axis=1)]
+    assert predicted == table["label"].to_pylist()
+    pq.write_table(table.select(["id", "label"]).slice(0, 100), tmp_path / "labels.parquet")
+    with pytest.raises(FingerprintError, match="teacher.model: was"):
+        label(config, ["corpus"], tracker)
+
+
+def test_several_teachers_are_combined(make_config: MakeConfig) -> None:
+    one = {"engine": "tests.fakes:KeywordTeacher", "model": "one", "resources": {"CPU": 1}}
+    two = {**one, "model": "two", "weight": 3, "engine_args": {"refuse": "merger"}}
+    config = make_config(teacher=None, teachers=[one, two], test=None, max_reject_fraction=0.9)
+    run_stage("ingest", config, Console(file=io.StringIO()))
+    run_stage("label", config, Console(file=io.StringIO()))
+    parts = [
+        (calibrate(alone), Folder(RunLayout(config.run_dir, number).labels("corpus")).read_shard(2))
+        for number, alone in enumerate(config.of_each_teacher)
+    ]
+    combined = Folder(RunLayout(config.run_dir).labels("corpus")).read_shard(2)
+    assert 0 < combined.num_rows < 60  # without the rows that one of them refused
+    rows = combined["row"].to_pylist()
+    assert rows == parts[1][1]["row"].to_pylist()
+    logs = [
+        np.log(calibration.apply(matrix(table["logprobs"])))[
+            [table["row"].to_pylist().index(row) for row in rows]
+        ]
+        for calibration, table in parts
+    ]
+    expected = (logs[0] + 3 * logs[1]) / 4
+    expected -= np.logaddexp.reduce(expected, axis=1, keepdims=True)
+    assert matrix(combined["logprobs"]) == pytest.approx(expected, abs=1e-5)
+    assert (combined["disagreement"].to_numpy() >= 0).all()
+    other = make_config(
+        teacher=None, teachers=[one, {**two, "weight": 1}], test=None, max_reject_fraction=0.9
+    )
+    with pytest.raises(FingerprintError, match="teachers.1.weight: was 3.0, now 1.0"):
+        run_stage("label", other, Console(file=io.StringIO()))

@@ -1,0 +1,319 @@
+"""Rows a second of the labelling stage, beside what else could label the same rows.
+
+Every contestant answers the very same prompts with the same engine arguments, in a process of its
+own. Rounds alternate between them, so that a machine that slows down slows all of them. Starting
+an engine is not counted.
+
+    ours           the stage, from the first shard's begin to the last one's end: reading, tokens,
+                   engine, writing
+    vllm           bare vllm.LLM.generate over all prompts at once
+    ray_data_llm   ray.data.llm, from the first row's begin in the engine to the last one's end, by
+                   the time it took that comes with each row
+    transformers   a plain loop: batches of 8 padded prompts, forward, log-softmax
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llkd.config import RunConfig, TeacherConfig
+
+SHARDS = 2
+"""Shards in the rows of `ours`."""
+TINY_ROWS = 24
+"""The tiny model labels so many times the rows: pieces of the texts, for so many there are not."""
+PIECE = 240
+"""Characters of a piece."""
+TRANSFORMERS_ROWS = 24
+"""The plain loop is too slow for all rows."""
+TRANSFORMERS_BATCH = 8
+
+
+def benchmark_teacher(
+    config: RunConfig, rows: int, rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure with the config's teacher, and with a random one so small that the framework is
+    the cost.
+
+    Args:
+        config: its corpus, task and teacher are used; `run_dir` is not touched.
+        rows: rows a contestant labels in each round.
+        rounds: the figures are medians over so many.
+        say: prints a line of progress.
+
+    Returns:
+        `rows_per_second` by model and contestant, and `ratios` of ours to the others.
+    """
+    with tempfile.TemporaryDirectory(prefix="llkd-benchmark-") as name:
+        folder = Path(name)
+        texts, more_texts = folder / "texts.parquet", folder / "more_texts.parquet"
+        _write_texts(config, texts, rows, piece=None)
+        _write_texts(config, more_texts, TINY_ROWS * rows, piece=PIECE)
+        tiny = folder / "tiny"
+        _make_tiny(config.teacher, tiny)
+        rates = {
+            "model": _race(
+                folder, config, texts, ("ours", "vllm", "ray_data_llm", "transformers"), rounds, say
+            ),
+            "tiny": _race(
+                folder, _with_model(config, str(tiny)), more_texts, ("ours", "vllm", "ray_data_llm"),
+                rounds, say,
+            ),
+        }  # fmt: skip
+    return {
+        "rows_per_second": rates,
+        "ratios": {
+            "vs_vllm": _ratio(rates["model"], "vllm"),
+            "vs_ray_data_llm": _ratio(rates["model"], "ray_data_llm"),
+            "vs_transformers": _ratio(rates["model"], "transformers"),
+            "vs_vllm_tiny": _ratio(rates["tiny"], "vllm"),
+            "vs_ray_data_llm_tiny": _ratio(rates["tiny"], "ray_data_llm"),
+        },
+        "rows": rows,
+        "rounds": rounds,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The figures, for people."""
+    lines = [f"{'':14}" + "".join(f"{name:>22}" for name in result["rows_per_second"])]
+    contestants = result["rows_per_second"]["model"]
+    for name in contestants:
+        cells = []
+        for rates in result["rows_per_second"].values():
+            if name not in rates:
+                cells.append(f"{'':>22}")
+                continue
+            low, high = min(rates[name]), max(rates[name])
+            cells.append(f"{statistics.median(rates[name]):9.1f} ({low:.1f}-{high:.1f})".rjust(22))
+        lines.append(f"{name:14}" + "".join(cells))
+    ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items())
+    return "\n".join([*lines, f"rows/s, median (range) of {result['rounds']} rounds; {ratios}"])
+
+
+def _ratio(rates: Mapping[str, Sequence[float]], other: str) -> float:
+    """The median over rounds of ours divided by another's, for both met the same machine."""
+    pairs = zip(rates["ours"], rates[other], strict=True)
+    return statistics.median(ours / theirs for ours, theirs in pairs)
+
+
+def _race(
+    folder: Path,
+    config: RunConfig,
+    texts: Path,
+    contestants: Sequence[str],
+    rounds: int,
+    say: Callable[[str], None],
+) -> dict[str, list[float]]:
+    spec = folder / "spec.json"
+    spec.write_text(json.dumps({"config": config.model_dump(mode="json"), "texts": str(texts)}))
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name in contestants:
+            rate = _run_contestant(name, spec)
+            rates[name].append(rate)
+            say(f"round {number + 1} of {rounds}, {config.teacher.model}: {name} {rate:.1f} rows/s")
+    return rates
+
+
+def _run_contestant(name: str, spec: Path) -> float:
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, "-m", "llkd.benchmarks.teacher", name, str(spec)],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    for line in done.stdout.splitlines():
+        if line.startswith("RATE "):
+            return float(line.split()[1])
+    raise RuntimeError(f"The contestant {name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+
+
+def _write_texts(config: RunConfig, path: Path, rows: int, piece: int | None) -> None:
+    """Up to so many texts of the corpus, or pieces of them; no two the same, so that none is in a
+    cache."""
+    from llkd.sources import as_text, list_files, read_rows
+
+    texts: dict[str, None] = {}
+    for file in list_files(config.corpus, "corpus"):
+        for row in read_rows(file, config.corpus, 0, 2**62):
+            text = as_text(row.text) or ""
+            size = piece or max(len(text), 1)
+            for start in range(0, len(text), size):
+                texts[text[start : start + size]] = None
+            if len(texts) >= rows:
+                break
+    usable = [text for text in texts if text.strip()][:rows]
+    pq.write_table(pa.table({"text": usable}), path)
+
+
+def _make_tiny(teacher: TeacherConfig, folder: Path) -> None:
+    """A random model of one small layer with the teacher's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(teacher.model)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+            num_attention_heads=1, num_key_value_heads=1, tie_word_embeddings=True,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    tokenizer.save_pretrained(folder)
+
+
+def _with_model(config: RunConfig, model: str) -> RunConfig:
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": model})})
+
+
+def _prompts(config: RunConfig, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+    """(token ids of each prompt, tokens of the labels): what every contestant is given."""
+    from transformers import AutoTokenizer
+
+    from llkd.teacher.prompting import make_prompter
+
+    tokenizer = AutoTokenizer.from_pretrained(config.teacher.model)
+    prompter = make_prompter(config.teacher, config.task, tokenizer)
+    (question,) = prompter.verbalizer.questions
+    most = int(config.teacher.engine_args.get("max_model_len", 2048))
+    return [prompt for prompt in prompter.prompts(texts, most) if prompt], list(question.tokens)
+
+
+def _arguments(config: RunConfig) -> dict[str, Any]:
+    """The engine arguments of all that run vLLM; the number format is measured once."""
+    from llkd.teacher.vllm_engine import VLLMEngine, engine_arguments
+
+    return {**VLLMEngine.machine_arguments(config.teacher), **engine_arguments(config.teacher)}
+
+
+def run_ours(config: RunConfig, texts: Path) -> float:
+    """The stages as the job runs them, on a Ray of their own."""
+    from llkd import runtime
+    from llkd.progress import ProgressTracker
+    from llkd.stages.ingest import ingest
+    from llkd.stages.label import label
+
+    rows = pq.read_metadata(texts).num_rows
+    run_dir = tempfile.mkdtemp(prefix="llkd-benchmark-run-")
+    corpus = config.corpus.model_copy(
+        update={"path": str(texts), "text_column": "text", "label_column": None,
+                "id_column": None, "rows_per_shard": -(-rows // SHARDS)}
+    )  # fmt: skip
+    config = config.model_copy(update={"run_dir": run_dir, "corpus": corpus, "test": None})
+    runtime.connect()
+    try:
+        tracker = ProgressTracker.remote()  # type: ignore[attr-defined]
+        ingest(config, "corpus", tracker)
+        return float(label(config, ["corpus"], tracker)["corpus"].results["rows_per_second"])
+    finally:
+        runtime.disconnect()
+        shutil.rmtree(run_dir)
+
+
+def run_vllm(config: RunConfig, texts: Path) -> float:
+    """`LLM.generate` over all prompts, and reading the label's log-probabilities."""
+    from llkd.teacher.vllm_engine import prepare_platform
+
+    prepare_platform()
+    from vllm import LLM, SamplingParams
+
+    prompts, tokens = _prompts(config, _texts(texts))
+    params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=tokens)
+    llm = LLM(model=config.teacher.model, **_arguments(config))
+    inputs: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
+    llm.generate(inputs[0], params, use_tqdm=False)
+    started = time.perf_counter()
+    outputs = llm.generate(inputs, params, use_tqdm=False)
+    for output in outputs:
+        logprobs = output.outputs[0].logprobs
+        assert logprobs is not None
+        _ = [logprobs[0][token].logprob for token in tokens]
+    return len(prompts) / (time.perf_counter() - started)
+
+
+def run_ray_data_llm(config: RunConfig, texts: Path) -> float:
+    """`ray.data.llm` with its own batch size and concurrency."""
+    from llkd import runtime
+    from llkd.teacher.vllm_engine import prepare_platform
+
+    prepare_platform()
+    prompts, tokens = _prompts(config, _texts(texts))
+    runtime.connect()
+    import ray.data
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    names = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_LOGGING_LEVEL",
+             "VLLM_ENABLE_V1_MULTIPROCESSING")  # fmt: skip
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=config.teacher.model,
+            engine_kwargs=_arguments(config),
+            placement_group_config={"bundles": [{"CPU": 1}]},
+            log_engine_metrics=False,
+            runtime_env={"env_vars": {name: os.environ[name] for name in names}},
+            chat_template_stage=False, tokenize_stage=False, detokenize_stage=False,
+        ),
+        preprocess=lambda row: {
+            "tokenized_prompt": row["tokenized_prompt"],
+            "sampling_params": {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": tokens},
+        },
+        postprocess=lambda row: {
+            "logprobs": str(row["logprobs"]),
+            "ended": time.time(),
+            "seconds": row["time_taken_llm"],
+        },
+    )  # fmt: skip
+    dataset = processor(ray.data.from_items([{"tokenized_prompt": p} for p in prompts]))
+    rows = dataset.take_all()
+    runtime.disconnect()
+    begun = min(row["ended"] - row["seconds"] for row in rows)
+    return len(rows) / (max(row["ended"] for row in rows) - begun)
+
+
+def run_transformers(config: RunConfig, texts: Path) -> float:
+    """What one writes without an engine."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompts, tokens = _prompts(config, _texts(texts)[:TRANSFORMERS_ROWS])
+    dtype = _arguments(config).get("dtype", "auto")
+    model = AutoModelForCausalLM.from_pretrained(config.teacher.model, dtype=dtype).eval()
+    started = time.perf_counter()
+    for begin in range(0, len(prompts), TRANSFORMERS_BATCH):
+        batch = prompts[begin : begin + TRANSFORMERS_BATCH]
+        longest = max(map(len, batch))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in batch])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
+        with torch.inference_mode():
+            logits = model(ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
+            _ = logits.float().log_softmax(-1)[:, tokens].tolist()
+    return len(prompts) / (time.perf_counter() - started)
+
+
+def _texts(path: Path) -> list[str]:
+    return list(pq.read_table(path)["text"].to_pylist())
+
+
+CONTESTANTS: dict[str, Callable[[RunConfig, Path], float]] = {
+    "ours": run_ours,
+    "vllm": run_vllm,
+    "ray_data_llm": run_ray_data_llm,
+    "transformers": run_transformers,
+}
+
+
+if __name__ == "__main__":
+    spec = json.loads(Path(sys.argv[2]).read_text())
+    config = RunConfig.model_validate(spec["config"])
+    print("RATE", CONTESTANTS[sys.argv[1]](config, Path(spec["texts"])), flush=True)

@@ -1,0 +1,127 @@
+"""The calibration of the labels, from their stored log-probabilities alone.
+
+Nothing is labelled again: another `teacher.calibration` is a matter of seconds.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from llkd.arrays import matrix
+from llkd.config import RunConfig, portable_path
+from llkd.core.calibration import (
+    Calibration,
+    contextual_bias,
+    fit_batch_bias,
+    fit_temperature,
+    marginal,
+    no_calibration,
+)
+from llkd.errors import DataError
+from llkd.manifest import require_complete
+from llkd.schema import GOLD, LOGPROBS, ROW, RunLayout
+from llkd.storage import Folder
+
+CALIBRATION = "calibration.json"
+CALIBRATION_VALUES = 2**25
+"""Log-probabilities that calibration looks at, at most: 128 MiB of them."""
+
+
+def calibrate(config: RunConfig) -> Calibration:
+    """The calibration that the config asks for; fitted and written if it is not there yet.
+
+    Raises:
+        IncompleteError: the corpus is not labelled.
+        DataError: there is nothing to fit to.
+    """
+    folder = Folder(RunLayout(config.run_dir, config.teacher_number).labels("corpus"))
+    settings = {**calibration_settings(config), "labels": config.task.label_names}
+    settings["upstream"] = require_complete(folder, "label").fingerprint
+    if folder.exists(CALIBRATION):
+        found = folder.read_json(CALIBRATION)
+        if found["settings"] == settings:
+            return Calibration(np.asarray(found["log_bias"]), found["temperature"])
+    calibration = _fit(config, folder)
+    folder.write_json(
+        CALIBRATION,
+        {
+            "settings": settings,
+            "log_bias": calibration.bias_c.tolist(),
+            "temperature": calibration.temperature,
+        },
+    )
+    return calibration
+
+
+def calibration_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that determine the calibration, given the labels."""
+    if config.teachers:
+        return {"teacher.calibration": "that of each of the teachers"}
+    teacher, prior = config.teacher, config.teacher.prior
+    settings: dict[str, Any] = {"teacher.calibration": teacher.calibration}
+    if teacher.calibration in ("batch", "temperature"):
+        settings["teacher.prior"] = prior and {name: prior[name] for name in config.task.labels}
+    if teacher.calibration == "temperature":
+        assert config.validation is not None
+        settings["validation.path"] = [portable_path(path) for path in config.validation.paths]
+    return settings
+
+
+def _fit(config: RunConfig, folder: Folder) -> Calibration:
+    classes = len(config.task.labels)
+    method = config.teacher.calibration
+    if method == "none" or config.teachers:  # combined labels are made of calibrated ones
+        return no_calibration(classes)
+    if method == "contextual":
+        content_free = Folder(
+            RunLayout(config.run_dir, config.teacher_number).labels("content_free")
+        )
+        logprobs_mc = matrix(content_free.read_shard(0, [LOGPROBS])[LOGPROBS])
+        if len(logprobs_mc) == 0:
+            raise DataError(
+                "teacher.calibration contextual needs the teacher's answer to texts without "
+                "content, and this engine gave none; use batch"
+            )
+        return Calibration(contextual_bias(logprobs_mc))
+    corpus_marginal = partial(marginal, _sample(folder, classes))
+    bias_c = fit_batch_bias(corpus_marginal, _prior(config))
+    if method == "batch":
+        return Calibration(bias_c)
+    logprobs_nc, gold_n = _labelled_rows(config)
+    return Calibration(bias_c, fit_temperature(logprobs_nc, bias_c, gold_n))
+
+
+def _prior(config: RunConfig) -> np.ndarray:
+    """The share of each class in the corpus, shape (C,)."""
+    prior = config.teacher.prior
+    if prior is None:
+        return np.full(len(config.task.labels), 1 / len(config.task.labels))
+    share_c = np.array([prior[name] for name in config.task.labels])
+    return np.asarray(share_c / share_c.sum())
+
+
+def _sample(folder: Folder, classes: int) -> np.ndarray:
+    """Log-probabilities of whole shards spread evenly over the corpus, shape (N, C).
+
+    All shards of a corpus that fits CALIBRATION_VALUES; of a larger one as many as fit. The bias
+    is a mean over rows, and millions of them settle it far below what matters.
+    """
+    shards = len(folder.shards())
+    first = matrix(folder.read_shard(0, [LOGPROBS])[LOGPROBS])
+    count = min(max(CALIBRATION_VALUES // max(first.size, 1), 1), shards)
+    chosen = np.unique(np.linspace(0, shards - 1, count).round().astype(int))
+    parts = [matrix(folder.read_shard(int(shard), [LOGPROBS])[LOGPROBS]) for shard in chosen]
+    return np.concatenate([part.reshape(-1, classes) for part in parts])
+
+
+def _labelled_rows(config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(log-probabilities, gold) of the validation rows."""
+    layout = RunLayout(config.run_dir, config.teacher_number)
+    rows, labels = Folder(layout.rows("validation")), Folder(layout.labels("validation"))
+    logprobs, gold = [], []
+    for shard in sorted(labels.shards()):
+        table = labels.read_shard(shard, [ROW, LOGPROBS])
+        logprobs.append(matrix(table[LOGPROBS]))
+        gold.append(rows.read_shard(shard, [GOLD])[GOLD].take(table[ROW]).to_numpy())
+    return np.concatenate(logprobs), np.concatenate(gold)

@@ -1,0 +1,138 @@
+"""Worked examples from a labelled file: drawn by seed, or the nearest to each text."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llkd.config import Example, ExamplesConfig, RunConfig, SourceConfig, TaskConfig
+from llkd.errors import DataError, TeacherError
+from llkd.sources import as_text, check_columns, count_rows, list_files, read_rows
+
+SETTING = "task.examples_from"
+ROWS_PER_BATCH = 64
+EMBEDDED_TOKENS = 256
+"""Tokens of a text that its embedding looks at."""
+
+
+def with_drawn_examples(config: RunConfig) -> RunConfig:
+    """The config with `task.examples_from` drawn into `task.examples`, so that the run's
+    fingerprint holds their texts. The nearest to each text are not drawn but found later.
+
+    Raises:
+        DataError: the file cannot be read, or a label has too few rows.
+    """
+    source = config.task.examples_from
+    if source is None or source.choose == "nearest":
+        return config
+    drawn = draw(labelled_rows(source, config.task), source.per_class, config.seed)
+    examples = (*config.task.examples, *drawn)
+    task = config.task.model_copy(update={"examples": examples, "examples_from": None})
+    return config.model_copy(update={"task": task})
+
+
+def labelled_rows(source: ExamplesConfig, task: TaskConfig) -> dict[str, list[Example]]:
+    """The file's rows by label, in the order of `task.labels`.
+
+    Raises:
+        DataError: it cannot be read, or has a label that is not one of the task's.
+    """
+    rows = SourceConfig(
+        path=source.path, text_column=source.text_column, label_column=source.label_column
+    )
+    found: dict[str, list[Example]] = {name: [] for name in task.labels}
+    for file in list_files(rows, SETTING):
+        check_columns(file, rows, SETTING)
+        for row in read_rows(file, rows, 0, count_rows(file, rows)):
+            text, label = as_text(row.text), as_text(row.gold)
+            if label not in found:
+                raise DataError(
+                    f"{SETTING}: {file.uri}, row {row.number}: label {label!r} is not one of "
+                    f"task.labels ({', '.join(found)})"
+                )
+            if text and text.strip() and "\x00" not in text:
+                found[label].append(Example(text=text, label=label))
+    return found
+
+
+def pool_identity(source: ExamplesConfig, task: TaskConfig) -> str:
+    """A hash of the labelled rows."""
+    rows = [
+        (row.text, label) for label, rows in labelled_rows(source, task).items() for row in rows
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def draw(by_label: dict[str, list[Example]], per_class: int, seed: int) -> list[Example]:
+    """So many rows of each label, the labels taking turns in an order drawn anew each turn.
+
+    Raises:
+        DataError: a label has fewer rows.
+    """
+    random = np.random.default_rng(seed)
+    chosen: dict[str, list[Example]] = {}
+    for label, rows in by_label.items():
+        if len(rows) < per_class:
+            raise DataError(
+                f"{SETTING}: label {label!r} has {len(rows)} rows, and per_class asks for "
+                f"{per_class}"
+            )
+        places = random.choice(len(rows), per_class, replace=False)
+        chosen[label] = [rows[place] for place in places]
+    labels = list(chosen)
+    return [
+        chosen[labels[i]][turn]
+        for turn in range(per_class)
+        for i in random.permutation(len(labels))
+    ]
+
+
+class NearestExamples:
+    """The labelled rows whose embeddings are nearest to a text's."""
+
+    def __init__(self, source: ExamplesConfig, task: TaskConfig) -> None:
+        assert source.embedder is not None
+        self._most = source.nearest
+        self._embedder = Embedder(source.embedder)
+        self._pool = [row for rows in labelled_rows(source, task).values() for row in rows]
+        if not self._pool:
+            raise DataError(f"{SETTING}: {source.path} holds no rows")
+        self._pool_md = self._embedder.embed([row.text for row in self._pool])
+
+    def of(self, texts: Sequence[str]) -> list[list[Example]]:
+        """The examples for each text, the nearest last, where a model heeds it most."""
+        near_nm = self._embedder.embed(texts) @ self._pool_md.T
+        order_nm = np.argsort(near_nm, axis=1, kind="stable")[:, -self._most :]
+        return [[self._pool[place] for place in order] for order in order_nm]
+
+
+class Embedder:
+    """Mean of a transformers encoder's last hidden states, of length 1."""
+
+    def __init__(self, model: str) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            self._model: Any = AutoModel.from_pretrained(model).eval()
+        except (OSError, ValueError) as error:
+            raise TeacherError(f"{SETTING}.embedder: cannot load {model}: {error}") from error
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of N texts: float32, shape (N, D), each of length 1."""
+        import torch
+
+        parts = []
+        for start in range(0, len(texts), ROWS_PER_BATCH):
+            inputs = self._tokenizer(
+                list(texts[start : start + ROWS_PER_BATCH]), padding=True, truncation=True,
+                max_length=EMBEDDED_TOKENS, return_tensors="pt",
+            )  # fmt: skip
+            with torch.inference_mode():
+                hidden_btd = self._model(**inputs).last_hidden_state
+            mask_bt1 = inputs["attention_mask"].unsqueeze(-1)
+            mean_bd = (hidden_btd * mask_bt1).sum(1) / mask_bt1.sum(1)
+            parts.append(torch.nn.functional.normalize(mean_bd, dim=-1).numpy())
+        return np.concatenate(parts)

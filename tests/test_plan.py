@@ -1,0 +1,82 @@
+"""The plan: its arithmetic, its warnings, and a sample on a real local Ray."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from llkd.pipeline import run_stage
+from llkd.plan import Sample, sample_texts, show_plan, warnings_of
+from tests.conftest import MakeConfig
+
+LOG = np.log
+
+SAMPLE = Sample(
+    rows=100,
+    refused=1,
+    seconds=10.0,
+    logprobs_nc=LOG([[0.6, 0.2, 0.1], [0.1, 0.7, 0.1], [0.2, 0.1, 0.6]] * 33).tolist(),
+    prompts=["Which topic?\nText: a\nLabel:"],
+    verbalizer="word (asked for), 1 question a row",
+    prompt_tokens=[50] * 100,
+    text_tokens=[10] * 60 + [30] * 40,
+    most_text_tokens=20,
+    computed_tokens=2000,
+)
+
+
+def shown(make_config: MakeConfig, sample: Sample, total: int, price: float | None) -> str:
+    screen = io.StringIO()
+    config = make_config(teacher={"replicas": [1, 4]}, plan={"price_per_hour": price})
+    show_plan(config, sample, total, Console(file=screen, width=120))
+    return screen.getvalue()
+
+
+def test_hours_and_cost_of_the_whole_corpus(make_config: MakeConfig) -> None:
+    # 100 rows in 10 s are 10 rows/s a replica; 1,440,000 rows by 4 of them take 10 hours.
+    text = shown(make_config, SAMPLE, 1_440_000, price=2.5)
+    assert "10.0 rows/s a replica, 200 tokens/s" in text
+    assert "10.0 h with 4 replicas, 100.00 at 2.50 a replica and hour" in text
+    assert "median" not in text
+    assert "50 (95 %: 50) tokens" in text
+    assert "40% are cut to 20" in text
+    assert "Refused   1 of 100 rows" in text
+    assert "Which topic?" in text
+    assert "Warning" not in text
+    assert "2.50" not in shown(make_config, SAMPLE, 1000, price=None)
+
+
+def test_warning_signs(make_config: MakeConfig) -> None:
+    config = make_config()
+    fine = np.eye(3)[[0, 1, 2] * 33]
+    assert warnings_of(config, SAMPLE, fine) == []
+    (one,) = warnings_of(config, SAMPLE, np.eye(3)[[0] * 90 + [1] * 9])
+    assert "91% of the rows are labelled 'sport'" in one
+    low = replace(SAMPLE, logprobs_nc=LOG([[0.1, 0.05, 0.05]] * 99).tolist())
+    (mass,) = warnings_of(config, low, fine)
+    assert "gives the labels 20% of its probability" in mass
+    (cut,) = warnings_of(config, replace(SAMPLE, text_tokens=[30] * 60 + [1] * 40), fine)
+    assert "60% of the texts are cut to 20 tokens" in cut
+
+
+def test_the_sample_is_spread_over_the_corpus(make_config: MakeConfig) -> None:
+    total, texts = sample_texts(make_config().corpus, 64, seed=0)
+    assert total == 420
+    assert 32 <= len(texts) <= 64
+    numbers = sorted(int(text.split("n")[-1]) for text in texts)
+    assert numbers[0] < 120
+    assert numbers[-1] > 300
+    assert sample_texts(make_config().corpus, 64, seed=0) == (total, texts)
+    assert len(sample_texts(make_config().corpus, 100_000, seed=0)[1]) == 420
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_plan_leaves_nothing_behind(tmp_path: Path, make_config: MakeConfig) -> None:
+    screen = io.StringIO()
+    run_stage("plan", make_config(plan={"rows": 64}), Console(file=screen, width=120))
+    assert "Corpus    420 rows" in screen.getvalue()
+    assert "rows/s a replica" in screen.getvalue()
+    assert not (tmp_path / "run").exists()
