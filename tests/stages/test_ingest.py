@@ -115,7 +115,7 @@ def test_gold_becomes_class_indices(
     [
         (
             [{"text": "a", "label": "trade"}, {"text": "b", "label": "Tech"}],
-            r"row 1.*'Tech' is not one of",
+            r"row 2.*'Tech' is not one of",
         ),
         ([{"text": "a", "label": None}], "gold label is missing"),
         ([{"text": "a"}], "no column 'label'"),

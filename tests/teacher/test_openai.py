@@ -192,7 +192,7 @@ def vllm_server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(prepared() / "teacher"),
+        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared() / "teacher"),
          "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "smollm",
          "--max-model-len", "1024", "--enforce-eager", "--dtype", "float32"],
         env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
