@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from llkd.config import RunConfig
-from llkd.errors import FingerprintError, IncompleteError
+from llkd.errors import FingerprintError, IncompleteError, StudentError
 from llkd.pipeline import run_stage
 from tests.conftest import MakeConfig
 
@@ -18,6 +18,14 @@ def run(stage: str, config: RunConfig) -> str:
     screen = io.StringIO()
     run_stage(stage, config, Console(file=screen, width=120))
     return screen.getvalue()
+
+
+def test_a_student_that_is_not_there_is_told_before_the_teacher_labels(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    with pytest.raises(StudentError, match="student.model: cannot load demo/nosuch"):
+        run("run", make_config(student={"model": "demo/nosuch"}))
+    assert not (tmp_path / "run/labels").exists()
 
 
 def test_the_stages_one_by_one(tmp_path: Path, make_config: MakeConfig) -> None:
