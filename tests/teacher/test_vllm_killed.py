@@ -16,7 +16,7 @@ from llkd.storage import Folder
 from tests.conftest import SilentTracker
 from tests.demo import prepared
 
-ROWS, SHARDS = 120, 6
+ROWS, SHARDS = 48, 3
 
 
 def engines() -> list[psutil.Process]:
@@ -73,7 +73,7 @@ def test_a_killed_actor_leaves_no_engine_and_loses_no_row(
     assert not first[0].is_running()
     worker.join(timeout=600)
     assert manifests
-    assert [labels.read_shard(shard).num_rows for shard in range(SHARDS)] == [20] * SHARDS
+    assert [labels.read_shard(shard).num_rows for shard in range(SHARDS)] == [ROWS // SHARDS] * SHARDS
     deadline = time.monotonic() + 60
     while [process for process in engines() if process.pid not in before]:
         assert time.monotonic() < deadline
