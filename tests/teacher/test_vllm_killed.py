@@ -73,7 +73,9 @@ def test_a_killed_actor_leaves_no_engine_and_loses_no_row(
     assert not first[0].is_running()
     worker.join(timeout=600)
     assert manifests
-    assert [labels.read_shard(shard).num_rows for shard in range(SHARDS)] == [ROWS // SHARDS] * SHARDS
+    assert [labels.read_shard(shard).num_rows for shard in range(SHARDS)] == [
+        ROWS // SHARDS
+    ] * SHARDS
     deadline = time.monotonic() + 60
     while [process for process in engines() if process.pid not in before]:
         assert time.monotonic() < deadline
