@@ -29,7 +29,7 @@ from llkd.manifest import MANIFEST
 from llkd.pipeline import run_stage
 from llkd.schema import RunLayout, shard_name
 from llkd.stages.ingest import ingest
-from llkd.stages.label import label
+from llkd.stages.label import CONTENT_FREE, label
 from llkd.storage import Folder
 from tests.conftest import MakeConfig, SilentTracker
 from tests.fakes import KeywordTeacher, text_key
@@ -173,6 +173,15 @@ def test_resuming_labels_the_missing_shards_only(
     calls.unlink()
     label(config, ["corpus"], tracker)
     assert not calls.exists()  # complete: the teacher is not even loaded
+    # As after a kill when all but the texts without content were labelled.
+    Folder(str(labels)).write_json(MANIFEST, {**manifest, "complete": False})
+    content_free = Folder(RunLayout(config.run_dir).labels("content_free"))
+    content_free.delete()
+    label(config, ["corpus"], tracker)
+    assert content_free.shards() == {0}
+    assert {x.split()[0] for x in calls.read_text().splitlines()} == set(
+        map(text_key, CONTENT_FREE)
+    )
 
 
 def test_another_prompt_is_refused_and_more_replicas_are_not(
