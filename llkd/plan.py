@@ -17,7 +17,7 @@ from llkd.config import RunConfig, SourceConfig
 from llkd.core.calibration import Calibration, fit_batch_bias, marginal
 from llkd.errors import DataError
 from llkd.progress import duration
-from llkd.settled import engine_arguments_here
+from llkd.settled import settled_teacher
 from llkd.sources import as_text, check_columns, count_rows, list_files, read_rows
 from llkd.stages.label import default_resources
 from llkd.teacher.engine import engine_class
@@ -107,7 +107,7 @@ def run_plan(config: RunConfig, console: Console) -> None:
     for alone in config.of_each_teacher or [config]:
         resources = alone.teacher.resources or default_resources(alone)
         runtime.require_resources(resources, "teacher.resources")
-        teacher = engine_arguments_here(alone.teacher, resources)
+        teacher = settled_teacher(alone, resources, keep=False)
         alone = alone.model_copy(update={"teacher": teacher})
         (found,) = runtime.run_on_actors(
             PlanActor, (alone,), [texts], pool=(1, 1), resources=resources

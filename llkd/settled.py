@@ -23,31 +23,37 @@ def settle(
 ) -> dict[str, Any]:
     """What `decide` answered when it was first asked, on a node that has the resources."""
     if not folder.exists(SETTLED):
-        task = ray.remote(decide).options(**runtime.options_of(resources))
-        folder.write_json(SETTLED, ray.get(task.remote()))
+        folder.write_json(SETTLED, _asked(decide, resources))
     choices: dict[str, Any] = folder.read_json(SETTLED)
     return choices
 
 
-def settled_teacher(config: RunConfig, resources: runtime.Resources) -> TeacherConfig:
-    """The teacher with the engine arguments that its engine chose for this machine."""
+def settled_teacher(
+    config: RunConfig, resources: runtime.Resources, keep: bool = True
+) -> TeacherConfig:
+    """The teacher with the engine arguments that its engine chose for this machine.
+
+    Args:
+        config: the run.
+        resources: of a replica.
+        keep: choose once for the run; else choose now and leave nothing behind.
+    """
     teacher = config.teacher
     choose = getattr(engine_class(teacher.engine), "machine_arguments", None)
     if choose is None:
         return teacher
+
+    def decide() -> dict[str, Any]:
+        return dict(choose(teacher))
+
     folder = Folder(RunLayout(config.run_dir, config.teacher_number).labels("corpus"))
-    chosen = settle(folder, lambda: dict(choose(teacher)), resources)
+    chosen = settle(folder, decide, resources) if keep else _asked(decide, resources)
     return teacher.model_copy(update={"engine_args": {**chosen, **teacher.engine_args}})
 
 
-def engine_arguments_here(teacher: TeacherConfig, resources: runtime.Resources) -> TeacherConfig:
-    """The teacher with what its engine would choose now; nothing is kept."""
-    choose = getattr(engine_class(teacher.engine), "machine_arguments", None)
-    if choose is None:
-        return teacher
-    task = ray.remote(choose).options(**runtime.options_of(resources))
-    chosen = ray.get(task.remote(teacher))
-    return teacher.model_copy(update={"engine_args": {**chosen, **teacher.engine_args}})
+def _asked(decide: Callable[[], dict[str, Any]], resources: runtime.Resources) -> dict[str, Any]:
+    task = ray.remote(decide).options(**runtime.options_of(resources))
+    return dict(ray.get(task.remote()))
 
 
 def settled_precision(config: RunConfig, resources: runtime.Resources) -> str:
