@@ -203,6 +203,8 @@ def run_on_actors(
 
     Args:
         actor: a class whose instances take an item and return a result, both small and JSON-able.
+            They are called for two items at once, from two threads, so that one item's input and
+            output do not keep another waiting.
         arguments: for its constructor.
         items: an item that an actor dies on is given to another, or to the same one when Ray has
             started it again.
@@ -219,12 +221,15 @@ def run_on_actors(
     most = min(pool[1], len(items))
     if most == 0:
         return []
+    # Each has two items at once, and more actors are wanted as soon as all have.
+    ray.data.DataContext.get_current().actor_pool_util_upscaling_threshold = 1.0
     deaths = _Deaths.remote(max_failures)  # type: ignore[attr-defined]
     dataset = _items(items).map(
         _Replica,
         fn_constructor_args=(actor, arguments, deaths),
         compute=ray.data.ActorPoolStrategy(
-            min_size=min(pool[0], most), max_size=most, max_tasks_in_flight_per_actor=2
+            min_size=min(pool[0], most), max_size=most, max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=2, enable_true_multi_threading=True,
         ),
         **options_of(resources),
     )
@@ -253,9 +258,11 @@ class _Deaths:
         """It went well."""
         self._begun.pop(what, None)
 
-    def say(self, what: str, message: str) -> None:
-        """Why it failed."""
+    def say(self, what: str, message: str, others: Sequence[str]) -> None:
+        """Why it failed; the others fell with it by no fault of theirs."""
         self._said[what] = message
+        for other in others:
+            self._begun[other] -= 1
 
 
 class _Replica:
@@ -269,6 +276,7 @@ class _Replica:
     ) -> None:
         self._failure: LLKDError | None = None
         self._deaths = deaths
+        self._under_way: set[str] = set()
         # Ray gives an actor that it starts again its old name.
         me = f"The start of replica {ray.get_runtime_context().get_actor_id()[:8]}"
         try:
@@ -290,14 +298,18 @@ class _Replica:
         refusal = ray.get(self._deaths.begin.remote(what))
         if refusal is not None:
             raise ActorError(refusal)
+        self._under_way.add(what)
         try:
             result = call()
         except LLKDError:
             raise
         except Exception as error:
             traceback.print_exc()
-            ray.get(self._deaths.say.remote(what, f"{type(error).__name__}: {error}"))
+            others = sorted(self._under_way - {what})
+            ray.get(self._deaths.say.remote(what, f"{type(error).__name__}: {error}", others))
             os._exit(1)
+        finally:
+            self._under_way.discard(what)
         ray.get(self._deaths.end.remote(what))
         return result
 

@@ -27,12 +27,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llkd.config import RunConfig, TeacherConfig
+from llkd.config import RunConfig
 
 SHARDS = 2
 """Shards in the rows of `ours`."""
 TINY_ROWS = 24
 """The tiny model labels so many times the rows: pieces of the texts, for so many there are not."""
+TINY_VOCABULARY = 4096
 PIECE = 240
 """Characters of a piece."""
 TRANSFORMERS_ROWS = 24
@@ -61,7 +62,7 @@ def benchmark_teacher(
         _write_texts(config, texts, rows, piece=None)
         _write_texts(config, more_texts, TINY_ROWS * rows, piece=PIECE)
         tiny = folder / "tiny"
-        _make_tiny(config.teacher, tiny)
+        _make_tiny(more_texts, tiny)
         rates = {
             "model": _race(
                 folder, config, texts, ("ours", "vllm", "ray_data_llm", "transformers"), rounds, say
@@ -157,24 +158,31 @@ def _write_texts(config: RunConfig, path: Path, rows: int, piece: int | None) ->
     pq.write_table(pa.table({"text": usable}), path)
 
 
-def _make_tiny(teacher: TeacherConfig, folder: Path) -> None:
-    """A random model of one small layer with the teacher's tokenizer."""
+def _make_tiny(texts: Path, folder: Path) -> None:
+    """A random model of one small layer, with a tokenizer of few tokens learnt from the texts: of
+    a large vocabulary's log-probabilities alone the cost would be the model's."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(teacher.model)
+    learner = ByteLevelBPETokenizer()
+    learner.train_from_iterator(_texts(texts), TINY_VOCABULARY, special_tokens=["<|end|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learner._tokenizer, eos_token="<|end|>")
     torch.manual_seed(0)
     LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1,
             num_attention_heads=1, num_key_value_heads=1, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         )
     ).save_pretrained(folder)  # fmt: skip
     tokenizer.save_pretrained(folder)
 
 
 def _with_model(config: RunConfig, model: str) -> RunConfig:
-    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": model})})
+    """The same task for the tiny model, whose tokenizer may not know the labels as words."""
+    teacher = config.teacher.model_copy(update={"model": model, "verbalizer": "code"})
+    return config.model_copy(update={"teacher": teacher})
 
 
 def _prompts(config: RunConfig, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:

@@ -4,8 +4,10 @@ An actor is handed shard numbers; it reads the shard, labels it and writes the s
 So text and results travel through storage, and a shard that is there is never labelled again.
 """
 
+import contextlib
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -154,6 +156,8 @@ class TeacherActor:
         self._tracker = tracker
         self._layout = RunLayout(config.run_dir, config.teacher_number)
         self._engine = engine_class(config.teacher.engine)(config.teacher, config.task)
+        concurrent = getattr(self._engine, "concurrent", False)
+        self._turn = contextlib.nullcontext() if concurrent else threading.Lock()
 
     def __call__(self, item: tuple[str, int]) -> dict[str, Any]:
         """Label one shard; returns its counts, and when it began and ended."""
@@ -185,10 +189,12 @@ class TeacherActor:
     ) -> LabelBatch:
         """Ask the engine, once for texts that are the same."""
         if getattr(self._engine, "by_id", False):
-            return self._engine.label(texts, ids, progress)
+            with self._turn:
+                return self._engine.label(texts, ids, progress)
         places: dict[str, int] = {}
         place_n = [places.setdefault(text, len(places)) for text in texts]
-        batch = self._engine.label(list(places), [None] * len(places), progress)
+        with self._turn:
+            batch = self._engine.label(list(places), [None] * len(places), progress)
         refused = {
             row: batch.refused[place] for row, place in enumerate(place_n) if place in batch.refused
         }
@@ -260,10 +266,11 @@ def _run_pool(
 
 def _rate(done: Sequence[dict[str, Any]]) -> float | None:
     """Rows per second, from the first engine's first row to the last one's last."""
-    if not done:
+    shards = [item for item in done if item["dataset"] != CONTENT_FREE_ITEM[0]]
+    if not shards:
         return None
-    seconds = max(item["ended"] for item in done) - min(item["started"] for item in done)
-    return sum(item["rows"] for item in done) / max(seconds, 1e-9)
+    seconds = max(item["ended"] for item in shards) - min(item["started"] for item in shards)
+    return sum(item["rows"] for item in shards) / max(seconds, 1e-9)
 
 
 def default_resources(config: RunConfig) -> runtime.Resources:

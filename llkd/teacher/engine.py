@@ -27,7 +27,12 @@ class LabelBatch:
 
 
 class Engine(Protocol):
-    """A loaded teacher."""
+    """A loaded teacher.
+
+    A class may say more of itself by two attributes: `concurrent = True` if `label` can be called
+    from several threads at once, so that one shard's prompts are made while the model answers
+    another's; `by_id = True` if the row's identifier decides, and not its text.
+    """
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
         """Load the model.

@@ -1,9 +1,11 @@
 """The teacher served by vLLM, inside the process of its Ray actor."""
 
 import hashlib
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,15 +32,25 @@ class VLLMEngine:
     tokens would silently lose labels.
     """
 
+    concurrent = True
+
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
         prepare_platform()
         from vllm import LLM
 
+        # One thread makes the engine and asks it. On a CPU every thread that computes gets OpenMP
+        # threads of its own, and more of these than cores put each other to sleep.
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._requests = itertools.count()
+
         try:
             with _starting_alone():
-                self._llm = LLM(
-                    model=teacher.model, revision=teacher.revision, **engine_arguments(teacher)
-                )
+                self._llm = self._thread.submit(
+                    LLM,
+                    model=teacher.model,
+                    revision=teacher.revision,
+                    **engine_arguments(teacher),
+                ).result()
         except Exception as error:  # vLLM raises many kinds
             raise TeacherError(f"vLLM cannot load {teacher.model}: {error}") from error
         self.max_model_len = self._llm.llm_engine.model_config.max_model_len
@@ -60,6 +72,7 @@ class VLLMEngine:
             TeacherError: they do not fit into the model.
         """
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         self.prompter = prompter
         prompter.room(self.max_model_len)
@@ -70,12 +83,14 @@ class VLLMEngine:
                 logprob_token_ids=list(question.tokens),
                 flat_logprobs=True,
                 detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_clone=True,  # a shallow copy for each request is enough
             )
             for question in self.prompter.verbalizer.questions
         ]
         # Computes the shared prefix, so that every shard afterwards meets the same engine.
         before, after = self.prompter.fixed
-        self._ask([[*before, *after]], lambda done: None)
+        self._thread.submit(self._ask, [[*before, *after]], lambda done: None).result()
 
     @staticmethod
     def machine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
@@ -96,7 +111,7 @@ class VLLMEngine:
     ) -> LabelBatch:
         """See Engine.label."""
         prompts = self.prompter.prompts(texts, self.max_model_len)
-        return self._ask(prompts, progress)
+        return self._thread.submit(self._ask, prompts, progress).result()
 
     def _ask(
         self, prompts: Sequence[Sequence[int] | None], progress: Callable[[int], None]
@@ -131,13 +146,14 @@ class VLLMEngine:
         return LabelBatch(verbalizer.logprobs(answers), refused)
 
     def _enqueue(self, tokens: list[int], question: int) -> str:
-        (request_id,) = self._llm.enqueue(
-            {"prompt_token_ids": tokens},
-            self._params[question],
-            lora_request=self._lora,
-            use_tqdm=False,
+        """Straight into the engine; `LLM.enqueue` looks at each prompt as if it might be text."""
+        from vllm.inputs import tokens_input
+
+        request = str(next(self._requests))
+        self._llm.llm_engine.add_request(
+            request, tokens_input(tokens), self._params[question], lora_request=self._lora
         )
-        return request_id.partition("-")[0]  # the rest vLLM leaves out of its outputs
+        return request
 
 
 def _starting_alone() -> FileLock:
