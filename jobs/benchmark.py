@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     labels = what.add_parser("labels", help="quality of labels and confidence")
     labels.add_argument("configs", nargs="+", metavar="CONFIG")
     labels.add_argument("--rows", type=int, default=2000, help="rows of each corpus, at most")
+    labels.add_argument("--verbalizers", help="'first token', word, code, sequence, by commas")
     labels.set_defaults(run=_labels)
     for one in (teacher, labels):
         one.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _teacher(arguments: argparse.Namespace) -> tuple[Any, str]:
     from llkd.benchmarks.teacher import benchmark_teacher, table
-    from llkd.config import absolute_paths, load_config
+    from llkd.config_file import absolute_paths, load_config
 
     config = absolute_paths(load_config(arguments.config))
     result = benchmark_teacher(config, arguments.rows, arguments.rounds, _say)
@@ -59,10 +60,11 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def _labels(arguments: argparse.Namespace) -> tuple[Any, str]:
     from llkd.benchmarks.labels import VERBALIZERS, measure_labels, table
-    from llkd.config import absolute_paths, load_config
+    from llkd.config_file import absolute_paths, load_config
 
     configs = [absolute_paths(load_config(path)) for path in arguments.configs]
-    records = measure_labels(configs, VERBALIZERS, arguments.rows, _say)
+    verbalizers = VERBALIZERS if arguments.verbalizers is None else arguments.verbalizers.split(",")
+    records = measure_labels(configs, verbalizers, arguments.rows, _say)
     return records, table(records)
 
 

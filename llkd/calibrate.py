@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from llkd.arrays import matrix
-from llkd.config import RunConfig, portable_path
+from llkd.config import RunConfig
+from llkd.config_file import portable_path
 from llkd.core.calibration import (
     Calibration,
     contextual_bias,

@@ -14,7 +14,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.markup import escape
 
-from llkd.config import RunConfig, absolute_paths, load_config, portable_path
+from llkd.config import RunConfig
+from llkd.config_file import absolute_paths, load_config, portable_path
 from llkd.errors import LLKDError
 from llkd.schema import RunLayout
 from llkd.storage import Folder

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from llkd.calibrate import calibrate
-from llkd.config import RunConfig, dump_config, portable_path
+from llkd.config import RunConfig
+from llkd.config_file import dump_config, portable_path
 from llkd.core.metrics import Evaluation
 from llkd.epochs import read_stats
 from llkd.manifest import Manifest, begun, check_settings, read_manifest, require_complete

@@ -228,8 +228,11 @@ def run_on_actors(
         _Replica,
         fn_constructor_args=(actor, arguments, deaths),
         compute=ray.data.ActorPoolStrategy(
-            min_size=min(pool[0], most), max_size=most, max_tasks_in_flight_per_actor=2,
-            max_concurrent_calls_per_actor=2, enable_true_multi_threading=True,
+            min_size=min(pool[0], most),
+            max_size=most,
+            max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
         ),
         **options_of(resources),
     )

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llkd.config import RunConfig, parse_config
+from llkd.config import RunConfig
+from llkd.config_file import parse_config
 from tests.fakes import TOPICS, make_texts
 
 ROOT = Path(__file__).resolve().parents[1]

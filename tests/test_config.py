@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llkd.config import absolute_paths, dump_config, load_config, parse_config, portable_path
+from llkd.config_file import absolute_paths, dump_config, load_config, parse_config, portable_path
 from llkd.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -28,6 +28,13 @@ def merged(**changes: object) -> dict[str, object]:
         else:
             raw[section] = value
     return raw
+
+
+def test_a_setting_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("run_dir: x\nstudent: {model: m, epochs: 2,\n  epochs: 3}\n")
+    with pytest.raises(ConfigError, match=r"'epochs' is given twice\s+in .*line 3"):
+        load_config(str(file))
 
 
 @pytest.mark.parametrize(
@@ -169,13 +176,27 @@ def test_local_paths_become_absolute_and_uris_stay(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m").mkdir()
-    raw = merged(corpus__path=["a.csv", "s3://b/c.parquet", "datasets:x"], student__model="m")
+    raw = merged(
+        corpus__path=["a.csv", "s3://b/c.parquet", "datasets:x"], student__model="m",
+        teacher__lora="m",
+        task__examples_from={"path": "b.csv", "choose": "nearest", "embedder": "m"},
+    )  # fmt: skip
     config = absolute_paths(parse_config(raw))
+    assert config.task.examples_from is not None
+    assert config.task.examples_from.path == str(tmp_path / "b.csv")
+    assert config.task.examples_from.embedder == config.teacher.lora == str(tmp_path / "m")
     assert config.run_dir == str(tmp_path / "runs/x")
     assert config.corpus.paths == (str(tmp_path / "a.csv"), "s3://b/c.parquet", "datasets:x")
     assert config.student.model == str(tmp_path / "m")
     assert config.teacher.model == "some/model"
     assert portable_path(config.run_dir) == "runs/x"
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("run_dir: x\nstudent: {model: m, epochs: 2,\n  epochs: 3}\n")
+    with pytest.raises(ConfigError, match=r"'epochs' is given twice\s+in .*line 3"):
+        load_config(str(file))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Work over shards on a real local Ray."""
 
+import threading
 from typing import Any
 
 import pytest
 
 from llkd import runtime
-from llkd.errors import DataError, ResourceError
+from llkd.errors import ActorError, DataError, ResourceError
 from tests.conftest import SilentTracker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -62,6 +63,26 @@ def test_actors_take_all_items() -> None:
     )
     assert sorted(result["value"] for result in results) == [2 * i for i in range(9)]
     assert runtime.run_on_actors(Doubler, (2,), [], pool=(1, 2), resources={"CPU": 1}) == []
+
+
+class Pair:
+    """Returns only when it is called for a second item meanwhile."""
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2)
+
+    def __call__(self, item: Any) -> Any:
+        self.both.wait(timeout=20)
+        if item == "poison":
+            raise ZeroDivisionError("a bug")
+        threading.Event().wait(20)
+
+
+def test_an_actor_has_two_items_and_the_one_that_kills_it_is_named() -> None:
+    with pytest.raises(ActorError, match='Work on "poison" failed 2 times.*a bug'):
+        runtime.run_on_actors(
+            Pair, (), ["poison", "good"], pool=(1, 1), resources={"CPU": 1}, max_failures=1
+        )
 
 
 def test_resources_become_ray_options() -> None:

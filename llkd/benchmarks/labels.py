@@ -24,7 +24,7 @@ from llkd.core.calibration import (
 )
 from llkd.core.metrics import evaluate
 from llkd.core.verbalizers import Verbalizer, label_tree
-from llkd.errors import DataError, TeacherError
+from llkd.errors import ConfigError, DataError, TeacherError
 from llkd.sources import as_text, check_columns, count_rows, list_files, read_rows
 from llkd.stages.label import CONTENT_FREE
 from llkd.teacher.examples import with_drawn_examples
@@ -58,7 +58,10 @@ def measure_labels(
 
     Raises:
         DataError: a corpus has no gold.
+        ConfigError: there is no such verbalizer.
     """
+    if unknown := [name for name in verbalizers if name not in VERBALIZERS]:
+        raise ConfigError(f"--verbalizers: {unknown[0]!r} is none of {', '.join(VERBALIZERS)}")
     for config in configs:
         if config.corpus.label_column is None:
             raise DataError(
@@ -74,6 +77,7 @@ def measure_labels(
     records = []
     for config in configs:
         labelled = read_labelled(config, rows, {example.text for example in config.task.examples})
+        said: dict[Any, tuple[np.ndarray, np.ndarray, float]] = {}
         for name in verbalizers:
             try:
                 prompter = _prompter(config, name, engine.prompter.tokenizer)
@@ -81,12 +85,11 @@ def measure_labels(
             except TeacherError as error:
                 say(f"{config.run_dir} {name}: {error}")
                 continue
-            started = time.perf_counter()
-            logprobs_nc = engine.label(
-                labelled.texts, [None] * len(labelled.texts), lambda done: None
-            ).logprobs_nc
-            rate = len(labelled.texts) / (time.perf_counter() - started)
-            free_mc = engine.label(CONTENT_FREE, [None] * 3, lambda done: None).logprobs_nc
+            # Verbalizers that ask the same, as `word` and `sequence` of one token do, ask once.
+            asked = (name == "code", prompter.verbalizer.questions, prompter.verbalizer.parts)
+            if asked not in said:
+                said[asked] = _label(engine, labelled.texts)
+            logprobs_nc, free_mc, rate = said[asked]
             for calibration, probs_nc, gold_n in calibrated(logprobs_nc, free_mc, labelled.gold_n):
                 found = evaluate(probs_nc, gold_n)
                 record = {
@@ -99,6 +102,15 @@ def measure_labels(
                 records.append(record)
                 say(json.dumps(record))
     return records
+
+
+def _label(engine: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Log-probabilities of the texts, of texts without content, and rows a second."""
+    started = time.perf_counter()
+    logprobs_nc = engine.label(texts, [None] * len(texts), lambda done: None).logprobs_nc
+    rate = len(texts) / (time.perf_counter() - started)
+    free_mc = engine.label(CONTENT_FREE, [None] * len(CONTENT_FREE), lambda done: None).logprobs_nc
+    return logprobs_nc, free_mc, rate
 
 
 def calibrated(

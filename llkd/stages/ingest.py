@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from llkd.config import CorpusConfig, RunConfig, SourceConfig, portable_path
+from llkd.config import CorpusConfig, RunConfig, SourceConfig
+from llkd.config_file import portable_path
 from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
 from llkd.manifest import Manifest, begun, open_stage, write_manifest
 from llkd.runtime import run_on_shards

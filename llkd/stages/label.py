@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from llkd import runtime
 from llkd.arrays import fixed_lists
-from llkd.config import RunConfig, SourceConfig, TeacherConfig, portable_path
+from llkd.config import RunConfig, SourceConfig, TeacherConfig
+from llkd.config_file import portable_path
 from llkd.errors import IncompleteError, RejectLimitError
 from llkd.manifest import (
     Manifest,
@@ -115,13 +116,20 @@ def manifest_of(config: RunConfig, dataset: str, ingested: Manifest) -> Manifest
         "teacher.max_text_tokens": teacher.max_text_tokens,
         "teacher.verbalizer": teacher.verbalizer,
         "teacher.truncation": teacher.truncation,
-        "teacher.lora": teacher.lora,
+        "teacher.lora": teacher.lora
+        and model_identity(teacher.lora, None, "teacher.lora", "adapter_config.json"),
         **{f"teacher.engine_args.{key}": value for key, value in _shaping(config).items()},
         **{f"task.{key}": value for key, value in config.task.model_dump(mode="json").items()},
         "task.label_order": config.task.label_names,
     }
-    if config.task.examples_from is not None:
-        settings["task.examples_from.rows"] = pool_identity(config.task.examples_from, config.task)
+    source = config.task.examples_from
+    if source is not None:  # what is in the files counts, not where they lie
+        named = source.model_dump(mode="json", exclude={"path", "embedder"})
+        settings["task.examples_from"] = named
+        settings["task.examples_from.rows"] = pool_identity(source, config.task)
+        settings["task.examples_from.embedder"] = source.embedder and model_identity(
+            source.embedder, None, "task.examples_from.embedder"
+        )
     return Manifest("label", settings, ingested.fingerprint)
 
 

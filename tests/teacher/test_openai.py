@@ -223,7 +223,7 @@ def _healthy(port: int) -> bool:
 
 @pytest.mark.timeout(600)
 def test_a_real_endpoint_agrees_with_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llkd.config import load_config
+    from llkd.config_file import load_config
     from llkd.teacher.transformers_engine import TransformersEngine
 
     monkeypatch.setenv("TEACHER_KEY", KEY)

@@ -17,7 +17,8 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from llkd.config import TaskConfig, load_config
+from llkd.config import TaskConfig
+from llkd.config_file import load_config
 from llkd.teacher.transformers_engine import TransformersEngine
 from llkd.teacher.vllm_engine import VLLMEngine
 
@@ -86,15 +87,68 @@ print("RESULT" + json.dumps({
 """
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
+ADAPTED = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from llkd.benchmarks.teacher import _make_tiny
+from llkd.config import TaskConfig, TeacherConfig
+from llkd.teacher.transformers_engine import TransformersEngine
+from llkd.teacher.vllm_engine import VLLMEngine
+
+folder = Path(sys.argv[1])
+_make_tiny(Path("demo/bbc/test.parquet"), folder / "base")
+(folder / "adapter").mkdir()
+model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+torch.manual_seed(1)
+rank, alpha, weights = 8, 16, {}
+for name in ("q_proj", "v_proj"):
+    layer = model.model.layers[0].self_attn.get_submodule(name)
+    a, b = torch.randn(rank, layer.in_features), 0.1 * torch.randn(layer.out_features, rank)
+    layer.weight.data += alpha / rank * b @ a
+    place = f"base_model.model.model.layers.0.self_attn.{name}"
+    weights |= {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
+save_file(weights, folder / "adapter/adapter_model.safetensors")
+(folder / "adapter/adapter_config.json").write_text(json.dumps({
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(folder / "base"),
+    "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none",
+    "target_modules": ["q_proj", "v_proj"], "fan_in_fan_out": False, "modules_to_save": None,
+}))
+model.save_pretrained(folder / "merged")
+AutoTokenizer.from_pretrained(folder / "base").save_pretrained(folder / "merged")
+
+def ask(engine):
+    return engine.label(["shares fell", "the cup final", "a"], [None] * 3, lambda _: 0).logprobs_nc
+
+task = TaskConfig(instruction="What is it?", labels=["money", "sport", "other"])
+teacher = TeacherConfig(
+    model=str(folder / "base"), verbalizer="code",
+    engine_args={"dtype": "float32", "max_model_len": 512, "enforce_eager": True},
+)
+plain = ask(TransformersEngine(teacher, task))
+merged = ask(TransformersEngine(teacher.model_copy(update={"model": str(folder / "merged")}), task))
+adapted = ask(VLLMEngine(teacher.model_copy(update={"lora": str(folder / "adapter")}), task))
+print("RESULT" + json.dumps([float(np.abs(adapted - x).max()) for x in (merged, plain)]))
+"""
+
+
+def run_script(script: str, *arguments: str) -> Any:
+    """What a script in a process of its own prints as its result."""
     prepared()
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert "RESULT" in done.stdout, done.stderr[-3000:]
-    return dict(json.loads(done.stdout.split("RESULT")[1].splitlines()[0]))
+    return json.loads(done.stdout.split("RESULT")[1].splitlines()[0])
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return dict(run_script(SCRIPT))
 
 
 def test_vllm_and_transformers_give_the_same_log_probabilities(found: dict[str, Any]) -> None:
@@ -115,6 +169,12 @@ def test_the_text_and_not_its_place_decides(found: dict[str, Any]) -> None:
 
 def test_a_text_without_tokens_is_refused(found: dict[str, Any]) -> None:
     assert found["refused"] == {"0": "no_tokens"}
+
+
+def test_an_adapter_is_as_good_as_its_weights_in_the_model(tmp_path: Path) -> None:
+    from_merged, from_plain = run_script(ADAPTED, str(tmp_path))
+    assert from_merged < 1e-4
+    assert from_plain > 0.01
 
 
 def test_the_engine_is_imported_only_when_it_runs() -> None:

@@ -8,7 +8,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from llkd.config import absolute_paths, load_config
+from llkd.config_file import absolute_paths, load_config
 from llkd.schema import RunLayout
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label

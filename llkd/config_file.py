@@ -1,0 +1,176 @@
+"""Reading a config: YAML, overrides, what is wrong in it, and paths that hold on other nodes."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from llkd.config import RunConfig, SourceConfig, StudentConfig, TaskConfig, TeacherConfig
+from llkd.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: of two settings, YAML takes the last in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML config and apply `dotted.key=value` overrides, whose values are YAML.
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting is wrong; all that is wrong is named.
+    """
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the config {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, not {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, source=path)
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """Check a mapping of settings. `source` is named in the error.
+
+    Raises:
+        ConfigError: naming every wrong setting, its value, and the nearest known key.
+    """
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise ConfigError(f"{source} has wrong settings:\n{problems}") from error
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The same config with its local paths made absolute: Ray's workers run in other folders."""
+
+    def source(section: SourceConfig) -> SourceConfig:
+        return section.model_copy(update={"path": _absolute_paths(section.path)})
+
+    def student(section: StudentConfig) -> StudentConfig:
+        return section.model_copy(update={"model": _absolute_folder(section.model)})
+
+    def teacher(section: TeacherConfig) -> TeacherConfig:
+        table = section.engine == "table"
+        return section.model_copy(
+            update={
+                "model": _absolute(section.model) if table else _absolute_folder(section.model),
+                "lora": section.lora and _absolute_folder(section.lora),
+            }
+        )
+
+    def task(section: TaskConfig) -> TaskConfig:
+        if section.examples_from is None:
+            return section
+        found = section.examples_from
+        paths = {
+            "path": _absolute_paths(found.path),
+            "embedder": found.embedder and _absolute_folder(found.embedder),
+        }
+        return section.model_copy(update={"examples_from": found.model_copy(update=paths)})
+
+    return config.model_copy(
+        update={
+            "run_dir": _absolute(config.run_dir),
+            "task": task(config.task),
+            "corpus": source(config.corpus),
+            "test": config.test and source(config.test),
+            "validation": config.validation and source(config.validation),
+            "teacher": teacher(config.teacher),
+            "teachers": tuple(teacher(one) for one in config.teachers),
+            "student": student(config.student),
+        }
+    )
+
+
+def portable_path(path: str) -> str:
+    """A path as fingerprints keep it: relative to the working directory where it lies inside."""
+    here = os.getcwd() + os.sep
+    return path.removeprefix(here)
+
+
+def _absolute(path: str) -> str:
+    remote = "://" in path or path.startswith("datasets:")
+    return path if remote else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_paths(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return _absolute(path) if isinstance(path, str) else tuple(map(_absolute, path))
+
+
+def _absolute_folder(name: str) -> str:
+    """A model is a folder or a name at the hub."""
+    return _absolute(name) if Path(name).is_dir() else name
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"An override reads dotted.key=value, not {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of {key} is not valid YAML: {text!r}") from error
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        child = section.get(parent)
+        if child is None:
+            child = section[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"Cannot set {key}: {parent} is not a section but {child!r}")
+        section = child
+    section[last] = value
+
+
+def _explain(problem: Any) -> str:
+    """One wrong setting in a line: where, what, and the value that was given."""
+    location = [str(part) for part in problem["loc"]]
+    where = ".".join(location) or "config"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+        return f"{where}: no such setting{hint}"
+    if problem["type"] == "missing":
+        return f"{where}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    shown = "" if isinstance(value, dict | BaseModel) else f" (it is {value!r})"
+    return f"{where}: {message}{shown}"
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in location:
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((c for c in candidates if hasattr(c, "model_fields")), None)
+    return list(getattr(section, "model_fields", {}))
