@@ -58,9 +58,10 @@ class PlanActor:
         self._config = config
         self._engine = engine_class(config.teacher.engine)(config.teacher, config.task)
 
-    def __call__(self, texts: list[str]) -> dict[str, Any]:
-        """Label the sample."""
-        engine, ids = self._engine, list(range(len(texts)))
+    def __call__(self, sampled: list[tuple[str, str | None]]) -> dict[str, Any]:
+        """Label the sample, pairs of text and id."""
+        engine, texts = self._engine, [text for text, _ in sampled]
+        ids = [own for _, own in sampled]
         started = time.perf_counter()
         batch = engine.label(texts, ids, lambda done: None)
         seconds = time.perf_counter() - started
@@ -102,21 +103,23 @@ def _prompts(config: RunConfig, engine: Any, texts: list[str]) -> dict[str, Any]
 
 def run_plan(config: RunConfig, console: Console) -> None:
     """Label a sample with each teacher and print what the whole corpus would take."""
-    total, texts = sample_texts(config.corpus, config.plan.rows, config.seed)
-    console.print(f"Corpus    {total:,} rows; {len(texts)} of them sampled")
+    total, sampled = sample_rows(config.corpus, config.plan.rows, config.seed)
+    console.print(f"Corpus    {total:,} rows; {len(sampled)} of them sampled")
     for alone in config.of_each_teacher or [config]:
         resources = alone.teacher.resources or default_resources(alone)
         runtime.require_resources(resources, "teacher.resources")
         teacher = settled_teacher(alone, resources, keep=False)
         alone = alone.model_copy(update={"teacher": teacher})
         (found,) = runtime.run_on_actors(
-            PlanActor, (alone,), [texts], pool=(1, 1), resources=resources
+            PlanActor, (alone,), [sampled], pool=(1, 1), resources=resources
         )
         show_plan(alone, Sample(**found), total, console)
 
 
-def sample_texts(source: SourceConfig, rows: int, seed: int) -> tuple[int, list[str]]:
-    """(rows of the corpus, texts of about so many of them), from places spread by seed.
+def sample_rows(
+    source: SourceConfig, rows: int, seed: int
+) -> tuple[int, list[tuple[str, str | None]]]:
+    """(rows of the corpus, text and id of about so many of them), from places spread by seed.
 
     Raises:
         DataError: the corpus cannot be read, or no sampled row holds text.
@@ -129,7 +132,7 @@ def sample_texts(source: SourceConfig, rows: int, seed: int) -> tuple[int, list[
     starts = np.cumsum([0, *counts])
     length = -(-rows // BLOCKS)
     random = np.random.default_rng(seed)
-    texts: dict[str, None] = {}
+    found: dict[str, str | None] = {}
     for place in sorted(random.choice(max(total - length, 0) + 1, BLOCKS).tolist()):
         number = int(np.searchsorted(starts, place, side="right")) - 1
         first = place - int(starts[number])
@@ -137,10 +140,10 @@ def sample_texts(source: SourceConfig, rows: int, seed: int) -> tuple[int, list[
         for row in read_rows(files[number], source, first, stop):
             text = as_text(row.text)
             if text and text.strip():
-                texts[text] = None
-    if not texts:
+                found[text] = as_text(row.id)
+    if not found:
         raise DataError(f"corpus.path: no sampled row of {source.path} holds text")
-    return total, list(texts)[:rows]
+    return total, list(found.items())[:rows]
 
 
 def show_plan(config: RunConfig, sample: Sample, total: int, console: Console) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from llkd.pipeline import run_stage
-from llkd.plan import Sample, sample_texts, show_plan, warnings_of
+from llkd.plan import Sample, sample_rows, show_plan, warnings_of
 from tests.conftest import MakeConfig
 
 LOG = np.log
@@ -63,14 +63,16 @@ def test_warning_signs(make_config: MakeConfig) -> None:
 
 
 def test_the_sample_is_spread_over_the_corpus(make_config: MakeConfig) -> None:
-    total, texts = sample_texts(make_config().corpus, 64, seed=0)
+    source = make_config(corpus={"id_column": "id"}).corpus
+    total, sampled = sample_rows(source, 64, seed=0)
     assert total == 420
-    assert 32 <= len(texts) <= 64
-    numbers = sorted(int(text.split("n")[-1]) for text in texts)
+    assert 32 <= len(sampled) <= 64
+    numbers = sorted(int(text.split("n")[-1]) for text, _ in sampled)
+    assert sorted(int(str(own).removeprefix("corpus-")) for _, own in sampled) == numbers
     assert numbers[0] < 120
     assert numbers[-1] > 300
-    assert sample_texts(make_config().corpus, 64, seed=0) == (total, texts)
-    assert len(sample_texts(make_config().corpus, 100_000, seed=0)[1]) == 420
+    assert sample_rows(source, 64, seed=0) == (total, sampled)
+    assert len(sample_rows(make_config().corpus, 100_000, seed=0)[1]) == 420
 
 
 @pytest.mark.usefixtures("local_ray")
