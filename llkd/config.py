@@ -62,6 +62,8 @@ def _labels_as_mapping(value: Any) -> Any:
 LabelName = Annotated[str, AfterValidator(_label_name)]
 Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Workers = Positive | tuple[Positive, Positive]
 
 
 class Example(_Section):
@@ -230,6 +232,19 @@ class TeacherConfig(_Section):
         return self
 
 
+class LoraSettings(_Section):
+    """Low-rank adapters (arXiv 2106.09685) in place of training all weights."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of the update of each matrix."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Dropout on the input of the adapters."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the modules that get an adapter; `all-linear`: every linear layer but the head."""
+
+
 class StudentConfig(_Section):
     """The small classifier that is trained."""
 
@@ -252,24 +267,64 @@ class StudentConfig(_Section):
     """Gradients are clipped to this Euclidean norm."""
     max_length: Annotated[int, Field(ge=2)] = 128
     """Texts are cut to this many of the student's tokens."""
-    workers: Annotated[int, Field(ge=1)] = 1
-    """Data-parallel training workers; each takes one GPU where the cluster has GPUs."""
+    workers: Workers = 1
+    """Data-parallel training workers; each takes one GPU where the cluster has GPUs. [fewest, most]
+    makes the group elastic: it starts with what there is, and grows or shrinks at a checkpoint."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
     """Ray resources of one worker. By default {GPU: 1} where the cluster has GPUs, else the CPUs
     that are there, less one for selection, divided by the workers."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the student's matrix products. `auto` times both on the worker and takes
     bfloat16 where it is faster: some processors have it and run it at half speed."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Most rows of a worker in one forward and backward pass; a batch that has more is
+    accumulated from several. By default all of the worker's rows at once."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about
+    a third more time."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp`: each worker holds the whole student. `fsdp`: weights, gradients and optimiser state
+    are cut among the workers, for students that do not fit into one."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters instead of all weights; merged into the weights at the end. Needs
+    the package `peft`."""
+    compile: bool = False
+    """Score with `torch.compile`: worth its start-up of a minute or so on large corpora."""
+    validation_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the confident rows (at most 16,384) that is never trained on, and by which the
+    student of each epoch is measured, against the teacher's labels."""
+    keep: Literal["best", "last"] = "best"
+    """Which epoch's student is the result, where rows are held out; else it is the last."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many epochs without a better student on the rows held out; null: never."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often a failed worker group is started again, from its last epoch."""
 
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that the group has at least."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that the group has at most."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":
-        if self.batch_size % self.workers:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(f"workers must be [fewest, most], not {list(self.workers)}")
+        if isinstance(self.workers, int) and self.batch_size % self.workers:
             raise ValueError(
                 f"batch_size ({self.batch_size}) counts the rows of all workers together, so it "
                 f"must be a multiple of workers ({self.workers})"
             )
+        if self.batch_size < self.most_workers:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must give each of {self.most_workers} workers a row"
+            )
+        if self.patience is not None and self.validation_fraction == 0:
+            raise ValueError("patience needs rows held out: set validation_fraction")
         return self
 
 
@@ -281,6 +336,9 @@ class SelectionConfig(_Section):
     `teacher_confidence`, `student_uncertainty`."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"
     """How the student's uncertainty is read off its distribution."""
+    mc_dropout: Annotated[int, Field(ge=0)] = 0
+    """Passes with dropout whose mean is the student's distribution (arXiv 1506.02142); 0: one
+    pass without dropout. Each pass costs as much as the one it replaces."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight m of the past in the moving average x <- m x + (1 - m) x_new of the per-class
     means that serve as thresholds."""

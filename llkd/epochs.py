@@ -1,15 +1,15 @@
 """The epoch loop, as each training worker runs it.
 
-In each epoch the workers take shards to score as they get free; rank 0 then runs the selection as
-Ray Data tasks on CPUs beside the workers; then all train on equal parts of what was selected.
+In each epoch the workers take pieces of shards to score as they get free; rank 0 then runs the
+selection as Ray Data tasks on CPUs beside the workers; then all train on equal parts of what was
+selected, and measure the student on the rows held out.
 """
 
 import os
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,29 @@ import pyarrow as pa
 import ray
 
 from llkd.config import RunConfig
-from llkd.core.statistics import ClassStatistics
+from llkd.core.holdout import Holdout
+from llkd.core.statistics import on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import MEASURES
 from llkd.errors import LLKDError, StorageError, StudentError
-from llkd.schema import ROW, TEXT, UNCERTAINTY, UNCERTAINTY_SCHEMA, RunLayout
-from llkd.selection import Selector, policy_of
+from llkd.prefetch import Ahead
+from llkd.schema import (
+    LABEL,
+    ROW,
+    TEXT,
+    UNCERTAINTY,
+    UNCERTAINTY_SCHEMA,
+    RunLayout,
+)
+from llkd.selection import Selector, policy_of, sums_by_class
+from llkd.shard_queue import Piece
 from llkd.storage import Folder, local_copy
+from llkd.validation import best_epoch, holdout_of, read_validation, write_predictions
+from llkd.waits import Waits
 
 STATS = "stats.json"
+STEPS_AHEAD = 8
+"""Optimiser steps whose batches are read and tokenised before they are needed."""
 
 
 def read_stats(config: RunConfig, epoch: int) -> dict[str, Any]:
@@ -34,38 +48,9 @@ def read_stats(config: RunConfig, epoch: int) -> dict[str, Any]:
     return stats
 
 
-@ray.remote(num_cpus=0)
-class ShardQueue:
-    """Hands shards to the workers as they get free, and gathers what they found."""
-
-    def __init__(self) -> None:
-        self._waiting: list[int] = []
-        self._found: dict[int, list[float]] = {}
-        self._failure: tuple[str, str] | None = None
-
-    def begin(self, shards: Sequence[int]) -> None:
-        """Start a pass over these shards."""
-        self._waiting, self._found = list(reversed(shards)), {}
-
-    def take(self) -> int | None:
-        """The next shard; None when there is none left."""
-        return self._waiting.pop() if self._waiting else None
-
-    def done(self, shard: int, sums: list[float]) -> None:
-        """A shard's sums of uncertainty by class."""
-        self._found[shard] = sums
-
-    def found(self) -> dict[int, list[float]]:
-        """The sums of all shards of the pass."""
-        return self._found
-
-    def fail(self, kind: str, message: str) -> None:
-        """Keep a typed error: Ray Train tells the driver its text only."""
-        self._failure = kind, message
-
-    def failure(self) -> tuple[str, str] | None:
-        """The typed error that ended the training; None while there is none."""
-        return self._failure
+def scores_until(config: RunConfig, epochs: int) -> list[float]:
+    """By what the best of the first epochs is chosen: agreement on the rows held out."""
+    return [read_stats(config, epoch)["validation"]["macro_f1"] for epoch in range(epochs)]
 
 
 def checkpoint_name(epoch: int) -> str:
@@ -103,49 +88,65 @@ class EpochLoop:
     ) -> None:
         import torch
         from ray.train import get_context
-        from ray.train.torch import get_device, prepare_model
+        from ray.train.torch import get_device
 
         from llkd.student.model import load_student, use_bfloat16
-        from llkd.student.scoring import Scorer
+        from llkd.student.parallel import parallel_model
+        from llkd.student.scoring import Scorer, scoring_copy
         from llkd.student.training import Trainer
 
         self.config, self.selector, self.shard_rows = config, selector, shard_rows
-        self.queue, self.tracker = queue, tracker
+        self.queue, self.tracker, self.waits = queue, tracker, Waits()
         context = get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.layout = RunLayout(config.run_dir)
         self.policy = policy_of(config)
         self.device = get_device()
+        student = config.student
         if self.device.type == "cpu":
             torch.set_num_threads(_threads(context.get_local_world_size()))
         torch.manual_seed(config.seed)  # the head starts the same everywhere
-        self.tokenizer, self.model = load_student(config.student, config.task.label_names)
-        bfloat16 = use_bfloat16(config.student.precision, self.device)
-        wrapped = prepare_model(
-            self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
-        )
-        self.trainer = Trainer(wrapped, config.student, self.device, bfloat16)
+        self.tokenizer, whole = load_student(student, config.task.label_names)
+        bfloat16 = use_bfloat16(student.precision, self.device)
+        self._scored = scoring_copy(whole, bfloat16).to(self.device)
         self.scorer = Scorer(
-            self.tokenizer, self.model, max_length=config.student.max_length, bfloat16=bfloat16
-        )
+            self.tokenizer, self._scored, max_length=student.max_length, compiled=student.compile,
+            dropout_passes=config.selection.mc_dropout,
+        )  # fmt: skip
+        self.model = parallel_model(whole, student.parallel, self.workers, self.device)
+        self._weights = whole  # inside what makes it parallel
+        self.trainer = Trainer(self.model, student, self.device, bfloat16)
+        self.holdout: Holdout | None = holdout_of(config, selector)
+        self.validation = read_validation(config)
 
     def run(self) -> None:
         """All epochs that are not done yet."""
-        for epoch in range(self._resume(), self.config.student.epochs):
-            started = time.monotonic()
-            if self.policy.uses_uncertainty:
-                self._score(epoch)
-            scored = time.monotonic()
+        first = self._resume()
+        if first > 0 and read_stats(self.config, first - 1)["stopped"]:
+            return
+        for epoch in range(first, self.config.student.epochs):
+            if self._epoch(epoch)["stopped"]:
+                return
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        started, self.waits = time.monotonic(), Waits()
+        if self.policy.uses_uncertainty:
+            self._score(epoch)
+        scored = time.monotonic()
+        with self.waits.on("selection"):
             stats = self._select(epoch)
-            selected = time.monotonic()
-            loss = self._train(epoch, stats)
-            stats["training_loss"] = loss
-            stats["seconds"] = {
-                "score": scored - started,
-                "select": selected - scored,
-                "train": time.monotonic() - selected,
-            }
-            self._report(epoch, stats)
+        selected = time.monotonic()
+        stats["training_loss"], stats["dropped"] = self._train(epoch, stats)
+        stats["validation"] = self._validate(epoch)
+        stats["stopped"] = self._enough(epoch, stats)
+        stats["seconds"] = {
+            "score": scored - started,
+            "select": selected - scored,
+            "train": time.monotonic() - selected,
+        }
+        stats["waiting"] = self._waiting(time.monotonic() - started)
+        self._report(epoch, stats)
+        return stats
 
     def _agreed(self, value: Any) -> Any:
         """Rank 0's value, on every worker; also a barrier."""
@@ -153,16 +154,33 @@ class EpochLoop:
 
         return broadcast_from_rank_zero(value if self.rank == 0 else None)
 
+    def _total(self, values: np.ndarray) -> np.ndarray:
+        """The sum over all workers: float64, of the shape of `values`."""
+        import torch
+
+        tensor = torch.as_tensor(values, dtype=torch.float64)
+        if self.workers > 1:
+            tensor = tensor.to(self.device)
+            torch.distributed.all_reduce(tensor)
+        return np.asarray(tensor.cpu().numpy())
+
     def _resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the epoch to begin with."""
-        from llkd.student.training import last_checkpoint, load_checkpoint
+        from llkd.student.checkpoints import last_checkpoint, load_checkpoint
 
         name = self._agreed(last_checkpoint(Folder(self.layout.checkpoints)))
         if name is None:
             return 0
         with local_copy(f"{self.layout.checkpoints}/{name}") as directory:
             state = load_checkpoint(Path(directory), self.model, self.trainer.optimizer)
+        self._refresh_scorer()
         return int(state["epoch"]) + 1
+
+    def _refresh_scorer(self) -> None:
+        """Score with the weights as they are now."""
+        from llkd.student.parallel import copy_weights
+
+        copy_weights(self._weights, self._scored)
 
     def _name(self, epoch: int, what: str) -> str:
         return f"epoch {epoch + 1}/{self.config.student.epochs} {what}"
@@ -172,71 +190,74 @@ class EpochLoop:
         folder = Folder(self.layout.uncertainty(epoch))
         if self.rank == 0:
             missing = sorted(set(range(len(self.shard_rows))) - folder.shards())
-            ray.get(self.queue.begin.remote(missing))
+            ray.get(self.queue.begin.remote(list(self.shard_rows), missing))
             skipped = sum(self.shard_rows) - sum(self.shard_rows[shard] for shard in missing)
             self.tracker.begin.remote(self._name(epoch, "scoring"), sum(self.shard_rows), skipped)
         self._agreed(None)
-        while (shard := ray.get(self.queue.take.remote())) is not None:
-            ray.get(self.queue.done.remote(shard, self._score_shard(epoch, shard)))
-        self._agreed(None)
+        measure = MEASURES[self.config.selection.uncertainty]
+        for piece, probs_nc in self.scorer.stream(self._pieces()):
+            whole_n = ray.get(self.queue.done.remote(piece, on_grid(measure(probs_nc))))
+            self.tracker.update.remote(f"{piece.shard}/{piece.start}", len(probs_nc))
+            if whole_n is not None:
+                self._write_uncertainty(epoch, piece.shard, whole_n)
+        self.waits.add("batches", self.scorer.taken_wait())
+        with self.waits.on("others"):
+            self._agreed(None)
 
-    def _score_shard(self, epoch: int, shard: int) -> list[float]:
-        """Write a shard's uncertainty; returns its sums by class."""
-        row_n, signals = self.selector.signals(shard, None)
-        texts = Folder(self.layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
-        probs_nc = self.scorer.probabilities(
-            texts.take(pa.array(row_n)).to_pylist(),
-            partial(self.tracker.update.remote, f"{epoch}/{shard}"),
-        )
-        uncertainty_n = MEASURES[self.config.selection.uncertainty](probs_nc).astype(np.float32)
-        table = pa.table({ROW: row_n, UNCERTAINTY: uncertainty_n}, schema=UNCERTAINTY_SCHEMA)
+    def _pieces(self) -> Iterator[tuple[Piece, list[str]]]:
+        """Pieces as this worker gets free for them, with their texts."""
+        shard, texts = -1, pa.array([], pa.large_string())
+        while (piece := ray.get(self.queue.take.remote(self.rank))) is not None:
+            if piece.shard != shard:
+                shard = piece.shard
+                row_n = Folder(self.layout.pseudo_labels).read_shard(shard, [ROW])[ROW]
+                texts = Folder(self.layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
+                texts = texts.take(row_n)
+            yield piece, texts[piece.start : piece.stop].to_pylist()
+
+    def _write_uncertainty(self, epoch: int, shard: int, uncertainty_n: np.ndarray) -> None:
+        """Write a shard's uncertainty, and tell its sums by class."""
+        labels = Folder(self.layout.pseudo_labels).read_shard(shard, [ROW, LABEL])
+        table = pa.table({ROW: labels[ROW], UNCERTAINTY: uncertainty_n}, schema=UNCERTAINTY_SCHEMA)
         Folder(self.layout.uncertainty(epoch)).write_shard(shard, table)
-        return self.selector.uncertainty_sums(signals, uncertainty_n).tolist()
+        sums_c = sums_by_class(labels[LABEL].to_numpy(), uncertainty_n, self.selector.classes)
+        ray.get(self.queue.scored.remote(shard, sums_c.tolist()))
 
     def _select(self, epoch: int) -> dict[str, Any]:
         """The selection of this epoch: made by rank 0, read by all."""
         folder = Folder(self.layout.epoch(epoch))
         if self.rank == 0 and not folder.exists(STATS):
-            sums_c = self._merged_uncertainty(epoch) if self.policy.uses_uncertainty else None
+            previous = None
+            if epoch > 0:
+                previous = Thresholds.from_json(read_stats(self.config, epoch - 1)["thresholds"])
             stats = self.selector.select(
-                epoch, self._teacher_statistics(), sums_c, self._previous_thresholds(epoch)
+                epoch,
+                self.selector.teacher_statistics(),
+                self._merged_uncertainty(epoch) if self.policy.uses_uncertainty else None,
+                previous,
+                self.holdout,
             )
             folder.write_json(STATS, stats)
         self._agreed(None)
         return read_stats(self.config, epoch)
 
-    def _teacher_statistics(self) -> ClassStatistics:
-        """The teacher's side of the statistics, computed in the first epoch and kept."""
-        folder, name = Folder(self.layout.labels("corpus")), "statistics.json"
-        if not folder.exists(name):
-            folder.write_json(name, self.selector.teacher_statistics().to_json())
-        return ClassStatistics.from_json(folder.read_json(name))
-
     def _merged_uncertainty(self, epoch: int) -> np.ndarray:
-        """Sums of uncertainty by class, in shard order so that they are the same every time."""
-        found = ray.get(self.queue.found.remote())
-        total_c = np.zeros(len(self.config.task.labels))
-        for shard in range(len(self.shard_rows)):
-            if shard not in found:  # scored before a failure
-                _, signals = self.selector.signals(shard, epoch)
-                assert signals.uncertainty_n is not None
-                found[shard] = self.selector.uncertainty_sums(signals, signals.uncertainty_n)
-            total_c += np.asarray(found[shard])
-        return total_c
+        """Sums of uncertainty by class over the corpus, shape (C,)."""
+        found = ray.get(self.queue.sums.remote())
+        earlier = [shard for shard in range(len(self.shard_rows)) if shard not in found]
+        before_c = self.selector.uncertainty_sums(earlier, epoch)
+        return np.asarray(sum(map(np.asarray, found.values()), before_c))
 
-    def _previous_thresholds(self, epoch: int) -> Thresholds | None:
-        if epoch == 0:
-            return None
-        return Thresholds.from_json(read_stats(self.config, epoch - 1)["thresholds"])
-
-    def _train(self, epoch: int, stats: dict[str, Any]) -> float:
-        """Train on this worker's part; returns the mean loss over all workers."""
+    def _train(self, epoch: int, stats: dict[str, Any]) -> tuple[float, int]:
+        """Train on this worker's part; returns the mean loss over all workers, and the rows that
+        no worker took."""
         import torch
 
         from llkd.student.data import SelectedRows, portion
 
         seed = self.config.seed * 1009 + epoch
-        part = portion(stats["selected_by_shard"], self.rank, self.workers, seed)
+        counts = self.selector.counts(epoch)
+        part = portion(counts.selected_s.tolist(), self.rank, self.workers, seed)
         if part.rows == 0:
             raise StudentError(
                 f"Epoch {epoch + 1} selected {stats['selected']} rows, too few to train "
@@ -245,54 +266,112 @@ class EpochLoop:
             )
         if self.rank == 0:
             self.tracker.begin.remote(self._name(epoch, "training"), part.rows * self.workers)
-        batch_size = self.config.student.batch_size // self.workers
+        student = self.config.student
+        batch_size = student.batch_size // self.workers
         rows = SelectedRows(
-            Folder(self.layout.rows("corpus")),
-            Folder(self.layout.selection(epoch)),
-            self.tokenizer,
-            batch_size=batch_size,
-            max_length=self.config.student.max_length,
-        )
+            Folder(self.layout.rows("corpus")), Folder(self.layout.selection(epoch)),
+            self.tokenizer, batch_size=batch_size, max_length=student.max_length,
+            micro_batch_size=student.micro_batch_size,
+        )  # fmt: skip
         torch.manual_seed(seed * 65537 + self.rank)  # dropout
-        batches = self._counted(rows.batches(part, seed, stats["weight_mean"]), epoch)
-        total, count = self.trainer.train(batches, epoch, steps=-(-part.rows // batch_size))
-        sums = torch.tensor([total, count], dtype=torch.float64)
-        if self.workers > 1:
-            sums = sums.to(self.device)
-            torch.distributed.all_reduce(sums)
-        return float(sums[0] / sums[1])
+        weight_mean = counts.weight_sum / max(stats["selected"], 1)
+        with Ahead(rows.steps(part, seed, weight_mean), STEPS_AHEAD) as steps:
+            total, count = self.trainer.train(
+                self._counted(steps, epoch), epoch, count=-(-part.rows // batch_size)
+            )
+            self.waits.add("batches", steps.waited)
+        with self.waits.on("others"):
+            total, count = self._total(np.array([total, count]))
+        self._refresh_scorer()
+        return float(total / count), part.dropped
 
-    def _counted(self, batches: Any, epoch: int) -> Any:
+    def _counted(self, steps: Iterable[Any], epoch: int) -> Iterator[Any]:
         done = 0
-        for batch in batches:
-            yield batch
-            done += len(batch.labels_b)
+        for batches in steps:
+            yield batches
+            done += sum(len(batch.labels_b) for batch in batches)
             self.tracker.update.remote(f"{epoch}/{self.rank}", done)
 
+    def _validate(self, epoch: int) -> dict[str, Any] | None:
+        """How the student of this epoch does on the rows held out; None if there are none."""
+        if self.validation is None:
+            return None
+        part = self.validation.part(self.rank, self.workers)
+        probs_vc = np.zeros((len(self.validation.texts), self.selector.classes))
+        probs_vc[part] = self.scorer.probabilities(self.validation.texts[part])
+        self.waits.add("batches", self.scorer.taken_wait())
+        probs_vc = self._total(probs_vc)
+        if self.rank == 0:
+            write_predictions(self.config, epoch, probs_vc)
+        return self.validation.measure(probs_vc)
+
+    def _enough(self, epoch: int, stats: dict[str, Any]) -> bool:
+        """Whether no better student is to be expected."""
+        patience = self.config.student.patience
+        if patience is None:
+            return False
+        scores = [*scores_until(self.config, epoch), stats["validation"]["macro_f1"]]
+        return epoch - best_epoch(scores) >= patience
+
+    def _waiting(self, seconds: float) -> dict[str, Any]:
+        """The mean over the workers of the seconds in which they had nothing to compute."""
+        reasons = ("batches", "selection", "others", "checkpoint")
+        mean = self._total(np.array([self.waits.seconds.get(r, 0.0) for r in reasons]))
+        mean /= self.workers
+        found = dict(zip(reasons, mean.tolist(), strict=True))
+        return {"share": sum(found.values()) / seconds, "seconds": found}
+
     def _report(self, epoch: int, stats: dict[str, Any]) -> None:
-        """Leave the epoch's stats and a checkpoint."""
-        from ray.train import Checkpoint, report
+        """Leave the epoch's stats and a checkpoint, which is stored while the next one begins."""
+        from ray.train import Checkpoint, CheckpointUploadMode, report
 
-        from llkd.student.training import save_checkpoint
+        from llkd.student.checkpoints import save_checkpoint
+        from llkd.student.parallel import model_tensors, optimizer_tensors
 
-        metrics = {
-            "epoch": epoch,
-            "training_loss": stats["training_loss"],
-            "selected_fraction": stats["fraction"],
-        }
-        with TemporaryDirectory(prefix="llkd-") as directory:
-            checkpoint = None
-            if self.rank == 0:
-                Folder(self.layout.epoch(epoch)).write_json(STATS, stats)
-                save_checkpoint(
-                    Path(directory), self.model, self.trainer.optimizer, {"epoch": epoch}
-                )
-                checkpoint = Checkpoint.from_directory(directory)
-                self.tracker.note.remote(
-                    f"epoch {epoch + 1}: {stats['selected']:,} of {stats['rows']:,} rows selected "
-                    f"({stats['fraction']:.1%}), training loss {stats['training_loss']:.3f}"
-                )
-            report(metrics, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(epoch))
+        weights = model_tensors(self.model)
+        moments = optimizer_tensors(self.model, self.trainer.optimizer)
+        checkpoint = None
+        if self.rank == 0:
+            self._forget_checkpoints(epoch)
+            Folder(self.layout.epoch(epoch)).write_json(STATS, stats)
+            directory = mkdtemp(prefix="llkd-")
+            save_checkpoint(Path(directory), weights, moments, {"epoch": epoch})
+            checkpoint = Checkpoint.from_directory(directory)
+            self.tracker.note.remote(_note(epoch, stats))
+        report(
+            {
+                "epoch": epoch,
+                "training_loss": stats["training_loss"],
+                "selected_fraction": stats["fraction"],
+            },
+            checkpoint=checkpoint,
+            checkpoint_dir_name=checkpoint_name(epoch),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        )
+
+    def _forget_checkpoints(self, epoch: int) -> None:
+        """Delete those that nobody goes on from: all but the epoch's before, and the best."""
+        from llkd.student.checkpoints import is_whole
+
+        checkpoints, before = Folder(self.layout.checkpoints), checkpoint_name(epoch - 1)
+        if not is_whole(checkpoints, before):  # it is still being stored
+            return
+        kept = {before}
+        if self.validation is not None and epoch > 0:
+            kept.add(checkpoint_name(best_epoch(scores_until(self.config, epoch))))
+        for name in checkpoints.names():
+            if name.startswith("epoch-") and name not in kept:
+                Folder(f"{checkpoints.uri}/{name}").delete()
+
+
+def _note(epoch: int, stats: dict[str, Any]) -> str:
+    line = (
+        f"epoch {epoch + 1}: {stats['selected']:,} of {stats['rows']:,} rows selected "
+        f"({stats['fraction']:.1%}), training loss {stats['training_loss']:.3f}"
+    )
+    if stats["validation"] is not None:
+        line += f", agreement on rows held out {stats['validation']['accuracy']:.3f}"
+    return line
 
 
 def _threads(workers_on_node: int) -> int:

@@ -6,7 +6,8 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, Protocol
 
 from llkd import errors
 from llkd.errors import ActorError, LLKDError, ResourceError
@@ -188,6 +189,52 @@ def run_on_shards(
     dataset = _items([list(part) for part in runs]).map(run, **options_of(resources or {"CPU": 1}))
     for row in dataset.iter_rows():
         yield from _result(row)
+
+
+class Mergeable(Protocol):
+    """A statistic: added over shards, and carried between processes as JSON."""
+
+    def __add__(self, other: Any) -> Any:
+        """Of both together."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists."""
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Any:
+        """The inverse of `to_json`."""
+
+
+def sum_over_shards(
+    kind: type[Mergeable], work: Callable[[int], Any], shards: Sequence[int]
+) -> Any:
+    """Add up `work(shard)`, of a mergeable kind, over ascending shards, in Ray Data tasks.
+
+    Tasks add up their run of shards, so that what reaches this process does not grow with them.
+
+    Raises:
+        LLKDError: what `work` raised, as itself.
+        ValueError: there are no shards.
+    """
+
+    def run(row: dict[str, Any]) -> dict[str, str]:
+        first, *rest = json.loads(row["item"])
+
+        def total() -> tuple[int, Any]:
+            found = work(first)
+            for shard in rest:
+                found = found + work(shard)
+            return first, found.to_json()
+
+        return _answer(total)
+
+    runs = [list(part) for part in _runs(shards, _fair_run(len(shards)))]
+    dataset = _items(runs).map(run, **options_of({"CPU": 1}))
+    parts = sorted((_result(row) for row in dataset.iter_rows()), key=itemgetter(0))
+    total, *rest = (kind.from_json(part) for _, part in parts)
+    for other in rest:
+        total = total + other
+    return total
 
 
 def run_on_actors(

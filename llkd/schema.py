@@ -9,7 +9,7 @@ from llkd.errors import StorageError
 ROW, TEXT, ID, GOLD = "row", "text", "id", "gold"
 LOGPROBS, LABEL_MASS, DISAGREEMENT = "logprobs", "label_mass", "disagreement"
 UNCERTAINTY, PROBS = "uncertainty", "probs"
-LABEL, WEIGHT = "label", "weight"
+LABEL, CONFIDENCE, WEIGHT = "label", "confidence", "weight"
 
 FORMAT_VERSION = 1
 """Raised when a run directory of an older LLKD can no longer be read."""
@@ -51,6 +51,15 @@ def labels_schema(classes: int, several: bool = False) -> pa.Schema:
         [*fields, pa.field(DISAGREEMENT, pa.float32(), nullable=False)] if several else fields
     )
 
+
+PSEUDO_LABELS_SCHEMA = pa.schema(
+    [
+        pa.field(ROW, pa.int32(), False),
+        pa.field(LABEL, pa.int32(), False),
+        pa.field(CONFIDENCE, pa.float32(), False),
+    ]
+)
+"""The calibrated teacher's most probable label, and its probability."""
 
 UNCERTAINTY_SCHEMA = pa.schema(
     [pa.field(ROW, pa.int32(), False), pa.field(UNCERTAINTY, pa.float32(), False)]
@@ -129,6 +138,20 @@ class RunLayout:
     def rejects(self, stage: str) -> str:
         """Rows that a stage left out."""
         return self._at("rejects", stage)
+
+    @property
+    def pseudo_labels(self) -> str:
+        """Labels and confidences that all epochs select by, by shard."""
+        return self._at("epochs", "pseudo_labels")
+
+    @property
+    def validation(self) -> str:
+        """Rows held out of training."""
+        return self._at("epochs", "validation")
+
+    def validation_of(self, epoch: int) -> str:
+        """What an epoch's student says of the rows held out."""
+        return self._at("epochs", f"{epoch:02d}", "validation")
 
     def uncertainty(self, epoch: int) -> str:
         """The student's uncertainty, by shard."""

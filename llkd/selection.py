@@ -1,7 +1,7 @@
 """The distributed selection step: thresholds from merged statistics, then a pass over shards.
 
-Each shard is decided on alone, from its labels and its uncertainty; only small statistics cross
-shards.
+The calibrated labels and confidences are worked out once, into sidecars of their own. Each shard
+is then decided on alone, from these and its uncertainty; only small statistics cross shards.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,17 @@ import pyarrow as pa
 from llkd.arrays import matrix
 from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
+from llkd.core.holdout import Holdout
 from llkd.core.policies import Policy, Signals, make_policy
-from llkd.core.statistics import ClassStatistics, class_statistics
+from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.errors import StorageError
-from llkd.runtime import run_on_shards
+from llkd.runtime import sum_over_shards
 from llkd.schema import (
+    CONFIDENCE,
     LABEL,
     LOGPROBS,
+    PSEUDO_LABELS_SCHEMA,
     ROW,
     SELECTION_SCHEMA,
     UNCERTAINTY,
@@ -30,6 +33,9 @@ from llkd.schema import (
     RunLayout,
 )
 from llkd.storage import Folder
+
+STATISTICS = "statistics.json"
+COUNTS = "counts.json"
 
 
 def policy_of(config: RunConfig) -> Policy:
@@ -52,12 +58,65 @@ def shard_starts(rows: Sequence[int]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What a pass selected; C classes, S shards."""
+
+    selected_c: np.ndarray
+    """Rows by class, shape (C,), int64."""
+    selected_s: np.ndarray
+    """Rows by shard, shape (S,), int64."""
+    weight_sum: float
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Of these shards and those after them."""
+        return Counts(
+            self.selected_c + other.selected_c,
+            np.concatenate([self.selected_s, other.selected_s]),
+            self.weight_sum + other.weight_sum,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; `from_json` reads them back."""
+        return {
+            "selected_c": self.selected_c.tolist(),
+            "selected_s": self.selected_s.tolist(),
+            "weight_sum": self.weight_sum,
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Counts":
+        """The inverse of `to_json`."""
+        return Counts(
+            np.asarray(data["selected_c"], np.int64),
+            np.asarray(data["selected_s"], np.int64),
+            float(data["weight_sum"]),
+        )
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums by class over rows, that merge by addition: shape (C,)."""
+
+    sum_c: np.ndarray
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.sum_c + other.sum_c)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; `from_json` reads them back."""
+        return {"sum_c": self.sum_c.tolist()}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Sums":
+        """The inverse of `to_json`."""
+        return Sums(np.asarray(data["sum_c"]))
+
+
+@dataclass(frozen=True)
 class Selector:
     """Selects the rows of an epoch; one for a whole run."""
 
     config: RunConfig
-    calibration: Calibration
-    """Of the teacher's labels."""
     starts: tuple[int, ...]
     """Position of each shard's first row in the corpus."""
 
@@ -67,8 +126,51 @@ class Selector:
         return len(self.starts)
 
     @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.config.task.labels)
+
+    @property
     def _layout(self) -> RunLayout:
         return RunLayout(self.config.run_dir)
+
+    def make_pseudo_labels(self, calibration: Calibration) -> None:
+        """Write each shard's calibrated labels and confidences, and their statistics.
+
+        What is there is not made again.
+        """
+        folder = Folder(self._layout.pseudo_labels)
+        if folder.exists(STATISTICS):
+            return
+        there = folder.shards()
+
+        def work(shard: int) -> ClassStatistics:
+            if shard not in there:
+                self._label_shard(folder, calibration, shard)
+            _, signals = self.signals(shard, None)
+            return class_statistics(signals.label_n, signals.confidence_n, None, self.classes)
+
+        total = sum_over_shards(ClassStatistics, work, range(self.shards))
+        folder.write_json(STATISTICS, total.to_json())
+
+    def _label_shard(self, folder: Folder, calibration: Calibration, shard: int) -> None:
+        table = Folder(self._layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
+        probs_nc = calibration.apply(matrix(table[LOGPROBS]))
+        folder.write_shard(
+            shard,
+            pa.table(
+                {
+                    ROW: table[ROW],
+                    LABEL: probs_nc.argmax(axis=1).astype(np.int32),
+                    CONFIDENCE: on_grid(probs_nc.max(axis=1)),
+                },
+                schema=PSEUDO_LABELS_SCHEMA,
+            ),
+        )
+
+    def teacher_statistics(self) -> ClassStatistics:
+        """Counts and confidence by class over the corpus; the same in every epoch."""
+        return ClassStatistics.from_json(Folder(self._layout.pseudo_labels).read_json(STATISTICS))
 
     def signals(self, shard: int, epoch: int | None) -> tuple[np.ndarray, Signals]:
         """(row, signals) of a shard's labelled rows; without an epoch, without uncertainty.
@@ -76,9 +178,9 @@ class Selector:
         Raises:
             StorageError: the sidecars do not belong together.
         """
-        table = Folder(self._layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
+        folder = Folder(self._layout.pseudo_labels)
+        table = folder.read_shard(shard, [ROW, LABEL, CONFIDENCE])
         row_n = table[ROW].to_numpy()
-        probs_nc = self.calibration.apply(matrix(table[LOGPROBS]))
         uncertainty_n = None
         if epoch is not None:
             folder = Folder(self._layout.uncertainty(epoch))
@@ -88,28 +190,24 @@ class Selector:
                     f"Shard {shard} of {folder.uri} has other rows than its labels; delete "
                     f"{self._layout.epoch(epoch)} and run again"
                 )
-            uncertainty_n = scored[UNCERTAINTY].to_numpy().astype(np.float64)
-        position_n = self.starts[shard] + row_n.astype(np.int64)
+            uncertainty_n = scored[UNCERTAINTY].to_numpy()
         return row_n, Signals(
-            probs_nc.argmax(axis=1), probs_nc.max(axis=1), uncertainty_n, position_n
-        )
+            table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy(), uncertainty_n,
+            self.starts[shard] + row_n.astype(np.int64),
+        )  # fmt: skip
 
-    def teacher_statistics(self) -> ClassStatistics:
-        """Counts and confidence by class over the corpus; the same in every epoch."""
-        classes = self.calibration.classes
+    def uncertainty_sums(self, shards: Sequence[int], epoch: int) -> np.ndarray:
+        """Sums of the uncertainties of scored shards by pseudo-label, shape (C,)."""
 
-        def work(shard: int) -> dict[str, Any]:
-            _, signals = self.signals(shard, None)
-            return class_statistics(signals.label_n, signals.confidence_n, None, classes).to_json()
+        def work(shard: int) -> Sums:
+            _, signals = self.signals(shard, epoch)
+            assert signals.uncertainty_n is not None
+            return Sums(sums_by_class(signals.label_n, signals.uncertainty_n, self.classes))
 
-        results = dict(run_on_shards(work, range(self.shards)))
-        return _merged([ClassStatistics.from_json(results[s]) for s in range(self.shards)])
-
-    def uncertainty_sums(self, signals: Signals, uncertainty_n: np.ndarray) -> np.ndarray:
-        """The sum of a shard's uncertainties by pseudo-label, shape (C,)."""
-        return np.bincount(
-            signals.label_n, weights=uncertainty_n, minlength=self.calibration.classes
-        )
+        if not shards:
+            return np.zeros(self.classes)
+        total: Sums = sum_over_shards(Sums, work, sorted(shards))
+        return total.sum_c
 
     def select(
         self,
@@ -117,6 +215,7 @@ class Selector:
         statistics: ClassStatistics,
         uncertainty_c: np.ndarray | None,
         previous: Thresholds | None,
+        holdout: Holdout | None = None,
     ) -> dict[str, Any]:
         """Write the epoch's selection, and return its stats (see stats.json in the README).
 
@@ -126,17 +225,18 @@ class Selector:
             uncertainty_c: sums of the student's uncertainty by class, shape (C,); None where the
                 policy does without.
             previous: the thresholds of the epoch before.
+            holdout: rows that are not to be trained on.
         """
         policy = policy_of(self.config)
         if uncertainty_c is not None:
             statistics = replace(statistics, uncertainty_c=uncertainty_c)
         thresholds = policy.thresholds(epoch, statistics, previous)
-        counts = self._pass(epoch, policy, thresholds)
+        counts = self._pass(epoch, policy, thresholds, holdout)
         wider = policy.fill(statistics, counts.selected_c, thresholds)
         if wider is not None:
             thresholds = wider
-            counts = self._pass(epoch, policy, wider)
-        names = self.config.task.label_names
+            counts = self._pass(epoch, policy, wider, holdout)
+        Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
         rows, chosen = int(statistics.rows_c.sum()), int(counts.selected_c.sum())
         return {
             "epoch": epoch,
@@ -144,80 +244,78 @@ class Selector:
             "rows": rows,
             "selected": chosen,
             "fraction": chosen / max(rows, 1),
-            "classes": {
-                name: {
-                    "rows": int(statistics.rows_c[i]),
-                    "selected": int(counts.selected_c[i]),
-                    "fraction": float(counts.selected_c[i] / max(statistics.rows_c[i], 1)),
-                    "mean_confidence": _number(statistics.mean_confidence_c[i]),
-                    "mean_uncertainty": None
-                    if uncertainty_c is None
-                    else _number(statistics.mean_uncertainty_c[i]),
-                }
-                for i, name in enumerate(names)
-            },
+            "classes": self._by_class(statistics, counts, uncertainty_c is not None),
             "thresholds": thresholds.to_json(),
-            "weight_mean": counts.weight_sum / max(chosen, 1),
-            "selected_by_shard": counts.selected_by_shard,
         }
 
-    def _pass(self, epoch: int, policy: Policy, thresholds: Thresholds) -> "_Counts":
-        work = partial(_select_shard, self, epoch, policy, thresholds)
-        results = dict(run_on_shards(work, range(self.shards)))
-        by_shard = [np.asarray(results[s]["selected"], np.int64) for s in range(self.shards)]
-        return _Counts(
-            np.sum(by_shard, axis=0),
-            [int(selected_c.sum()) for selected_c in by_shard],
-            float(sum(results[s]["weight"] for s in range(self.shards))),
-        )
+    def _by_class(
+        self, statistics: ClassStatistics, counts: Counts, scored: bool
+    ) -> dict[str, dict[str, Any]]:
+        return {
+            name: {
+                "rows": int(statistics.rows_c[i]),
+                "selected": int(counts.selected_c[i]),
+                "fraction": float(counts.selected_c[i] / max(statistics.rows_c[i], 1)),
+                "mean_confidence": _number(statistics.mean_confidence_c[i]),
+                "mean_uncertainty": _number(statistics.mean_uncertainty_c[i]) if scored else None,
+            }
+            for i, name in enumerate(self.config.task.label_names)
+        }
+
+    def counts(self, epoch: int) -> Counts:
+        """What an epoch selected."""
+        return Counts.from_json(Folder(self._layout.selection(epoch)).read_json(COUNTS))
+
+    def _pass(
+        self, epoch: int, policy: Policy, thresholds: Thresholds, holdout: Holdout | None
+    ) -> Counts:
+        work = partial(_select_shard, self, epoch, policy, thresholds, holdout)
+        counts: Counts = sum_over_shards(Counts, work, range(self.shards))
+        return counts
 
     def unique_rows(self, epochs: int) -> int:
         """How many rows were selected in at least one epoch."""
 
-        def work(shard: int) -> dict[str, Any]:
+        def work(shard: int) -> Sums:
             chosen = [
                 Folder(self._layout.selection(epoch)).read_shard(shard, [ROW])[ROW].to_numpy()
                 for epoch in range(epochs)
             ]
-            return {"rows": len(np.unique(np.concatenate(chosen)))}
+            return Sums(np.array([len(np.unique(np.concatenate(chosen)))]))
 
-        return sum(result["rows"] for _, result in run_on_shards(work, range(self.shards)))
+        total: Sums = sum_over_shards(Sums, work, range(self.shards))
+        return int(total.sum_c[0])
 
 
-@dataclass(frozen=True)
-class _Counts:
-    selected_c: np.ndarray
-    selected_by_shard: list[int]
-    weight_sum: float
+def sums_by_class(label_n: np.ndarray, signal_n: np.ndarray, classes: int) -> np.ndarray:
+    """The sum of a signal by pseudo-label, float64, shape (C,)."""
+    return np.bincount(label_n, weights=signal_n, minlength=classes)
 
 
 def _select_shard(
-    selector: Selector, epoch: int, policy: Policy, thresholds: Thresholds, shard: int
-) -> dict[str, Any]:
+    selector: Selector,
+    epoch: int,
+    policy: Policy,
+    thresholds: Thresholds,
+    holdout: Holdout | None,
+    shard: int,
+) -> Counts:
     row_n, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None)
     weight_n = policy.weights(epoch, signals, thresholds)
-    chosen_n = weight_n > 0
+    if holdout is not None and shard in holdout.shards:
+        weight_n[holdout.rows(signals)] = 0.0
+    chosen_n = np.flatnonzero(weight_n)
     label_n = signals.label_n[chosen_n]
+    weight_n = weight_n[chosen_n].astype(np.float32)
     table = pa.table(
-        {
-            ROW: row_n[chosen_n],
-            LABEL: label_n.astype(np.int32),
-            WEIGHT: weight_n[chosen_n].astype(np.float32),
-        },
-        schema=SELECTION_SCHEMA,
+        {ROW: row_n[chosen_n], LABEL: label_n, WEIGHT: weight_n}, schema=SELECTION_SCHEMA
     )
     Folder(RunLayout(selector.config.run_dir).selection(epoch)).write_shard(shard, table)
-    return {
-        "selected": np.bincount(label_n, minlength=selector.calibration.classes).tolist(),
-        "weight": float(weight_n.sum()),
-    }
-
-
-def _merged(statistics: list[ClassStatistics]) -> ClassStatistics:
-    total = statistics[0]
-    for other in statistics[1:]:
-        total = total + other
-    return total
+    return Counts(
+        np.bincount(label_n, minlength=selector.classes),
+        np.array([len(chosen_n)]),
+        float(weight_n.sum(dtype=np.float64)),
+    )
 
 
 def _number(value: float) -> float | None:

@@ -108,9 +108,9 @@ class Folder:
         except ValueError as error:
             raise StorageError(f"{self.uri}/{name} is damaged: {error}") from error
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
         """A JSON file, indented for people."""
-        self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode())
+        self.write_bytes(name, json.dumps(value, indent=indent, ensure_ascii=False).encode())
 
     def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The table of a shard, or some of its columns.
@@ -132,7 +132,7 @@ class Folder:
     def write_shard(self, shard: int, table: pa.Table) -> None:
         """Put a shard in place."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, **_encoding(table.schema))
         self.write_bytes(shard_name(shard), sink.getvalue())
 
     def shard_rows(self, shard: int) -> int:
@@ -187,6 +187,23 @@ def upload_folder(directory: Path, uri: str) -> None:
             parent = path.relative_to(directory).parent.as_posix()
             target = uri if parent == "." else f"{uri}/{parent}"
             Folder(target).write_bytes(path.name, path.read_bytes())
+
+
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """How pyarrow writes a table: text packed well, numbers as fast as they can be.
+
+    Numbers are read and written again every epoch. A dictionary or statistics of numbers that
+    hardly repeat cost five times what the numbers do; row numbers as differences cost nothing.
+    """
+    if not all(pa.types.is_integer(f.type) or pa.types.is_floating(f.type) for f in schema):
+        return {"compression": "zstd"}
+    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    return {
+        "compression": "lz4",
+        "use_dictionary": False,
+        "write_statistics": False,
+        "column_encoding": dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
+    }
 
 
 def _write_local(folder: Path, name: str, data: bytes | pa.Buffer) -> None:

@@ -10,6 +10,15 @@ CONFIDENCE_BINS = 256
 bin b holds confidences with -log2(1 - c) in [b, b + 1) / BINS_PER_BIT."""
 BINS_PER_BIT = 16
 
+GRID = 2.0**-24
+"""Signals are whole multiples of it, as all float32 numbers from 0.5 to 1 are anyway. Sums of them
+are then exact up to 2**29 rows a class: the same in whatever order and cut of the corpus."""
+
+
+def on_grid(signal_n: np.ndarray) -> np.ndarray:
+    """A signal in [0, 1] rounded to the grid: float32, shape (N,)."""
+    return np.asarray(np.rint(signal_n / GRID) * GRID, dtype=np.float32)
+
 
 @dataclass(frozen=True)
 class ClassStatistics:
@@ -68,9 +77,11 @@ def class_statistics(
         uncertainty_n: the student's uncertainty, shape (N,), in [0, 1]; None if not measured.
         classes: C.
     """
-    bits_n = -np.log2(np.maximum(1.0 - confidence_n, 2.0**-60))
+    bits_n = -np.log2(np.maximum(1.0 - confidence_n.astype(np.float64), 2.0**-60))
     bin_n = np.minimum((bits_n * BINS_PER_BIT).astype(np.int64), CONFIDENCE_BINS - 1)
-    flat = np.bincount(label_n * CONFIDENCE_BINS + bin_n, minlength=classes * CONFIDENCE_BINS)
+    flat = np.bincount(
+        label_n.astype(np.int64) * CONFIDENCE_BINS + bin_n, minlength=classes * CONFIDENCE_BINS
+    )
     return ClassStatistics(
         np.bincount(label_n, minlength=classes).astype(np.int64),
         np.bincount(label_n, weights=confidence_n, minlength=classes),

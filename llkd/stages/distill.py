@@ -16,17 +16,21 @@ from llkd import errors, runtime
 from llkd.calibrate import calibration_settings
 from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
-from llkd.epochs import ShardQueue, checkpoint_name, read_stats, run_worker
+from llkd.epochs import checkpoint_name, read_stats, run_worker, scores_until
 from llkd.errors import ResourceError, StudentError
 from llkd.manifest import Manifest, begun, open_stage, require_complete, write_manifest
 from llkd.models import model_identity
 from llkd.schema import RunLayout
 from llkd.selection import Selector, shard_starts
 from llkd.settled import settled_precision
+from llkd.shard_queue import ShardQueue
 from llkd.storage import Folder, filesystem
+from llkd.validation import best_epoch, make_validation
 
 SELECTION_CPUS = 1.0
 """CPUs kept free of training workers, for selection."""
+ELASTIC_SECONDS = 60.0
+"""Between two looks whether an elastic group can have more workers."""
 
 
 def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manifest:
@@ -55,30 +59,55 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         return manifest
     resources = worker_resources(config)
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
-    selector = Selector(config, calibration, shard_starts(ingested.results["rows"]))
-    checkpoint = _train(config, selector, labelled.results["rows"], resources, tracker)
-    stats = [read_stats(config, epoch) for epoch in range(config.student.epochs)]
+    selector = Selector(config, shard_starts(ingested.results["rows"]))
+    selector.make_pseudo_labels(calibration)
+    make_validation(config, selector)
+    epochs = _train(config, selector, labelled.results["rows"], resources, tracker)
+    stats = [read_stats(config, epoch) for epoch in range(epochs)]
     rows = sum(labelled.results["rows"])
-    visits = sum(entry["selected"] for entry in stats)
+    visits = sum(entry["selected"] - entry["dropped"] for entry in stats)
+    best = _chosen_epoch(config, epochs)
     finished = manifest.finished(
         {
-            "checkpoint": checkpoint,
+            "checkpoint": checkpoint_name(best),
+            "epoch": best,
+            "epochs": epochs,
             "rows": rows,
-            "row_visits_fraction": visits / (rows * config.student.epochs),
-            "unique_rows_fraction": selector.unique_rows(config.student.epochs) / rows,
+            "row_visits_fraction": visits / (rows * epochs),
+            "unique_rows_fraction": selector.unique_rows(epochs) / rows,
             "seconds": time.monotonic() - started,
         }
     )
     write_manifest(folder, finished)
+    _forget_other_checkpoints(layout, checkpoint_name(best))
     return finished
+
+
+def _chosen_epoch(config: RunConfig, epochs: int) -> int:
+    """The epoch whose student is the result."""
+    if config.student.validation_fraction > 0 and config.student.keep == "best":
+        return best_epoch(scores_until(config, epochs))
+    return epochs - 1
+
+
+def _forget_other_checkpoints(layout: RunLayout, kept: str) -> None:
+    for name in Folder(layout.checkpoints).names():
+        if name.startswith("epoch-") and name != kept:
+            Folder(f"{layout.checkpoints}/{name}").delete()
+
+
+_WITHOUT_EFFECT = {
+    "model", "revision", "workers", "resources", "max_failures", "micro_batch_size",
+    "gradient_checkpointing", "parallel", "compile",
+}  # fmt: skip
+"""They change the speed and the memory, not what the student learns; the model has a setting of
+its own."""
 
 
 def manifest_of(config: RunConfig, labelled: Manifest) -> Manifest:
     """What determines the student. The number of workers is not in it: equal work in equal
     global batches is meant to give the same student."""
-    student = config.student.model_dump(
-        mode="json", exclude={"model", "revision", "workers", "resources", "max_failures"}
-    )
+    student = config.student.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
     settings = {
         **calibration_settings(config),
         "student.model": model_identity(
@@ -97,13 +126,13 @@ def worker_resources(config: RunConfig) -> runtime.Resources:
     Raises:
         ResourceError: it cannot.
     """
-    workers, resources = config.student.workers, config.student.resources
+    workers, resources = config.student.fewest_workers, config.student.resources
     nodes = runtime.node_cpus()
     if resources is None:
         if runtime.cluster_has_gpus():
             resources = {"GPU": 1.0, "CPU": 1.0}
         else:
-            resources = {"CPU": _largest_share(nodes, workers)}
+            resources = {"CPU": _largest_share(nodes, config.student.most_workers)}
     runtime.require_resources(resources, "student.resources")
     cpus = resources.get("CPU", 0)
     if cpus > 0 and not runtime.autoscales() and _room(nodes, cpus) < workers:
@@ -135,8 +164,8 @@ def _train(
     shard_rows: Sequence[int],
     resources: runtime.Resources,
     tracker: Any,
-) -> str:
-    """Run the worker group to its end; returns the path of the last checkpoint."""
+) -> int:
+    """Run the worker group to its end; returns how many epochs there were."""
     from ray.train import (
         CheckpointConfig,
         FailureConfig,
@@ -168,6 +197,7 @@ def _train(
         torch_config=LoopbackTorchConfig() if runtime.is_local() else TorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=config.student.workers,
+            elastic_resize_monitor_interval_s=ELASTIC_SECONDS,
             use_gpu=resources.get("GPU", 0) > 0,
             resources_per_worker=dict(resources),
         ),
@@ -175,7 +205,8 @@ def _train(
             name="checkpoints",
             storage_path=root,
             storage_filesystem=filesystem_,
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            # Which of them are kept is decided by the epoch loop.
+            checkpoint_config=CheckpointConfig(num_to_keep=None),
             failure_config=FailureConfig(max_failures=config.student.max_failures),
         ),
     )
@@ -196,12 +227,10 @@ def _train(
     if failure is not None:
         kind, message = failure
         raise getattr(errors, kind)(message)
-    from llkd.student.training import last_checkpoint
+    from llkd.student.checkpoints import last_checkpoint
 
     name = last_checkpoint(Folder(layout.checkpoints))
-    if name != checkpoint_name(config.student.epochs - 1):
+    epochs = 0 if name is None else int(name.removeprefix("epoch-")) + 1
+    if epochs < config.student.epochs and not (epochs and read_stats(config, epochs - 1)["stopped"]):
         raise StudentError(f"Training ended with the checkpoint {name}; see the log")
-    for other in Folder(layout.checkpoints).names():
-        if other.startswith("epoch-") and other != name:
-            Folder(f"{layout.checkpoints}/{other}").delete()
-    return name
+    return epochs

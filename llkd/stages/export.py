@@ -18,8 +18,8 @@ def export(config: RunConfig) -> Manifest:
     Raises:
         IncompleteError: distillation has not run to its end.
     """
-    from llkd.student.model import load_student
-    from llkd.student.training import load_checkpoint
+    from llkd.student.checkpoints import load_checkpoint
+    from llkd.student.model import load_student, without_adapters
 
     layout = RunLayout(config.run_dir)
     distilled = require_complete(Folder(layout.epochs), "distill")
@@ -30,6 +30,7 @@ def export(config: RunConfig) -> Manifest:
     tokenizer, model = load_student(config.student, config.task.label_names)
     with local_copy(f"{layout.checkpoints}/{distilled.results['checkpoint']}") as directory:
         load_checkpoint(Path(directory), model)
+    model = without_adapters(model)
     tokenizer.model_max_length = config.student.max_length  # what it was trained with
     with TemporaryDirectory(prefix="llkd-") as directory:
         model.save_pretrained(directory)
@@ -73,7 +74,7 @@ Labels:
 | teacher | {_plain(Path(config.teacher.model).name)}, calibration {config.teacher.calibration} |
 | selection policy | {config.selection.policy} |
 | corpus | {results["rows"]:,} unlabelled rows |
-| epochs | {config.student.epochs} |
+| epochs | {results["epochs"]}, the student is that after epoch {results["epoch"] + 1} |
 | rows trained on, of rows x epochs | {results["row_visits_fraction"]:.1%} |
 | longest text | {config.student.max_length} tokens; the rest is cut |
 

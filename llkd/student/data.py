@@ -14,6 +14,7 @@ import torch
 
 from llkd.schema import LABEL, ROW, TEXT, WEIGHT
 from llkd.storage import Folder
+from llkd.student.tokens import encode, pad
 
 WINDOW_BATCHES = 32
 """Batches whose rows are sorted by length together: long enough to pad little, short enough to
@@ -56,7 +57,7 @@ def portion(selected: Sequence[int], rank: int, workers: int, seed: int) -> Port
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one step of one worker: B rows of at most T tokens."""
+    """Rows of one forward and backward pass of one worker: B rows of at most T tokens."""
 
     inputs: dict[str, torch.Tensor]
     """The tokenizer's output, each tensor of shape (B, T)."""
@@ -64,63 +65,88 @@ class Batch:
     weights_b: torch.Tensor
 
 
+@dataclass(frozen=True)
+class _Row:
+    text: str
+    label: int
+    weight: float
+
+
 class SelectedRows:
-    """Reads a portion and yields batches."""
+    """Reads a portion and yields the batches of each optimiser step."""
 
     def __init__(
-        self, rows: Folder, selection: Folder, tokenizer: Any, *, batch_size: int, max_length: int
+        self,
+        rows: Folder,
+        selection: Folder,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        max_length: int,
+        micro_batch_size: int | None = None,
     ) -> None:
+        """
+        Args:
+            rows: the corpus.
+            selection: of the epoch.
+            tokenizer: the student's.
+            batch_size: rows of a step of this worker.
+            max_length: tokens of a text that are looked at.
+            micro_batch_size: most rows of a batch; a step of more rows has several.
+        """
         self._rows = rows
         self._selection = selection
         self._tokenizer = tokenizer
         self._batch_size = batch_size
+        self._micro = micro_batch_size or batch_size
         self._max_length = max_length
 
-    def batches(self, part: Portion, seed: int, weight_mean: float) -> Iterator[Batch]:
-        """Batches in an order drawn from the seed, which is the same for all workers.
+    def steps(self, part: Portion, seed: int, weight_mean: float) -> Iterator[list[Batch]]:
+        """The batches of each step, in an order drawn from the seed, which is the same for all
+        workers.
 
         Weights are divided by `weight_mean`, so that they are 1 on average over the selection.
         """
-        window: list[tuple[str, int, float]] = []
+        window: list[_Row] = []
         shuffle = np.random.default_rng(seed)
         size = self._batch_size * WINDOW_BATCHES
         for piece in part.pieces:
             window.extend(self._read(piece, seed, weight_mean))
             while len(window) >= size:
-                yield from self._window_batches(window[:size], shuffle)
+                yield from self._window_steps(window[:size], shuffle)
                 window = window[size:]
         if window:
-            yield from self._window_batches(window, shuffle)
+            yield from self._window_steps(window, shuffle)
 
     def _read(
         self, piece: tuple[int, int, int], seed: int, weight_mean: float
-    ) -> Iterator[tuple[str, int, float]]:
+    ) -> Iterator[_Row]:
         shard, start, stop = piece
         chosen = self._selection.read_shard(shard, [ROW, LABEL, WEIGHT])
         order = np.random.default_rng((seed, shard)).permutation(chosen.num_rows)[start:stop]
         chosen = chosen.take(order)
         texts = self._rows.read_shard(shard, [TEXT])[TEXT].take(chosen[ROW])
-        for text, label, weight in zip(texts, chosen[LABEL], chosen[WEIGHT], strict=True):
-            yield text.as_py(), label.as_py(), weight.as_py() / weight_mean
+        weights = (chosen[WEIGHT].to_numpy() / weight_mean).tolist()
+        yield from map(_Row, texts.to_pylist(), chosen[LABEL].to_pylist(), weights)
 
-    def _window_batches(
-        self, window: list[tuple[str, int, float]], shuffle: np.random.Generator
-    ) -> Iterator[Batch]:
-        encoded = self._tokenizer(
-            [text for text, _, _ in window], truncation=True, max_length=self._max_length
-        )
+    def _window_steps(
+        self, window: list[_Row], shuffle: np.random.Generator
+    ) -> Iterator[list[Batch]]:
+        encoded = encode(self._tokenizer, [row.text for row in window], self._max_length)
         by_length = sorted(range(len(window)), key=lambda i: len(encoded["input_ids"][i]))
         starts = range(0, len(window), self._batch_size)
-        # The same draw on every worker: their n-th batches are of like length, so that none
-        # waits long for another.
+        # The same draw on every worker: their n-th steps are of like length, so that none waits
+        # long for another.
         for number in shuffle.permutation(len(starts)):
             chosen = by_length[starts[number] : starts[number] + self._batch_size]
-            inputs = self._tokenizer.pad(
-                {key: [values[i] for i in chosen] for key, values in encoded.items()},
-                return_tensors="pt",
-            )
-            yield Batch(
-                dict(inputs),
-                torch.tensor([window[i][1] for i in chosen], dtype=torch.long),
-                torch.tensor([window[i][2] for i in chosen], dtype=torch.float32),
-            )
+            yield [
+                self._batch(window, encoded, chosen[first : first + self._micro])
+                for first in range(0, len(chosen), self._micro)
+            ]
+
+    def _batch(self, window: list[_Row], encoded: Any, chosen: list[int]) -> Batch:
+        return Batch(
+            pad(self._tokenizer, encoded, chosen),
+            torch.tensor([window[i].label for i in chosen], dtype=torch.long),
+            torch.tensor([window[i].weight for i in chosen], dtype=torch.float32),
+        )

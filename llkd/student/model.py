@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from llkd.config import StudentConfig
+from llkd.config import LoraSettings, StudentConfig
 from llkd.errors import StudentError
 from llkd.hardware import cpu_prefers_bfloat16
 
 
 def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, Any]:
-    """(tokenizer, model) with a fresh classification head, in float32.
+    """(tokenizer, model) with a fresh classification head, in float32, ready to be trained.
 
     Raises:
-        StudentError: the model or its tokenizer cannot be loaded.
+        StudentError: the model or its tokenizer cannot be loaded, or takes no adapters.
     """
-    return _load(
+    tokenizer, model = _load(
         student.model,
         revision=student.revision,
         num_labels=len(labels),
@@ -26,6 +26,39 @@ def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, An
         label2id={name: index for index, name in enumerate(labels)},
         ignore_mismatched_sizes=True,
     )
+    if student.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if student.lora is not None:
+        model = _with_adapters(model, student.lora)
+    return tokenizer, model
+
+
+def _with_adapters(model: Any, lora: LoraSettings) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise StudentError(
+            "student.lora needs the package peft: pip install 'llkd[lora]'"
+        ) from error
+    modules = lora.target_modules
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                task_type="SEQ_CLS",
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=modules if isinstance(modules, str) else list(modules),
+            ),
+        )
+    except ValueError as error:
+        raise StudentError(f"student.lora: {error}") from error
+
+
+def without_adapters(model: Any) -> Any:
+    """The model with its adapters merged into the weights; itself if it has none."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def require_loadable(student: StudentConfig) -> None:

@@ -1,62 +1,160 @@
-"""The student's distribution over the labels, for many texts at once."""
+"""The student's distribution over the labels, for many texts at once.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+A thread cuts texts into batches of like length and tokenises them while the model works on the
+batches before. On a GPU nothing waits for a batch's result until its window is done, so that
+several are under way.
+"""
+
+import copy
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from llkd.student.model import autocast
+from llkd.prefetch import Ahead
+from llkd.student.tokens import encode, pad
 
 TOKENS_PER_BATCH = 4096
 """Padded tokens in a batch on a CPU: enough to keep the cores busy, little enough for caches."""
 TOKENS_PER_BATCH_GPU = 65536
+WINDOW_ROWS = 1024
+"""Texts that are sorted by length together."""
+BATCHES_AHEAD = 8
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class _Batch(Generic[K]):
+    """Some rows of a window: B rows of at most T tokens."""
+
+    key: K
+    row_b: np.ndarray
+    """Their places in the window."""
+    inputs: dict[str, torch.Tensor]
+    """Each of shape (B, T)."""
+    rows: int
+    """Of the whole window."""
+    last: bool
+
+
+def scoring_copy(model: torch.nn.Module, bfloat16: bool) -> torch.nn.Module:
+    """A model of its own to score with, in the precision it scores in."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    return copied.to(torch.bfloat16) if bfloat16 else copied
 
 
 class Scorer:
     """A student ready to score, on one device."""
 
     def __init__(
-        self, tokenizer: Any, model: torch.nn.Module, *, max_length: int, bfloat16: bool
+        self,
+        tokenizer: Any,
+        model: torch.nn.Module,
+        *,
+        max_length: int,
+        dropout_passes: int = 0,
+        compiled: bool = False,
+        tokens_per_batch: int | None = None,
     ) -> None:
+        """
+        Args:
+            tokenizer: the student's.
+            model: to score with, in its precision; see `scoring_copy`.
+            max_length: tokens of a text that are looked at.
+            dropout_passes: passes with dropout whose mean is the result; 0: one without.
+            compiled: use torch.compile.
+            tokens_per_batch: padded tokens in a batch; by default what suits the device.
+        """
         self._tokenizer = tokenizer
-        self._model = model
+        self._model = model.eval()
         self._classes = int(model.config.num_labels)  # type: ignore[union-attr,arg-type]
         self._max_length = max_length
-        self._bfloat16 = bfloat16
+        self._passes = dropout_passes
         self._device = next(model.parameters()).device
-        on_gpu = self._device.type == "cuda"
-        self._tokens_per_batch = TOKENS_PER_BATCH_GPU if on_gpu else TOKENS_PER_BATCH
+        self._on_gpu = self._device.type == "cuda"
+        usual = TOKENS_PER_BATCH_GPU if self._on_gpu else TOKENS_PER_BATCH
+        self._tokens_per_batch = tokens_per_batch or usual
+        self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
+        self._waited = 0.0
+
+    def taken_wait(self) -> float:
+        """Seconds in which the model had no batch to work on, since this was last asked."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def probabilities(
         self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None
     ) -> np.ndarray:
         """Distributions over the labels: float32, shape (N, C), in the order of the texts.
 
-        Batches hold texts of like length, so that little is padded; a text's result does not
-        depend on its neighbours beyond rounding.
+        A text's result does not depend on its neighbours beyond rounding.
         """
-        if not texts:
-            return np.zeros((0, self._classes), dtype=np.float32)
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)
-        lengths_n = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(texts))
-        batches, order_n, done = [], np.argsort(-lengths_n, kind="stable"), 0
-        was_training = self._model.training
-        self._model.eval()
-        with torch.inference_mode(), autocast(self._device, self._bfloat16):
-            while done < len(order_n):
+        starts = range(0, len(texts), WINDOW_ROWS)
+        windows = ((start, texts[start : start + WINDOW_ROWS]) for start in starts)
+        found = [np.zeros((0, self._classes), dtype=np.float32)]
+        for start, probs_nc in self.stream(windows):
+            found.append(probs_nc)
+            progress(start + len(probs_nc))
+        return np.concatenate(found)
+
+    def stream(
+        self, windows: Iterable[tuple[K, Sequence[str]]]
+    ) -> Iterator[tuple[K, np.ndarray]]:
+        """(key, distributions) of each window of texts, in the order of the windows.
+
+        Args:
+            windows: (key, texts); read by a thread, some batches ahead.
+        """
+        parts: list[torch.Tensor] = []
+        order: list[np.ndarray] = []
+        with Ahead(self._batches(windows), BATCHES_AHEAD) as batches, torch.inference_mode():
+            for batch in batches:
+                if len(batch.row_b):
+                    parts.append(self._score(batch.inputs))
+                    order.append(batch.row_b)
+                if batch.last:
+                    probs_nc = np.empty((batch.rows, self._classes), dtype=np.float32)
+                    if parts:
+                        probs_nc[np.concatenate(order)] = torch.cat(parts).cpu().numpy()
+                    parts, order = [], []
+                    yield batch.key, probs_nc
+            self._waited += batches.waited
+
+    def _batches(self, windows: Iterable[tuple[K, Sequence[str]]]) -> Iterator[_Batch[K]]:
+        for key, texts in windows:
+            encoded = encode(self._tokenizer, texts, self._max_length)
+            length_n = np.fromiter(map(len, encoded["input_ids"]), np.int64, count=len(texts))
+            order_n, done = np.argsort(-length_n, kind="stable"), 0
+            if not len(texts):
+                yield _Batch(key, order_n, {}, 0, True)
+            while done < len(texts):
                 # Longest first: the first of a batch tells the padded length of all of it.
-                rows = max(self._tokens_per_batch // max(int(lengths_n[order_n[done]]), 1), 1)
-                chosen_n = order_n[done : done + rows]
-                batch = self._tokenizer.pad(
-                    {key: [values[i] for i in chosen_n] for key, values in encoded.items()},
-                    return_tensors="pt",
-                ).to(self._device)
-                logits = self._model(**batch).logits
-                batches.append(torch.softmax(logits.float(), dim=-1).cpu())
-                done += len(chosen_n)
-                progress(done)
-        self._model.train(was_training)
-        probs_nc = np.empty((len(texts), self._classes), dtype=np.float32)
-        probs_nc[order_n] = torch.cat(batches).numpy()
-        return probs_nc
+                rows = max(self._tokens_per_batch // max(int(length_n[order_n[done]]), 1), 1)
+                row_b = order_n[done : done + rows]
+                done += len(row_b)
+                inputs = pad(self._tokenizer, encoded, row_b)
+                if self._on_gpu:
+                    inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+                yield _Batch(key, row_b, inputs, len(texts), done == len(texts))
+
+    def _score(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Distributions of a batch, float32, shape (B, C), on the device."""
+        inputs = {name: t.to(self._device, non_blocking=True) for name, t in inputs.items()}
+        if not self._passes:
+            return torch.softmax(self._forward(**inputs).logits.float(), dim=-1)
+        _dropout(self._model, True)
+        total = sum(
+            torch.softmax(self._forward(**inputs).logits.float(), dim=-1)
+            for _ in range(self._passes)
+        )
+        _dropout(self._model, False)
+        return torch.as_tensor(total) / self._passes
+
+
+def _dropout(model: torch.nn.Module, on: bool) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train(on)

@@ -1,19 +1,14 @@
-"""One worker's training steps, and its checkpoints."""
+"""One worker's training steps."""
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from llkd.config import StudentConfig
-from llkd.storage import Folder
 from llkd.student.data import Batch
 from llkd.student.model import autocast
-
-_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
 def learning_rate_factor(progress: float, warmup_fraction: float) -> float:
@@ -50,84 +45,68 @@ class Trainer:
         self._bfloat16 = bfloat16
         self.optimizer = make_optimizer(model, student)
 
-    def train(self, batches: Iterable[Batch], epoch: int, steps: int) -> tuple[float, int]:
-        """One epoch of `steps` steps.
+    def train(
+        self, steps: Iterable[Sequence[Batch]], epoch: int, count: int
+    ) -> tuple[float, int]:
+        """One epoch.
+
+        Args:
+            steps: the micro-batches of each optimiser step.
+            epoch: from 0.
+            count: how many steps there are.
 
         Returns:
             The sum of the rows' weighted losses, and the rows.
         """
         self._model.train()
-        total, rows = torch.zeros((), dtype=torch.float64), 0
-        for step, batch in enumerate(batches):
-            progress = (epoch + (step + 0.5) / steps) / self._student.epochs
-            loss = self._step(batch, progress)
-            total += loss.double().cpu() * len(batch.labels_b)
-            rows += len(batch.labels_b)
+        # On the device: to read it every step would make the GPU wait for its driver.
+        total, rows = torch.zeros((), device=self._device), 0
+        for step, batches in enumerate(steps):
+            self._set_learning_rate((epoch + (step + 0.5) / count) / self._student.epochs)
+            step_rows = sum(len(batch.labels_b) for batch in batches)
+            total += self._step(batches, step_rows) * step_rows
+            rows += step_rows
         return float(total), rows
 
-    def _step(self, batch: Batch, progress: float) -> torch.Tensor:
-        """Weighted cross-entropy to the pseudo-labels, mean over the rows; one update."""
+    def _set_learning_rate(self, progress: float) -> None:
         factor = learning_rate_factor(progress, self._student.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = self._student.learning_rate * factor
-        inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
+
+    def _step(self, batches: Sequence[Batch], rows: int) -> torch.Tensor:
+        """One update by the mean of the rows' weighted losses, which is returned."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self._device)
+        for number, batch in enumerate(batches):
+            with self._synchronised(number == len(batches) - 1):
+                loss = self._loss(batch) / rows
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(
+            [p for p in self._model.parameters() if p.requires_grad], self._student.max_grad_norm
+        )
+        self.optimizer.step()
+        return total
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """The sum over the rows of weight times cross-entropy to the pseudo-label."""
+        inputs = {
+            name: tensor.to(self._device, non_blocking=True)
+            for name, tensor in batch.inputs.items()
+        }
         with autocast(self._device, self._bfloat16):
             logits_bc = self._model(**inputs).logits
         loss_b = torch.nn.functional.cross_entropy(
             logits_bc.float(), batch.labels_b.to(self._device), reduction="none"
         )
-        loss = (loss_b * batch.weights_b.to(self._device)).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._student.max_grad_norm)
-        self.optimizer.step()
-        return loss.detach()
+        return (loss_b * batch.weights_b.to(self._device)).sum()
 
-
-def save_checkpoint(
-    directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    """Weights and optimiser state as safetensors, the rest as JSON: nothing is pickled."""
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, directory / _MODEL)
-    tensors = {
-        f"{index}.{name}": value.contiguous()
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-    save_file(tensors, directory / _OPTIMIZER)
-    sizes = {name: (directory / name).stat().st_size for name in (_MODEL, _OPTIMIZER)}
-    (directory / _STATE).write_text(json.dumps({**state, "sizes": sizes}))
-
-
-def last_checkpoint(checkpoints: Folder) -> str | None:
-    """The newest checkpoint in a folder that is there whole; None if there is none.
-
-    Ray Train copies a checkpoint file by file and learns of it up to some seconds later. So a
-    checkpoint is judged by its own files: one cut short does not count, and one that Ray Train
-    has not heard of yet does.
-    """
-    for name in reversed(checkpoints.names()):
-        folder = Folder(f"{checkpoints.uri}/{name}")
-        if not folder.exists(_STATE):
-            continue
-        sizes = json.loads(folder.read_bytes(_STATE) or b"{}").get("sizes", {})
-        if sizes and all(folder.size(file) == size for file, size in sizes.items()):
-            return name
-    return None
-
-
-def load_checkpoint(
-    directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, Any]:
-    """Fill model and optimiser with what `save_checkpoint` wrote; returns the state."""
-    model.load_state_dict(load_file(directory / _MODEL))
-    if optimizer is not None:
-        entries: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in load_file(directory / _OPTIMIZER).items():
-            index, _, name = key.partition(".")
-            entries.setdefault(int(index), {})[name] = value
-        content = optimizer.state_dict()
-        optimizer.load_state_dict({"state": entries, "param_groups": content["param_groups"]})
-    state: dict[str, Any] = json.loads((directory / _STATE).read_text())
-    return state
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Workers exchange gradients once a step, with its last micro-batch."""
+        model: Any = self._model
+        if hasattr(model, "set_requires_gradient_sync"):  # torch's fully_shard
+            model.set_requires_gradient_sync(last)
+            return nullcontext()
+        if last or not hasattr(model, "no_sync"):
+            return nullcontext()
+        return model.no_sync()

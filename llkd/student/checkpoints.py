@@ -1,0 +1,78 @@
+"""Checkpoints: weights and optimiser state as safetensors, the rest as JSON; nothing is pickled."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from llkd.storage import Folder
+from llkd.student.parallel import (
+    Tensors,
+    load_model_tensors,
+    load_optimizer_tensors,
+)
+
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+def save_checkpoint(
+    directory: Path, weights: Tensors, moments: Tensors, state: dict[str, Any]
+) -> None:
+    """Write a checkpoint into a local directory.
+
+    Args:
+        directory: where to.
+        weights: what `model_tensors` gave.
+        moments: what `optimizer_tensors` gave.
+        state: JSON-able.
+    """
+    save_file(_apart(weights), directory / _MODEL)
+    save_file(_apart(moments), directory / _OPTIMIZER)
+    sizes = {name: (directory / name).stat().st_size for name in (_MODEL, _OPTIMIZER)}
+    (directory / _STATE).write_text(json.dumps({**state, "sizes": sizes}))
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """Tensors that share no memory, as safetensors wants them; of tied weights each is kept."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        place = tensor.data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor.contiguous()
+        seen.add(place)
+    return found
+
+
+def last_checkpoint(checkpoints: Folder) -> str | None:
+    """The newest checkpoint in a folder that is there whole; None if there is none.
+
+    Ray Train copies a checkpoint file by file and learns of it up to some seconds later. So a
+    checkpoint is judged by its own files: one cut short does not count, and one that Ray Train
+    has not heard of yet does.
+    """
+    for name in reversed(checkpoints.names()):
+        if is_whole(checkpoints, name):
+            return name
+    return None
+
+
+def is_whole(checkpoints: Folder, name: str) -> bool:
+    """Whether a checkpoint has all its files, at their full sizes."""
+    folder = Folder(f"{checkpoints.uri}/{name}")
+    if not folder.exists(_STATE):
+        return False
+    sizes = json.loads(folder.read_bytes(_STATE) or b"{}").get("sizes", {})
+    return bool(sizes) and all(folder.size(file) == size for file, size in sizes.items())
+
+
+def load_checkpoint(
+    directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Any]:
+    """Fill model and optimiser with what `save_checkpoint` wrote; returns the state."""
+    load_model_tensors(model, load_file(directory / _MODEL))
+    if optimizer is not None:
+        load_optimizer_tensors(model, optimizer, load_file(directory / _OPTIMIZER))
+    state: dict[str, Any] = json.loads((directory / _STATE).read_text())
+    return state

@@ -1,0 +1,112 @@
+"""A student that several workers train together, and its state as one of them sees it whole."""
+
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from llkd.errors import StudentError
+
+Tensors = dict[str, torch.Tensor]
+
+
+def parallel_model(model: Any, strategy: str, workers: int, device: torch.device) -> Any:
+    """The model to train, on its device; its gradients are averaged over the workers.
+
+    Args:
+        model: the whole student.
+        strategy: `ddp`, or `fsdp` (torch's `fully_shard`, ZeRO stage 3, arXiv 1910.02054).
+        workers: in the group; alone nothing is shared.
+        device: of this worker.
+
+    Raises:
+        StudentError: the model has no list of layers to cut it by.
+    """
+    model.to(device)
+    if workers == 1:
+        return model
+    if strategy == "ddp":
+        on_gpu = device.type == "cuda"
+        return torch.nn.parallel.DistributedDataParallel(
+            model, device_ids=[device] if on_gpu else None, gradient_as_bucket_view=True
+        )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (workers,))
+    for layer in _layers(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers of the longest list of modules: the blocks of a transformer.
+
+    Raises:
+        StudentError: there is none.
+    """
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0]
+    if not lists:
+        raise StudentError(
+            "student.parallel fsdp: this model has no list of layers to cut it by; use ddp"
+        )
+    return list(max(lists, key=len))
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def model_tensors(model: torch.nn.Module) -> Tensors:
+    """The weights that are trained, whole, on the CPU; of a sharded model on the first worker
+    alone, and only if all workers ask together."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return dict(get_model_state_dict(model, options=options))
+
+
+def load_model_tensors(model: torch.nn.Module, tensors: Tensors) -> None:
+    """The inverse of `model_tensors`, on every worker together. Frozen weights may be missing."""
+    frozen = any(not parameter.requires_grad for parameter in model.parameters())
+    options = StateDictOptions(full_state_dict=True, strict=not frozen)
+    set_model_state_dict(model, dict(tensors), options=options)
+
+
+def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Bring a copy up to date, one weight at a time; of a sharded source by all workers together."""
+    with torch.no_grad():
+        for theirs, ours in zip(source.parameters(), target.parameters(), strict=True):
+            ours.copy_(theirs.full_tensor() if isinstance(theirs, DTensor) else theirs)
+        for theirs, ours in zip(source.buffers(), target.buffers(), strict=True):
+            ours.copy_(theirs)
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """The optimiser's moments by `weight|moment`, as `model_tensors` gives the weights."""
+    state: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE).get("state", {})
+    return {
+        f"{weight}|{moment}": value
+        for weight, moments in state.items()
+        for moment, value in moments.items()
+    }
+
+
+def load_optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors
+) -> None:
+    """The inverse of `optimizer_tensors`, on every worker together."""
+    state: dict[str, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        weight, _, moment = key.rpartition("|")
+        state.setdefault(weight, {})[moment] = value
+    groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+    content: Any = {"state": state, "param_groups": groups}
+    set_optimizer_state_dict(
+        model, optimizer, content, options=StateDictOptions(full_state_dict=True)
+    )
