@@ -1,7 +1,10 @@
-"""Between Arrow's fixed-size lists and numpy matrices, without copies."""
+"""Between Arrow's columns and numpy: distributions, and labels by name."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def fixed_lists(values_nc: np.ndarray) -> pa.FixedSizeListArray:
@@ -17,3 +20,13 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     if isinstance(lists, pa.ChunkedArray):  # an empty column has no chunk to combine
         lists = lists.chunk(0) if lists.num_chunks else pa.array([], column.type)
     return lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+
+
+def named(class_n: np.ndarray, names: Sequence[str]) -> pa.DictionaryArray:
+    """Class indices, shape (N,), as dictionary-encoded label names."""
+    return pa.DictionaryArray.from_arrays(pa.array(class_n, pa.int32()), pa.array(names))
+
+
+def class_indices(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
+    """The inverse of `named`, whatever the order of the column's own dictionaries."""
+    return pc.index_in(column.cast(pa.string()), value_set=pa.array(names)).to_numpy()

@@ -7,11 +7,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     model_validator,
+)
+
+from llkd.config_sources import (
+    PREDICT,
+    CorpusConfig,
+    Fraction,
+    Paths,
+    PredictConfig,
+    Replicas,
+    Section,
+    SourceConfig,
+    TestConfig,
+    check_replicas,
+    section_of,
 )
 
 ENGINES = ("vllm", "transformers", "openai", "table")
@@ -21,12 +33,6 @@ SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 """The object stores and file systems that pyarrow reaches by URI."""
 
 PolicyName = Literal["llkd", "all", "random", "teacher_confidence", "student_uncertainty"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, strict=False
-    )
 
 
 def _label_name(name: str) -> str:
@@ -60,13 +66,11 @@ def _labels_as_mapping(value: Any) -> Any:
 
 
 LabelName = Annotated[str, AfterValidator(_label_name)]
-Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Workers = Positive | tuple[Positive, Positive]
 
 
-class Example(_Section):
+class Example(Section):
     """One worked example shown to the teacher."""
 
     text: Annotated[str, Field(min_length=1)]
@@ -75,7 +79,7 @@ class Example(_Section):
     """Its label, one of `task.labels`."""
 
 
-class ExamplesConfig(_Section):
+class ExamplesConfig(Section):
     """Worked examples taken from a labelled file."""
 
     path: Paths
@@ -102,7 +106,7 @@ class ExamplesConfig(_Section):
         return self
 
 
-class TaskConfig(_Section):
+class TaskConfig(Section):
     """What the teacher is asked."""
 
     instruction: Annotated[str, Field(min_length=1)]
@@ -138,43 +142,7 @@ class TaskConfig(_Section):
         return self
 
 
-class SourceConfig(_Section):
-    """Where rows of text come from."""
-
-    path: Paths
-    """A file, a glob, a list of them, a directory, or a URI (s3://, gs://), of Parquet, JSON lines
-    or CSV; or `datasets:NAME`, which the `datasets` library loads."""
-    text_column: str = "text"
-    """The column that holds the text."""
-    label_column: str | None = None
-    """The column that holds gold labels; used only to measure, never to train."""
-    id_column: str | None = None
-    """A column of the caller's own identifiers, carried through to every result."""
-    dataset_args: dict[str, Any] = Field(default_factory=dict)
-    """For `datasets:NAME`: arguments of `datasets.load_dataset`, such as `split` or `name`."""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The path setting as a tuple."""
-        return (self.path,) if isinstance(self.path, str) else self.path
-
-
-class CorpusConfig(SourceConfig):
-    """The unlabelled corpus."""
-
-    rows_per_shard: Annotated[int, Field(ge=1, le=2**24)] = 8192
-    """Rows in a shard: the unit of work, of recovery and of memory."""
-
-
-class TestConfig(SourceConfig):
-    """A labelled test set: teacher and student are measured on it."""
-
-    __test__ = False  # not a test case, whatever its name makes pytest think
-    label_column: str = "label"
-    """The column that holds the gold labels."""
-
-
-class TeacherConfig(_Section):
+class TeacherConfig(Section):
     """The large language model that labels."""
 
     engine: str = "vllm"
@@ -187,7 +155,7 @@ class TeacherConfig(_Section):
     """The hub revision (commit, tag or branch) of the model."""
     lora: str | None = None
     """A LoRA adapter for the model: a directory or a hub name."""
-    replicas: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    replicas: Replicas = (1, 1)
     """Fewest and most teacher actors; the pool grows while shards wait."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
     """Ray resources of one replica, such as {GPU: 2} or {CPU: 8}. By default the GPUs that
@@ -221,9 +189,7 @@ class TeacherConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> "TeacherConfig":
-        low, high = self.replicas
-        if low > high:
-            raise ValueError(f"replicas must be [fewest, most], not [{low}, {high}]")
+        check_replicas(self.replicas)
         if self.engine not in ENGINES and ":" not in self.engine:
             raise ValueError(
                 f"engine must be one of {', '.join(ENGINES)} or package.module:Class, "
@@ -232,7 +198,7 @@ class TeacherConfig(_Section):
         return self
 
 
-class LoraSettings(_Section):
+class LoraSettings(Section):
     """Low-rank adapters (arXiv 2106.09685) in place of training all weights."""
 
     rank: Annotated[int, Field(ge=1)] = 16
@@ -245,7 +211,7 @@ class LoraSettings(_Section):
     """Names of the modules that get an adapter; `all-linear`: every linear layer but the head."""
 
 
-class StudentConfig(_Section):
+class StudentConfig(Section):
     """The small classifier that is trained."""
 
     model: str
@@ -313,7 +279,9 @@ class StudentConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":
         if self.fewest_workers > self.most_workers:
-            raise ValueError(f"workers must be [fewest, most], not {list(self.workers)}")
+            raise ValueError(
+                f"workers must be [fewest, most], not [{self.fewest_workers}, {self.most_workers}]"
+            )
         if isinstance(self.workers, int) and self.batch_size % self.workers:
             raise ValueError(
                 f"batch_size ({self.batch_size}) counts the rows of all workers together, so it "
@@ -328,7 +296,7 @@ class StudentConfig(_Section):
         return self
 
 
-class SelectionConfig(_Section):
+class SelectionConfig(Section):
     """Which rows the student trains on, chosen anew each epoch."""
 
     policy: PolicyName = "llkd"
@@ -354,7 +322,7 @@ class SelectionConfig(_Section):
     """For `random`: the share of rows drawn each epoch."""
 
 
-class PlanConfig(_Section):
+class PlanConfig(Section):
     """What `jobs/plan.py` looks at."""
 
     rows: Annotated[int, Field(ge=16)] = 256
@@ -363,7 +331,7 @@ class PlanConfig(_Section):
     """Price of one replica for an hour, in any currency."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """A whole run."""
 
     run_dir: Annotated[str, AfterValidator(_run_dir)]
@@ -384,14 +352,16 @@ class RunConfig(_Section):
     student: StudentConfig
     selection: SelectionConfig = SelectionConfig()
     plan: PlanConfig = PlanConfig()
+    predict: PredictConfig = PredictConfig()
     max_reject_fraction: Fraction = 0.1
     """A stage fails when more than this share of the rows cannot be used."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
 
     def source(self, dataset: str) -> SourceConfig | None:
-        """Where the rows of `corpus`, `test` or `validation` come from."""
-        return {"corpus": self.corpus, "test": self.test, "validation": self.validation}[dataset]
+        """Where the rows of `corpus`, `test`, `validation` or `predict/NAME` come from."""
+        sources = {"corpus": self.corpus, "test": self.test, "validation": self.validation}
+        return {**sources, PREDICT: self.predict.source}[section_of(dataset)]
 
     @property
     def of_each_teacher(self) -> list["RunConfig"]:

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from llkd.config import RunConfig, SourceConfig, StudentConfig, TaskConfig, TeacherConfig
+from llkd.config import RunConfig, StudentConfig, TaskConfig, TeacherConfig
+from llkd.config_sources import PredictConfig, SourceConfig
 from llkd.errors import ConfigError
 
 
@@ -89,6 +90,9 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         }
         return section.model_copy(update={"examples_from": found.model_copy(update=paths)})
 
+    def predict(section: PredictConfig) -> PredictConfig:
+        return section.model_copy(update={"path": section.path and _absolute_paths(section.path)})
+
     return config.model_copy(
         update={
             "run_dir": _absolute(config.run_dir),
@@ -99,6 +103,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             "teacher": teacher(config.teacher),
             "teachers": tuple(teacher(one) for one in config.teachers),
             "student": student(config.student),
+            "predict": predict(config.predict),
         }
     )
 

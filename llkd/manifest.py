@@ -16,6 +16,8 @@ from llkd.schema import FORMAT_VERSION
 from llkd.storage import Folder
 
 MANIFEST = "manifest.json"
+FILES = "files.json"
+"""[file, bytes, rows] of each source file, in the order of the shards; kept by ingest."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
     return Manifest(**data)
 
 
-_PLANS = {MANIFEST, "files.json", "settled.json"}
+_PLANS = {MANIFEST, FILES, "settled.json"}
 
 
 def begun(folder: Folder) -> bool:

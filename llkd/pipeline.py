@@ -14,6 +14,7 @@ from llkd.config import RunConfig
 from llkd.config_file import dump_config, portable_path
 from llkd.core.metrics import Evaluation
 from llkd.epochs import read_stats
+from llkd.errors import FingerprintError
 from llkd.manifest import Manifest, begun, check_settings, read_manifest, require_complete
 from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay, duration
@@ -22,13 +23,14 @@ from llkd.stages.combine import combine
 from llkd.stages.combine import manifest_of as combine_manifest
 from llkd.stages.distill import distill
 from llkd.stages.distill import manifest_of as distill_manifest
-from llkd.stages.evaluate import evaluate
+from llkd.stages.evaluate import evaluate, measure_held_out, measure_predictions
 from llkd.stages.export import export
 from llkd.stages.export import manifest_of as export_manifest
 from llkd.stages.ingest import ingest
 from llkd.stages.ingest import manifest_of as ingest_manifest
 from llkd.stages.label import label
 from llkd.stages.label import manifest_of as label_manifest
+from llkd.stages.predict import Pass, pass_over_corpus, pass_over_test, predict
 from llkd.storage import Folder
 from llkd.teacher.examples import with_drawn_examples
 
@@ -65,6 +67,41 @@ def run_evaluate(config: RunConfig, console: Console) -> None:
     with _stage(config, console) as tracker:
         metrics = _evaluate(config, tracker, started)
     show_summary(config, metrics, console)
+
+
+def run_predict(config: RunConfig, console: Console) -> None:
+    """Label a whole corpus with the finished student, and show what came out.
+
+    Raises:
+        IncompleteError: the student is not finished.
+        FingerprintError: the predictions of that name are another student's, or of other rows.
+    """
+    layout, dataset = RunLayout(config.run_dir), config.predict.dataset
+    with _stage(config, console) as tracker:
+        require_complete(Folder(layout.student), "distill")
+        wanted = pass_over_corpus(config)
+        try:
+            if config.source(dataset) is not config.corpus:
+                _say(console, f"ingest {dataset}", ingest(config, dataset, tracker))
+            predicted = predict(config, wanted, tracker)
+        except FingerprintError as error:
+            raise FingerprintError(
+                f"{error} Or give these predictions another predict.name."
+            ) from None
+        figures = _measured(config, wanted)
+    ingested = require_complete(Folder(layout.rows(dataset)), "ingest")
+    show_predictions(wanted.folder, predicted, ingested, figures, console)
+
+
+def _measured(config: RunConfig, wanted: Pass) -> dict[str, Any] | None:
+    """The student's figures on the rows that it predicted, kept beside them; None without gold."""
+    source = config.source(wanted.dataset)
+    if source is None or source.label_column is None:
+        return None
+    evaluation = measure_predictions(config, wanted.dataset, wanted.folder)
+    figures = _figures(evaluation, config.task.label_names, auroc=False)
+    wanted.folder.write_json(METRICS, {"student": figures})
+    return figures
 
 
 def run_all(config: RunConfig, console: Console) -> None:
@@ -162,18 +199,26 @@ def _say(console: Console, name: str, manifest: Manifest) -> None:
 
 
 def _evaluate(config: RunConfig, tracker: Any, started: float) -> dict[str, Any]:
-    found = evaluate(config, calibrate(config), tracker)
-    metrics = collect_metrics(config, found, time.monotonic() - started)
+    begun_evaluation = time.monotonic()
+    calibration = calibrate(config)
+    if config.test is not None:
+        predict(config, pass_over_test(config), tracker)
+    found = evaluate(config, calibration)
+    now = time.monotonic()
+    metrics = collect_metrics(config, found, now - begun_evaluation, now - started)
     Folder(RunLayout(config.run_dir).root).write_json(METRICS, metrics)
     return metrics
 
 
-def collect_metrics(config: RunConfig, found: dict[str, Any], total: float) -> dict[str, Any]:
+def collect_metrics(
+    config: RunConfig, found: dict[str, Evaluation], evaluating: float, total: float
+) -> dict[str, Any]:
     """The content of metrics.json; keys that do not apply are absent.
 
     Args:
         config: the run.
         found: what `evaluate` returned.
+        evaluating: seconds that took, the student's predictions among them.
         total: seconds of this command.
     """
     layout = RunLayout(config.run_dir)
@@ -196,9 +241,12 @@ def collect_metrics(config: RunConfig, found: dict[str, Any], total: float) -> d
     if "student.test" in found:
         teacher["test"] = _figures(found["teacher.test"], names, auroc=False)
         metrics["student"] = {"test": _figures(found["student.test"], names, auroc=False)}
+    if config.student.validation_fraction > 0:
+        by_epoch = measure_held_out(config, distilled["epochs"])
+        metrics.setdefault("student", {})["held_out"] = by_epoch
     metrics["selection"] = {
         "rows": distilled["rows"],
-        "epochs": config.student.epochs,
+        "epochs": distilled["epochs"],
         "row_visits_fraction": distilled["row_visits_fraction"],
         "unique_rows_fraction": distilled["unique_rows_fraction"],
     }
@@ -206,7 +254,7 @@ def collect_metrics(config: RunConfig, found: dict[str, Any], total: float) -> d
         "ingest": sum(entry["seconds"] for entry in ingested),
         "label": labelled["seconds"],
         "distill": distilled["seconds"],
-        "evaluate": found["seconds"],
+        "evaluate": evaluating,
     }
     metrics["seconds"] = {**seconds, "total": max(sum(seconds.values()), total)}
     return metrics
@@ -237,7 +285,7 @@ def show_summary(config: RunConfig, metrics: dict[str, Any], console: Console) -
     """What a person wants to know, at a glance."""
     layout = RunLayout(config.run_dir)
     console.print()
-    if "student" in metrics:
+    if "test" in metrics.get("student", {}):
         console.print(_quality_table(metrics))
     console.print(_selection_table(config))
     seconds = metrics["seconds"]
@@ -263,17 +311,52 @@ def _quality_table(metrics: dict[str, Any]) -> Table:
 
 def _selection_table(config: RunConfig) -> Table:
     table = Table(title=f"Rows trained on, policy {config.selection.policy}", title_justify="left")
-    for column in ("epoch", "rows", "share", "loss"):
+    for column in ("epoch", "rows", "share", "loss", "held out"):
         table.add_column(column, justify="right")
-    for epoch in range(config.student.epochs):
+    distilled = require_complete(Folder(RunLayout(config.run_dir).epochs), "distill").results
+    for epoch in range(distilled["epochs"]):
         stats = read_stats(config, epoch)
+        validation = stats["validation"]
+        agreement = "" if validation is None else f"{validation['accuracy']:.3f}"
         table.add_row(
-            str(epoch + 1),
+            f"{epoch + 1}{' *' if epoch == distilled['epoch'] else ''}",
             f"{stats['selected']:,}",
             f"{stats['fraction']:.1%}",
             f"{stats['training_loss']:.3f}",
+            agreement,
         )
     return table
+
+
+def show_predictions(
+    folder: Folder,
+    predicted: Manifest,
+    ingested: Manifest,
+    figures: dict[str, Any] | None,
+    console: Console,
+) -> None:
+    """What the student said of a whole corpus, at a glance."""
+    labels = predicted.results["labels"]
+    rows = sum(predicted.results["rows"])
+    table = Table(title=f"Predictions, {rows:,} rows", title_justify="left")
+    for column in ("label", "rows", "share", "mean confidence"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for name, entry in labels.items():
+        confidence = f"{entry['confidence']:.3f}" if entry["rows"] else "-"
+        table.add_row(escape(name), f"{entry['rows']:,}", f"{entry['rows'] / rows:.1%}", confidence)
+    mean = sum(entry["rows"] * entry["confidence"] for entry in labels.values()) / rows
+    table.add_section()
+    table.add_row("all", f"{rows:,}", "100.0%", f"{mean:.3f}")
+    console.print()
+    console.print(table)
+    rejects = sum(ingested.results["rejects"].values())
+    console.print(f"Left out  {rejects:,} {'row' if rejects == 1 else 'rows'}")
+    if figures is not None and figures["rows"]:
+        console.print(
+            f"Gold      {figures['rows']:,} rows: accuracy {figures['accuracy']:.3f}, macro-F1 "
+            f"{figures['macro_f1']:.3f}, calibration error {figures['ece']:.3f}"
+        )
+    console.print(f"Files     {escape(portable_path(folder.uri))}", highlight=False)
 
 
 def run_stage(name: str, config: RunConfig, console: Console) -> None:
@@ -286,6 +369,7 @@ STAGES: dict[str, Callable[[RunConfig, Console], None]] = {
     "label": run_label,
     "distill": run_distill,
     "evaluate": run_evaluate,
+    "predict": run_predict,
     "run": run_all,
     "plan": run_plan,
 }

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from llkd import runtime
-from llkd.config import RunConfig, SourceConfig
+from llkd.config import RunConfig
+from llkd.config_sources import SourceConfig
 from llkd.core.calibration import Calibration, fit_batch_bias, marginal
 from llkd.errors import DataError
 from llkd.progress import duration

@@ -6,6 +6,7 @@ it and draws. On a terminal that is one live line, elsewhere a plain line now an
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 POLL_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 10.0
-
+TELL_SECONDS = 0.25
+"""Between two words of a worker to the tracker."""
 
 MEASURABLE_SECONDS = 1.0
 """A rate is told only once it rests on so much time."""
@@ -188,6 +190,19 @@ class ProgressDisplay:
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
+
+
+def now_and_then(tell: Callable[[int], Any]) -> Callable[[int], None]:
+    """`tell`, but no more often than anybody looks: a model's steps may be milliseconds."""
+    last = 0.0
+
+    def maybe(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TELL_SECONDS:
+            last = time.monotonic()
+            tell(done)
+
+    return maybe
 
 
 def running_line(state: PhaseState) -> str:

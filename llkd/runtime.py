@@ -99,6 +99,11 @@ def largest_node_cpus() -> float:
     return max((node.get("CPU", 0) for node in _nodes() + _addable_nodes()), default=1)
 
 
+def cpus_each(actors: int) -> float:
+    """CPUs of the largest node, divided by so many actors: whole ones, at least one."""
+    return max(largest_node_cpus() // actors, 1)
+
+
 def node_cpus() -> list[float]:
     """CPUs of each node that is there."""
     return [node.get("CPU", 0) for node in _nodes()]

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from llkd.errors import StorageError
 
-ROW, TEXT, ID, GOLD = "row", "text", "id", "gold"
+ROW, SHARD, TEXT, ID, GOLD = "row", "shard", "text", "id", "gold"
 LOGPROBS, LABEL_MASS, DISAGREEMENT = "logprobs", "label_mass", "disagreement"
 UNCERTAINTY, PROBS = "uncertainty", "probs"
 LABEL, CONFIDENCE, WEIGHT = "label", "confidence", "weight"
@@ -75,11 +75,19 @@ SELECTION_SCHEMA = pa.schema(
 """The rows to train on; weights are raw, their mean over all shards is in the stats."""
 
 
-def probs_schema(classes: int) -> pa.Schema:
-    """A classifier's distribution over the labels."""
-    return pa.schema(
-        [pa.field(ROW, pa.int32(), False), pa.field(PROBS, pa.list_(pa.float32(), classes), False)]
-    )
+def predictions_schema(with_id: bool, classes: int | None) -> pa.Schema:
+    """The finished student's label of each row by name, and its probability; with `classes` the
+    whole distribution too."""
+    fields = [pa.field(ROW, pa.int32(), False)]
+    if with_id:
+        fields.append(pa.field(ID, pa.string()))
+    fields += [
+        pa.field(LABEL, pa.dictionary(pa.int32(), pa.string()), False),
+        pa.field(CONFIDENCE, pa.float32(), False),
+    ]
+    if classes is not None:
+        fields.append(pa.field(PROBS, pa.list_(pa.float32(), classes), False))
+    return pa.schema(fields)
 
 
 def shard_name(shard: int) -> str:
@@ -114,7 +122,7 @@ class RunLayout:
         return self.run_dir.rstrip("/")
 
     def rows(self, dataset: str) -> str:
-        """Shards of rows; `dataset` is `corpus` or `test`."""
+        """Shards of rows; `dataset` is `corpus`, `test`, `validation` or `predict/NAME`."""
         return self._at(dataset)
 
     def labels(self, dataset: str) -> str:
@@ -131,9 +139,14 @@ class RunLayout:
         number = "" if self.teacher is None else f"-{self._number}"
         return self.rejects(f"label-{dataset}{number}")
 
-    def predictions(self, dataset: str) -> str:
-        """The finished student's distributions over a data set."""
-        return self._at(f"{dataset}_predictions")
+    def predictions(self, name: str) -> str:
+        """The finished student's labels of a whole corpus."""
+        return self._at("predictions", name)
+
+    @property
+    def test_predictions(self) -> str:
+        """The finished student's labels of the test set, by which it is measured."""
+        return self._at("test_predictions")
 
     def rejects(self, stage: str) -> str:
         """Rows that a stage left out."""

@@ -1,5 +1,6 @@
 """Hands the corpus to the workers that score it, piece by piece as they get free."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -68,7 +69,7 @@ def _cut(shard: int, rows: int) -> list[Piece]:
     """A shard's pieces, equal to a row; one for a shard without rows."""
     count = max(-(-rows // PIECE_ROWS), 1)
     edges = [rows * i // count for i in range(count + 1)]
-    return [Piece(shard, start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [Piece(shard, start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 @ray.remote(num_cpus=0)

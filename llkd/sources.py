@@ -17,7 +17,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from llkd.config import SourceConfig
+from llkd.config_sources import SourceConfig
 from llkd.errors import DataError
 from llkd.storage import filesystem
 

@@ -17,14 +17,13 @@ from llkd.core.holdout import Holdout, draw_holdout
 from llkd.core.metrics import evaluate
 from llkd.errors import DataError
 from llkd.runtime import run_on_shards
-from llkd.schema import LABEL, PROBS, ROW, TEXT, RunLayout
+from llkd.schema import LABEL, PROBS, ROW, SHARD, TEXT, RunLayout
 from llkd.selection import Selector
 from llkd.storage import Folder
 from llkd.student.tokens import CHARACTERS_PER_TOKEN
 
 VALIDATION_SHARD = 0
 """The rows held out are one small table; so is what an epoch's student says of them."""
-SHARD = "shard"
 
 
 def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:
@@ -110,9 +109,7 @@ def read_validation(config: RunConfig) -> Validation | None:
     if config.student.validation_fraction == 0:
         return None
     table = folder.read_shard(VALIDATION_SHARD, [TEXT, LABEL])
-    return Validation(
-        table[TEXT].to_pylist(), table[LABEL].to_numpy(), len(config.task.labels)
-    )
+    return Validation(table[TEXT].to_pylist(), table[LABEL].to_numpy(), len(config.task.labels))
 
 
 def write_predictions(config: RunConfig, epoch: int, probs_vc: np.ndarray) -> None:

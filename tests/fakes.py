@@ -114,3 +114,16 @@ def make_texts(count: int, seed: int) -> tuple[list[str], list[str]]:
         texts.append(" ".join([*words, f"n{number}"]))
         gold.append(name)
     return texts, gold
+
+
+class DeadlyTracker:
+    """A progress tracker that kills the process which tells it of a unit of work, once."""
+
+    def __init__(self, unit: str, deaths: str) -> None:
+        self._unit, self._deaths = unit, deaths
+        self.begin = self.end = self.update = self
+
+    def remote(self, *arguments: Any) -> None:
+        if arguments[:1] == (self._unit,) and not os.path.exists(self._deaths):
+            with open(self._deaths, "w"):
+                os.kill(os.getpid(), signal.SIGKILL)

@@ -178,10 +178,11 @@ def test_local_paths_become_absolute_and_uris_stay(
     (tmp_path / "m").mkdir()
     raw = merged(
         corpus__path=["a.csv", "s3://b/c.parquet", "datasets:x"], student__model="m",
-        teacher__lora="m",
+        teacher__lora="m", predict__path=["d.csv"],
         task__examples_from={"path": "b.csv", "choose": "nearest", "embedder": "m"},
     )  # fmt: skip
     config = absolute_paths(parse_config(raw))
+    assert config.predict.path == (str(tmp_path / "d.csv"),)
     assert config.task.examples_from is not None
     assert config.task.examples_from.path == str(tmp_path / "b.csv")
     assert config.task.examples_from.embedder == config.teacher.lora == str(tmp_path / "m")

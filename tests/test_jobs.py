@@ -128,6 +128,10 @@ def test_a_whole_run_its_figures_and_running_it_again(
     assert json.loads((run_dir / "metrics.json").read_text())["student"] == metrics["student"]
 
     check_the_student_is_what_transformers_loads(run_dir)
+    output = run("predict", config)
+    assert "student on corpus: 420 rows" in output
+    assert "Gold      420 rows: accuracy" in output
+    assert len(list((run_dir / "predictions/corpus").glob("part-*.parquet"))) == 7
 
 
 def check_the_student_is_what_transformers_loads(run_dir: Path) -> None:
@@ -293,7 +297,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
 
 
 def test_help_tells_what_a_job_does() -> None:
-    for job in ("run", "ingest", "label", "distill", "evaluate", "plan", "prepare_demo"):
+    for job in ("run", "ingest", "label", "distill", "evaluate", "predict", "plan", "prepare_demo"):
         output = run(job, "--help")
         assert "usage:" in output
         assert "Safe to run again" in output or "left alone" in output

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llkd.config import SourceConfig
+from llkd.config_sources import SourceConfig
 from llkd.errors import DataError
 from llkd.sources import check_columns, count_rows, list_files, read_rows
 

@@ -231,6 +231,8 @@ def _train(
 
     name = last_checkpoint(Folder(layout.checkpoints))
     epochs = 0 if name is None else int(name.removeprefix("epoch-")) + 1
-    if epochs < config.student.epochs and not (epochs and read_stats(config, epochs - 1)["stopped"]):
+    if epochs < config.student.epochs and not (
+        epochs and read_stats(config, epochs - 1)["stopped"]
+    ):
         raise StudentError(f"Training ended with the checkpoint {name}; see the log")
     return epochs

@@ -1,114 +1,43 @@
 """How good teacher and student are, where there is gold to measure by.
 
 The teacher is measured on the corpus (where it has gold) and on the test set, both with the
-corpus's calibration; the student on the test set, by the scorer that also drove its training.
+corpus's calibration; the student by the labels that it gave.
 """
 
-import time
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from llkd import runtime
-from llkd.arrays import fixed_lists, matrix
+from llkd.arrays import class_indices, matrix
 from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.metrics import Evaluation
 from llkd.core.metrics import evaluate as count
-from llkd.errors import IncompleteError
-from llkd.manifest import Manifest, open_stage, require_complete, write_manifest
-from llkd.schema import GOLD, LOGPROBS, PROBS, ROW, TEXT, RunLayout, probs_schema
-from llkd.settled import settled_precision
+from llkd.epochs import read_stats
+from llkd.manifest import require_complete
+from llkd.schema import CONFIDENCE, GOLD, LABEL, LOGPROBS, PROBS, ROW, SHARD, RunLayout
 from llkd.storage import Folder
 
 
-def evaluate(config: RunConfig, calibration: Calibration, tracker: Any) -> dict[str, Any]:
+def evaluate(config: RunConfig, calibration: Calibration) -> dict[str, Evaluation]:
     """Measure what can be measured.
 
     Returns:
-        By `teacher.corpus`, `teacher.test` and `student.test`, those that apply: an Evaluation;
-        and `seconds`.
+        By `teacher.corpus`, `teacher.test` and `student.test`, those that apply.
+
+    Raises:
+        IncompleteError: the labels, or the student's predictions of the test set, are not there.
     """
-    started = time.monotonic()
-    found: dict[str, Any] = {}
+    found: dict[str, Evaluation] = {}
     if config.corpus.label_column is not None:
         found["teacher.corpus"] = _measure_teacher(config, "corpus", calibration)
     if config.test is not None:
         found["teacher.test"] = _measure_teacher(config, "test", calibration)
-        predict(config, "test", tracker)
-        found["student.test"] = _measure_student(config, "test")
-    found["seconds"] = time.monotonic() - started
+        predicted = Folder(RunLayout(config.run_dir).test_predictions)
+        found["student.test"] = measure_predictions(config, "test", predicted)
     return found
-
-
-def predict(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
-    """Write the finished student's distributions over a data set; done shards are left alone."""
-    layout = RunLayout(config.run_dir)
-    ingested = require_complete(Folder(layout.rows(dataset)), "ingest")
-    exported = require_complete(Folder(layout.student), "distill")
-    folder = Folder(layout.predictions(dataset))
-    wanted = Manifest(
-        "evaluate", {"student": exported.fingerprint, "rows": ingested.fingerprint}, ""
-    )
-    manifest = open_stage(folder, wanted)
-    if manifest.complete:
-        return manifest
-    expected = ingested.results["rows"]
-    missing = sorted(set(range(len(expected))) - folder.shards())
-    skipped = sum(expected) - sum(expected[shard] for shard in missing)
-    tracker.begin.remote(f"student on {dataset}", sum(expected), skipped)
-    resources = {"GPU": 1.0} if runtime.cluster_has_gpus() else {"CPU": 1.0}
-    runtime.run_on_actors(
-        StudentActor,
-        (config, dataset, settled_precision(config, resources), tracker),
-        missing,
-        pool=(1, config.student.workers),
-        resources=resources,
-    )
-    if absent := sorted(set(range(len(expected))) - folder.shards()):
-        raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}"
-        )
-    finished = manifest.finished({"rows": expected})
-    write_manifest(folder, finished)
-    return finished
-
-
-class StudentActor:
-    """The finished student, and the shards that come to it."""
-
-    def __init__(self, config: RunConfig, dataset: str, precision: str, tracker: Any) -> None:
-        import torch
-
-        from llkd.storage import local_copy
-        from llkd.student.model import load_finished, use_bfloat16
-        from llkd.student.scoring import Scorer
-
-        self._layout = RunLayout(config.run_dir)
-        self._dataset, self._tracker = dataset, tracker
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with local_copy(self._layout.student) as directory:
-            tokenizer, model = load_finished(directory)
-        self._scorer = Scorer(
-            tokenizer,
-            model.to(device),
-            max_length=config.student.max_length,
-            bfloat16=use_bfloat16(precision, device),
-        )
-
-    def __call__(self, shard: int) -> int:
-        """Score one shard."""
-        rows = Folder(self._layout.rows(self._dataset)).read_shard(shard, [ROW, TEXT])
-        probs_nc = self._scorer.probabilities(
-            rows[TEXT].to_pylist(), partial(self._tracker.update.remote, f"{shard}")
-        )
-        table = pa.table(
-            {ROW: rows[ROW], PROBS: fixed_lists(probs_nc)}, schema=probs_schema(probs_nc.shape[1])
-        )
-        Folder(self._layout.predictions(self._dataset)).write_shard(shard, table)
-        return shard
 
 
 def _measure_teacher(config: RunConfig, dataset: str, calibration: Calibration) -> Evaluation:
@@ -123,15 +52,24 @@ def _measure_teacher(config: RunConfig, dataset: str, calibration: Calibration) 
     return _measure(layout, dataset, len(labelled.results["rows"]), probabilities)
 
 
-def _measure_student(config: RunConfig, dataset: str) -> Evaluation:
-    layout = RunLayout(config.run_dir)
-    folder = Folder(layout.predictions(dataset))
-    predicted = require_complete(folder, "evaluate")
+def measure_predictions(config: RunConfig, dataset: str, folder: Folder) -> Evaluation:
+    """Compare the student's predictions of a data set with its gold.
+
+    Raises:
+        IncompleteError: not all of the predictions are there.
+    """
+    predicted = require_complete(folder, "predict")
+    names = config.task.label_names
 
     def probabilities(shard: int) -> tuple[np.ndarray, np.ndarray]:
-        table = folder.read_shard(shard, [ROW, PROBS])
-        return table[ROW].to_numpy(), matrix(table[PROBS])
+        table = folder.read_shard(shard, [ROW, LABEL, CONFIDENCE])
+        # The label and its probability are all that is measured.
+        probs_nc = np.zeros((len(table), len(names)), dtype=np.float32)
+        class_n = class_indices(table[LABEL], names)
+        probs_nc[np.arange(len(table)), class_n] = table[CONFIDENCE].to_numpy()
+        return table[ROW].to_numpy(), probs_nc
 
+    layout = RunLayout(config.run_dir)
     return _measure(layout, dataset, len(predicted.results["rows"]), probabilities)
 
 
@@ -139,14 +77,44 @@ def _measure(layout: RunLayout, dataset: str, shards: int, probabilities: Any) -
     """Compare with gold, shard by shard; rows without gold are left out."""
     rows = Folder(layout.rows(dataset))
 
-    def work(shard: int) -> dict[str, Any]:
+    def work(shard: int) -> Evaluation:
         row_n, probs_nc = probabilities(shard)
-        gold_n = rows.read_shard(shard, [GOLD])[GOLD].take(pa.array(row_n))
-        known_n = gold_n.is_valid().to_numpy()
-        return count(probs_nc[known_n], gold_n.drop_null().to_numpy()).to_json()
+        return _against(probs_nc, rows.read_shard(shard, [GOLD])[GOLD].take(pa.array(row_n)))
 
-    results = dict(runtime.run_on_shards(work, range(shards)))
-    total = Evaluation.from_json(results[0])
-    for shard in range(1, shards):
-        total = total + Evaluation.from_json(results[shard])
+    total: Evaluation = runtime.sum_over_shards(Evaluation, work, range(shards))
     return total
+
+
+def _against(probs_nc: np.ndarray, gold_n: pa.ChunkedArray) -> Evaluation:
+    known_n = gold_n.is_valid().to_numpy()
+    return count(probs_nc[known_n], gold_n.drop_null().to_numpy())
+
+
+def measure_held_out(config: RunConfig, epochs: int) -> list[dict[str, Any]]:
+    """For each epoch's student its agreement with the teacher on the rows held out of training,
+    and, beside it, with gold where the corpus has any. Nothing was chosen by gold."""
+    layout = RunLayout(config.run_dir)
+    held = Folder(layout.validation).read_shard(0, [SHARD, ROW])
+    gold = None if config.corpus.label_column is None else _gold_of(layout, held)
+    found = []
+    for epoch in range(epochs):
+        figures = dict(read_stats(config, epoch)["validation"])
+        if gold is not None:
+            probs_nc = matrix(Folder(layout.validation_of(epoch)).read_shard(0, [PROBS])[PROBS])
+            evaluation = _against(probs_nc, gold)
+            figures |= {
+                "gold_accuracy": evaluation.accuracy, "gold_macro_f1": evaluation.macro_f1
+            }  # fmt: skip
+        found.append(figures)
+    return found
+
+
+def _gold_of(layout: RunLayout, held: pa.Table) -> pa.ChunkedArray:
+    """Gold of rows that are sorted by shard."""
+    shard_n, row_n = held[SHARD].to_numpy(), held[ROW].to_numpy()
+    parts = [
+        Folder(layout.rows("corpus")).read_shard(int(shard), [GOLD])[GOLD]
+        .take(pa.array(row_n[shard_n == shard]))
+        for shard in np.unique(shard_n)
+    ]  # fmt: skip
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks])

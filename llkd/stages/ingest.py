@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from llkd.config import CorpusConfig, RunConfig, SourceConfig
+from llkd.config import RunConfig
 from llkd.config_file import portable_path
+from llkd.config_sources import CorpusConfig, SourceConfig, TestConfig, section_of
 from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
-from llkd.manifest import Manifest, begun, open_stage, write_manifest
+from llkd.manifest import FILES, Manifest, begun, open_stage, write_manifest
 from llkd.runtime import run_on_shards
 from llkd.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
 from llkd.sources import (
@@ -30,8 +31,6 @@ from llkd.sources import (
 from llkd.storage import Folder
 
 TEST_ROWS_PER_SHARD = 4096
-PLAN = "files.json"
-"""[file, bytes, rows] of each source file, in the order of the shards."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ShardPlan:
     """A source cut into shards."""
 
     dataset: str
-    """`corpus` or `test`."""
+    """`corpus`, `test`, `validation` or `predict/NAME`."""
     source: SourceConfig
     files: tuple[SourceFile, ...]
     starts: tuple[int, ...]
@@ -65,7 +64,7 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
 
     Args:
         config: the run.
-        dataset: `corpus`, `test` or `validation`.
+        dataset: `corpus`, `test`, `validation` or `predict/NAME`.
         tracker: the progress tracker.
 
     Raises:
@@ -110,8 +109,9 @@ def manifest_of(config: RunConfig, dataset: str) -> Manifest:
     """What determines the shards of a data set."""
     source = config.source(dataset)
     assert source is not None
-    settings = {f"{dataset}.{key}": value for key, value in source.model_dump(mode="json").items()}
-    settings[f"{dataset}.path"] = [portable_path(path) for path in source.paths]
+    section = section_of(dataset)
+    settings = {f"{section}.{key}": value for key, value in source.model_dump(mode="json").items()}
+    settings[f"{section}.path"] = [portable_path(path) for path in source.paths]
     if source.label_column is not None:
         settings["task.labels"] = config.task.label_names
     return Manifest("ingest", settings, upstream="")
@@ -119,20 +119,21 @@ def manifest_of(config: RunConfig, dataset: str) -> Manifest:
 
 def _plan(source: SourceConfig, dataset: str) -> ShardPlan:
     """List, check and count the files of a source."""
-    files = list_files(source, dataset)
+    section = section_of(dataset)
+    files = list_files(source, section)
 
     def look(number: int) -> dict[str, Any]:
-        check_columns(files[number], source, dataset)
+        check_columns(files[number], source, section)
         return {"rows": count_rows(files[number], source)}
 
     # A first look from here: a wrong column is told at once, and without a worker's traceback.
-    check_columns(files[0], source, dataset)
+    check_columns(files[0], source, section)
     counts = {number: result["rows"] for number, result in run_on_shards(look, range(len(files)))}
     starts = [0]
     for number in range(len(files)):
         starts.append(starts[-1] + counts[number])
     if starts[-1] == 0:
-        raise DataError(f"{dataset}.path: {source.path} holds no rows")
+        raise DataError(f"{section}.path: {source.path} holds no rows")
     rows = source.rows_per_shard if isinstance(source, CorpusConfig) else TEST_ROWS_PER_SHARD
     return ShardPlan(dataset, source, tuple(files), tuple(starts), rows)
 
@@ -147,13 +148,13 @@ def _check_plan(folder: Folder, plan: ShardPlan) -> None:
         [portable_path(file.uri), file.size, end - start]
         for file, start, end in zip(plan.files, plan.starts, plan.starts[1:], strict=False)
     ]
-    if not begun(folder) or not folder.exists(PLAN):
-        folder.write_json(PLAN, now)
+    if not begun(folder) or not folder.exists(FILES):
+        folder.write_json(FILES, now)
         return
-    for old, new in itertools.zip_longest(folder.read_json(PLAN), now):
+    for old, new in itertools.zip_longest(folder.read_json(FILES), now):
         if old != new:
             raise FingerprintError(
-                f"The files of {plan.dataset}.path have changed since {folder.uri} was begun: "
+                f"The files of {section_of(plan.dataset)}.path have changed since {folder.uri} was begun: "
                 f"[file, bytes, rows] was {old}, now {new}. Delete that folder to ingest the files as they are now."
             )
 
@@ -221,11 +222,11 @@ def _usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
 def _gold_class(
     row: SourceRow, classes: dict[str, int], file: SourceFile, plan: ShardPlan
 ) -> int | None:
-    """The class index of a gold label; null stays null in the corpus, not elsewhere."""
+    """The class index of a gold label; null stays null, but not where rows only serve to measure."""
     name = as_text(row.gold)
     where = f"{file.uri}, row {row.number + 1}, column {plan.source.label_column!r}"
     if not name:
-        if plan.dataset != "corpus":
+        if isinstance(plan.source, TestConfig):
             raise DataError(f"{where}: the gold label is missing")
         return None
     if name not in classes:

@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from llkd import runtime
 from llkd.arrays import fixed_lists
-from llkd.config import RunConfig, SourceConfig, TeacherConfig
+from llkd.config import RunConfig, TeacherConfig
 from llkd.config_file import portable_path
+from llkd.config_sources import SourceConfig
 from llkd.errors import IncompleteError, RejectLimitError
 from llkd.manifest import (
     Manifest,
@@ -30,6 +31,7 @@ from llkd.manifest import (
     write_manifest,
 )
 from llkd.models import model_identity
+from llkd.progress import now_and_then
 from llkd.schema import (
     ID,
     LABEL_MASS,
@@ -49,8 +51,6 @@ from llkd.teacher.examples import pool_identity
 CONTENT_FREE = ("N/A", "[MASK]", "-")
 """Texts that say nothing, labelled beside the corpus for contextual calibration (arXiv
 2102.09690)."""
-TELL_SECONDS = 0.25
-"""Between two words to the progress tracker."""
 CONTENT_FREE_ITEM = ("content_free", 0)
 
 
@@ -182,7 +182,7 @@ class TeacherActor:
         rows = Folder(self._layout.rows(dataset)).read_shard(shard)
         texts = rows[TEXT].to_pylist()
         ids = rows[ID].to_pylist() if ID in rows.column_names else [None] * len(texts)
-        batch = self._label(texts, ids, _now_and_then(partial(self._tracker.update.remote, unit)))
+        batch = self._label(texts, ids, now_and_then(partial(self._tracker.update.remote, unit)))
         undefined_n = np.flatnonzero(np.isnan(batch.logprobs_nc).any(axis=1)).tolist()
         refused = {**dict.fromkeys(undefined_n, "not_a_number"), **batch.refused}
         if refused:
@@ -242,19 +242,6 @@ class TeacherActor:
         )
 
 
-def _now_and_then(tell: Callable[[int], Any]) -> Callable[[int], None]:
-    """`tell`, but no more often than anybody looks: an engine's steps may be milliseconds."""
-    last = 0.0
-
-    def maybe(done: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= TELL_SECONDS:
-            last = time.monotonic()
-            tell(done)
-
-    return maybe
-
-
 def _run_pool(
     config: RunConfig, work: Sequence[tuple[str, int]], tracker: Any
 ) -> list[dict[str, Any]]:
@@ -287,7 +274,7 @@ def default_resources(config: RunConfig) -> runtime.Resources:
     if runtime.cluster_has_gpus():
         tensor = int(arguments.get("tensor_parallel_size", 1))
         return {"GPU": tensor * int(arguments.get("pipeline_parallel_size", 1)), "CPU": 1}
-    return {"CPU": max(runtime.largest_node_cpus() // config.teacher.replicas[1], 1)}
+    return {"CPU": runtime.cpus_each(config.teacher.replicas[1])}
 
 
 def _finish(

@@ -118,9 +118,7 @@ class SelectedRows:
         if window:
             yield from self._window_steps(window, shuffle)
 
-    def _read(
-        self, piece: tuple[int, int, int], seed: int, weight_mean: float
-    ) -> Iterator[_Row]:
+    def _read(self, piece: tuple[int, int, int], seed: int, weight_mean: float) -> Iterator[_Row]:
         shard, start, stop = piece
         chosen = self._selection.read_shard(shard, [ROW, LABEL, WEIGHT])
         order = np.random.default_rng((seed, shard)).permutation(chosen.num_rows)[start:stop]

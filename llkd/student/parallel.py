@@ -53,12 +53,12 @@ def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     Raises:
         StudentError: there is none.
     """
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0]
+    lists = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     if not lists:
         raise StudentError(
             "student.parallel fsdp: this model has no list of layers to cut it by; use ddp"
         )
-    return list(max(lists, key=len))
+    return max(lists, key=len)
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -68,7 +68,8 @@ def model_tensors(model: torch.nn.Module) -> Tensors:
     """The weights that are trained, whole, on the CPU; of a sharded model on the first worker
     alone, and only if all workers ask together."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    return dict(get_model_state_dict(model, options=options))
+    state: Any = get_model_state_dict(model, options=options)
+    return dict(state)
 
 
 def load_model_tensors(model: torch.nn.Module, tensors: Tensors) -> None:
@@ -81,10 +82,10 @@ def load_model_tensors(model: torch.nn.Module, tensors: Tensors) -> None:
 def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
     """Bring a copy up to date, one weight at a time; of a sharded source by all workers together."""
     with torch.no_grad():
-        for theirs, ours in zip(source.parameters(), target.parameters(), strict=True):
-            ours.copy_(theirs.full_tensor() if isinstance(theirs, DTensor) else theirs)
-        for theirs, ours in zip(source.buffers(), target.buffers(), strict=True):
-            ours.copy_(theirs)
+        for weight, ours in zip(source.parameters(), target.parameters(), strict=True):
+            ours.copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
+        for buffer, our_buffer in zip(source.buffers(), target.buffers(), strict=True):
+            our_buffer.copy_(buffer)
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:

@@ -100,9 +100,7 @@ class Scorer:
             progress(start + len(probs_nc))
         return np.concatenate(found)
 
-    def stream(
-        self, windows: Iterable[tuple[K, Sequence[str]]]
-    ) -> Iterator[tuple[K, np.ndarray]]:
+    def stream(self, windows: Iterable[tuple[K, Sequence[str]]]) -> Iterator[tuple[K, np.ndarray]]:
         """(key, distributions) of each window of texts, in the order of the windows.
 
         Args:

@@ -45,9 +45,7 @@ class Trainer:
         self._bfloat16 = bfloat16
         self.optimizer = make_optimizer(model, student)
 
-    def train(
-        self, steps: Iterable[Sequence[Batch]], epoch: int, count: int
-    ) -> tuple[float, int]:
+    def train(self, steps: Iterable[Sequence[Batch]], epoch: int, count: int) -> tuple[float, int]:
         """One epoch.
 
         Args:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llkd.config import Example, ExamplesConfig, RunConfig, SourceConfig, TaskConfig
+from llkd.config import Example, ExamplesConfig, RunConfig, TaskConfig
+from llkd.config_sources import SourceConfig
 from llkd.errors import DataError, TeacherError
 from llkd.sources import as_text, check_columns, count_rows, list_files, read_rows
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llkd.config import SourceConfig, TaskConfig, TeacherConfig
+from llkd.config import TaskConfig, TeacherConfig
+from llkd.config_sources import SourceConfig
 from llkd.errors import ConfigError, DataError
 from llkd.sources import SourceRow, as_text, check_columns, count_rows, list_files, read_rows
 from llkd.teacher.engine import LabelBatch

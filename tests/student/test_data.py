@@ -71,7 +71,7 @@ def test_batches_hold_each_selected_row_once_with_its_label_and_weight(
     for rank in range(workers):
         part = portion([20, 20, 19], rank, workers, seed=1)
         sizes = []
-        for batch in reader.batches(part, seed=1, weight_mean=2.0):
+        for (batch,) in reader.steps(part, seed=1, weight_mean=2.0):
             sizes.append(len(batch.labels_b))
             for ids, mask, label, weight in zip(
                 batch.inputs["input_ids"], batch.inputs["attention_mask"], batch.labels_b,
@@ -96,7 +96,7 @@ def test_workers_meet_batches_of_like_length_at_the_same_step(
     for rank in range(2):
         part = portion([20, 20, 19], rank, 2, seed=1)
         lengths.append(
-            [batch.inputs["input_ids"].shape[1] for batch in reader.batches(part, 1, 1.0)]
+            [batch.inputs["input_ids"].shape[1] for (batch,) in reader.steps(part, 1, 1.0)]
         )
     gaps = np.abs(np.array(lengths[0]) - np.array(lengths[1]))
     assert gaps.mean() < np.std(lengths[0])

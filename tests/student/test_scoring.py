@@ -1,5 +1,7 @@
 """The scorer, checked against one text at a time."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from llkd.config import StudentConfig
 from llkd.errors import StudentError
 from llkd.student.model import load_student
-from llkd.student.scoring import Scorer
+from llkd.student.scoring import Scorer, scoring_copy
 from tests.fakes import make_texts
 
 LABELS = ["sport", "tech", "trade"]
@@ -17,13 +19,10 @@ LABELS = ["sport", "tech", "trade"]
 def scorer(tiny_student: str) -> Scorer:
     torch.manual_seed(1)
     tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
-    return Scorer(tokenizer, model, max_length=32, bfloat16=False)
+    return Scorer(tokenizer, model, max_length=32, tokens_per_batch=64)
 
 
-def test_order_and_values_are_those_of_single_texts(
-    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llkd.student.scoring.TOKENS_PER_BATCH", 64)
+def test_order_and_values_are_those_of_single_texts(scorer: Scorer) -> None:
     texts = [*make_texts(50, 3)[0], "team", "the " * 200, "team"]
     done: list[int] = []
     found = scorer.probabilities(texts, done.append)
@@ -38,11 +37,57 @@ def test_no_texts(scorer: Scorer) -> None:
     assert scorer.probabilities([]).shape == (0, 3)
 
 
-def test_scoring_leaves_the_model_as_it_was(scorer: Scorer) -> None:
-    scorer._model.train()
-    scorer.probabilities(["team"])
-    assert scorer._model.training
-    assert all(parameter.grad is None for parameter in scorer._model.parameters())
+def test_windows_come_back_in_their_order_with_their_keys(scorer: Scorer) -> None:
+    texts = make_texts(30, 4)[0]
+    windows = [("a", texts[:7]), ("empty", []), ("b", texts[7:]), ("none", [])]
+    found = dict(scorer.stream(windows))
+    assert list(found) == ["a", "empty", "b", "none"]
+    assert found["empty"].shape == found["none"].shape == (0, 3)
+    whole = scorer.probabilities(texts)
+    assert np.concatenate([found["a"], found["b"]]) == pytest.approx(whole, abs=1e-5)
+
+
+def test_many_windows_are_one_result(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = make_texts(30, 4)[0]
+    whole = scorer.probabilities(texts)
+    monkeypatch.setattr("llkd.student.scoring.WINDOW_ROWS", 8)
+    assert scorer.probabilities(texts) == pytest.approx(whole, abs=1e-5)
+
+
+def test_what_the_windows_raise_is_raised(scorer: Scorer) -> None:
+    def windows() -> Any:
+        yield "a", ["team"]
+        raise StudentError("no more")
+
+    with pytest.raises(StudentError, match="no more"):
+        list(scorer.stream(windows()))
+
+
+def test_a_copy_in_bfloat16_says_nearly_the_same(tiny_student: str, scorer: Scorer) -> None:
+    torch.manual_seed(1)
+    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    model.train()
+    copied = scoring_copy(model, bfloat16=True)
+    assert model.training
+    assert next(model.parameters()).dtype == torch.float32
+    texts = make_texts(30, 4)[0]
+    rough = Scorer(tokenizer, copied, max_length=32).probabilities(texts)
+    assert rough == pytest.approx(scorer.probabilities(texts), abs=0.01)
+    assert not np.array_equal(rough, scorer.probabilities(texts))
+
+
+def test_dropout_passes_spread_around_the_plain_one(tiny_student: str) -> None:
+    torch.manual_seed(1)
+    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    texts = ["team", "phone shares"]
+    plain = Scorer(tokenizer, model, max_length=32).probabilities(texts)
+    several = Scorer(tokenizer, model, max_length=32, dropout_passes=2)
+    first, second = several.probabilities(texts), several.probabilities(texts)
+    assert first.sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
+    assert not np.array_equal(first, second)
+    many = Scorer(tokenizer, model, max_length=32, dropout_passes=300).probabilities(texts)
+    assert np.abs(many - plain).max() < np.abs(first - plain).max() + 0.02
+    assert many == pytest.approx(plain, abs=0.05)
 
 
 def test_labels_go_into_the_model(tiny_student: str) -> None:

@@ -7,15 +7,11 @@ import torch
 
 from llkd.config import StudentConfig
 from llkd.storage import Folder
+from llkd.student.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from llkd.student.data import Batch
-from llkd.student.model import load_student
-from llkd.student.training import (
-    Trainer,
-    last_checkpoint,
-    learning_rate_factor,
-    load_checkpoint,
-    save_checkpoint,
-)
+from llkd.student.model import load_student, without_adapters
+from llkd.student.parallel import model_tensors, optimizer_tensors
+from llkd.student.training import Trainer, learning_rate_factor
 
 CPU = torch.device("cpu")
 LABELS = ["sport", "tech", "trade"]
@@ -30,6 +26,20 @@ def batch(weights: list[float]) -> Batch:
     )
 
 
+def save(folder: Path, model: torch.nn.Module, trainer: Trainer, epoch: int) -> None:
+    moments = optimizer_tensors(model, trainer.optimizer)
+    save_checkpoint(folder, model_tensors(model), moments, {"epoch": epoch})
+
+
+def without_dropout(student: StudentConfig) -> torch.nn.Module:
+    torch.manual_seed(0)
+    _, model = load_student(student, LABELS)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the trainer turns dropout on: turn it off for good
+    return model
+
+
 def test_learning_rate_warms_up_and_decays() -> None:
     factors = [learning_rate_factor(p, 0.1) for p in (0, 0.05, 0.1, 0.55, 1.0)]
     assert factors == pytest.approx([0, 0.5, 1.0, 0.5, 0])
@@ -39,18 +49,13 @@ def test_learning_rate_warms_up_and_decays() -> None:
 
 def test_loss_is_the_weighted_mean_of_cross_entropies(tiny_student: str) -> None:
     student = StudentConfig(model=tiny_student, learning_rate=1e-9)
-    torch.manual_seed(0)
-    _, model = load_student(student, LABELS)
-    model.eval()  # Trainer turns dropout on: turn it off for good
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    model = without_dropout(student)
     example = batch([2.0, 0.0, 1.0])
     with torch.no_grad():
         logits = model(**example.inputs).logits
     losses = torch.nn.functional.cross_entropy(logits, example.labels_b, reduction="none")
     trainer = Trainer(model, student, CPU, bfloat16=False)
-    total, rows = trainer.train([example], epoch=0, steps=1)
+    total, rows = trainer.train([[example]], epoch=0, count=1)
     assert rows == 3
     assert total == pytest.approx(float(2 * losses[0] + losses[2]), rel=1e-5)
 
@@ -60,8 +65,8 @@ def test_training_learns(tiny_student: str) -> None:
     torch.manual_seed(0)
     _, model = load_student(student, LABELS)
     trainer = Trainer(model, student, CPU, bfloat16=False)
-    first, _ = trainer.train([batch([1.0] * 6)] * 20, epoch=0, steps=20)
-    second, _ = trainer.train([batch([1.0] * 6)] * 20, epoch=1, steps=20)
+    first, _ = trainer.train([[batch([1.0] * 6)]] * 20, epoch=0, count=20)
+    second, _ = trainer.train([[batch([1.0] * 6)]] * 20, epoch=1, count=20)
     assert second < first / 2
 
 
@@ -75,11 +80,11 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path: Path, tiny_st
 
     def epoch(trainer: Trainer, number: int) -> None:
         torch.manual_seed(number)
-        trainer.train([batch([1.0] * 6)] * 3, epoch=number, steps=3)
+        trainer.train([[batch([1.0] * 6)]] * 3, epoch=number, count=3)
 
     straight, trainer = fresh()
     epoch(trainer, 0)
-    save_checkpoint(tmp_path, straight, trainer.optimizer, {"epoch": 0})
+    save(tmp_path, straight, trainer, 0)
     epoch(trainer, 1)
     resumed, again = fresh()
     assert load_checkpoint(tmp_path, resumed, again.optimizer)["epoch"] == 0
@@ -93,15 +98,75 @@ def test_a_checkpoint_cut_short_does_not_count(tmp_path: Path, tiny_student: str
     student = StudentConfig(model=tiny_student)
     _, model = load_student(student, LABELS)
     trainer = Trainer(model, student, CPU, bfloat16=False)
-    trainer.train([batch([1.0])], epoch=0, steps=1)
+    trainer.train([[batch([1.0])]], epoch=0, count=1)
     folder = Folder(str(tmp_path))
     assert last_checkpoint(folder) is None
     for epoch in (0, 1):
         (tmp_path / f"epoch-{epoch:04d}").mkdir()
-        save_checkpoint(tmp_path / f"epoch-{epoch:04d}", model, trainer.optimizer, {"epoch": epoch})
+        save(tmp_path / f"epoch-{epoch:04d}", model, trainer, epoch)
     assert last_checkpoint(folder) == "epoch-0001"
     weights = tmp_path / "epoch-0001/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert last_checkpoint(folder) == "epoch-0000"
     (tmp_path / "epoch-0000/state.json").unlink()
     assert last_checkpoint(folder) is None
+
+
+def rows_of(whole: Batch, rows: slice) -> Batch:
+    inputs = {name: tensor[rows] for name, tensor in whole.inputs.items()}
+    return Batch(inputs, whole.labels_b[rows], whole.weights_b[rows])
+
+
+def test_accumulated_micro_batches_step_like_the_whole_batch(tiny_student: str) -> None:
+    student = StudentConfig(model=tiny_student, learning_rate=1e-2)
+    whole = batch([1.0, 2.0, 0.5, 1.5, 1.0])
+    parts = [rows_of(whole, slice(0, 2)), rows_of(whole, slice(2, 4)), rows_of(whole, slice(4, 5))]
+    found = []
+    for step in ([whole], parts):
+        model = without_dropout(student)
+        loss, rows = Trainer(model, student, CPU, bfloat16=False).train([step] * 2, 0, count=2)
+        assert rows == 10
+        found.append((loss, [p.detach().clone() for p in model.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for left, right in zip(found[0][1], found[1][1], strict=True):
+        assert torch.allclose(left, right, atol=1e-5)
+
+
+def test_gradient_checkpointing_learns_the_same(tiny_student: str) -> None:
+    found = []
+    for checkpointing in (False, True):
+        student = StudentConfig(
+            model=tiny_student, learning_rate=1e-2, gradient_checkpointing=checkpointing
+        )
+        model = without_dropout(student)
+        Trainer(model, student, CPU, bfloat16=False).train([[batch([1.0] * 3)]] * 2, 0, count=2)
+        found.append([p.detach().clone() for p in model.parameters()])
+    for left, right in zip(*found, strict=True):
+        assert torch.allclose(left, right, atol=1e-6)
+
+
+def test_adapters_are_all_that_is_trained_and_kept_and_merge_into_the_weights(
+    tmp_path: Path, tiny_student: str
+) -> None:
+    lora = {"rank": 2, "dropout": 0.0}
+    student = StudentConfig.model_validate(
+        {"model": tiny_student, "learning_rate": 1e-2, "lora": lora}
+    )
+    model = without_dropout(student)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = Trainer(model, student, CPU, bfloat16=False)
+    trainer.train([[batch([1.0] * 3)]] * 3, 0, count=3)
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed
+    assert all("lora_" in name or "classifier" in name for name in changed)
+    weights = model_tensors(model)
+    assert len(weights) < len(before) / 2
+    save(tmp_path, model, trainer, 0)
+    again = without_dropout(student)
+    load_checkpoint(tmp_path, again)
+    example = batch([1.0] * 3).inputs
+    with torch.no_grad():
+        expected = model.eval()(**example).logits
+        merged = without_adapters(again.eval())
+        assert not any("lora" in name for name, _ in merged.named_parameters())
+        assert torch.allclose(merged(**example).logits, expected, atol=1e-5)

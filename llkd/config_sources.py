@@ -1,0 +1,154 @@
+"""The sections that say where rows of text come from, and what all sections share.
+
+The docstring under each field is its documentation.
+"""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+PREDICT = "predict"
+"""Section and folder of the rows that only the finished student is asked about."""
+
+Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Replicas = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+class Section(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, strict=False
+    )
+
+
+def section_of(dataset: str) -> str:
+    """The section of the config that says where a data set comes from."""
+    return dataset.partition("/")[0]
+
+
+def check_replicas(replicas: tuple[int, int]) -> None:
+    """See that [fewest, most] are in that order."""
+    low, high = replicas
+    if low > high:
+        raise ValueError(f"replicas must be [fewest, most], not [{low}, {high}]")
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            "must be a plain folder name: letters, digits, `_`, `-` and dots, no dot in front"
+        )
+    return name
+
+
+def _name_of(path: str) -> str:
+    """A folder name from a path: its last part that is no pattern, without endings; may be empty."""
+    parts = [
+        part for part in path.removeprefix("datasets:").split("/") if not set(part) & set("*?[")
+    ]
+    last = next((part for part in reversed(parts) if part), "")
+    return re.sub(r"[^\w-]+", "-", last.partition(".")[0]).strip("-")
+
+
+class _AnySource(Section):
+    """Rows of text, if a path is given."""
+
+    path: Paths | None = None
+    """Where they are, in any form that `corpus.path` takes."""
+    text_column: str = "text"
+    """The column that holds the text."""
+    label_column: str | None = None
+    """The column that holds gold labels; used only to measure, never to train."""
+    id_column: str | None = None
+    """A column of the caller's own identifiers, carried through to every result."""
+    dataset_args: dict[str, Any] = Field(default_factory=dict)
+    """For `datasets:NAME`: arguments of `datasets.load_dataset`, such as `split` or `name`."""
+
+
+class SourceConfig(_AnySource):
+    """Where rows of text come from."""
+
+    path: Paths
+    """A file, a glob, a list of them, a directory, or a URI (s3://, gs://), of Parquet, JSON lines
+    or CSV; or `datasets:NAME`, which the `datasets` library loads."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path setting as a tuple."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+class CorpusConfig(SourceConfig):
+    """The unlabelled corpus."""
+
+    rows_per_shard: Annotated[int, Field(ge=1, le=2**24)] = 8192
+    """Rows in a shard: the unit of work, of recovery and of memory."""
+
+
+class TestConfig(SourceConfig):
+    """A labelled test set: teacher and student are measured on it."""
+
+    __test__ = False  # not a test case, whatever its name makes pytest think
+    label_column: str = "label"
+    """The column that holds the gold labels."""
+
+
+class PredictConfig(_AnySource):
+    """What `jobs/predict.py` does: the finished student over a whole corpus.
+
+    `path` and what says how to read it are those of any source; without a path the run's own
+    corpus is predicted. A `label_column` is used to measure the student there.
+    """
+
+    rows_per_shard: Annotated[int, Field(ge=1, le=2**24)] = 8192
+    """Rows in a shard of `path`."""
+    name: Annotated[str, AfterValidator(_folder_name)] | None = None
+    """The folder of these predictions in `<run_dir>/predictions`. By default the last part of the
+    path without its ending; `corpus` for the run's own corpus."""
+    probabilities: bool = False
+    """Write the whole distribution over the labels too."""
+    replicas: Replicas = (1, 1)
+    """Fewest and most actors with a student each; the pool grows while shards wait."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Ray resources of one replica. By default {GPU: 1} where the cluster has GPUs, else the CPUs
+    of one node divided by the largest number of replicas."""
+
+    @property
+    def source(self) -> CorpusConfig | None:
+        """Where the rows come from; None for the run's own corpus."""
+        if self.path is None:
+            return None
+        return CorpusConfig(**{name: getattr(self, name) for name in CorpusConfig.model_fields})
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder, given or derived."""
+        if self.name is not None:
+            return self.name
+        source = self.source
+        return "corpus" if source is None else _name_of(source.paths[0])
+
+    @property
+    def dataset(self) -> str:
+        """The data set that is predicted: `corpus` or `predict/NAME`."""
+        return "corpus" if self.path is None else f"{PREDICT}/{self.folder}"
+
+    @model_validator(mode="after")
+    def _check(self) -> "PredictConfig":
+        check_replicas(self.replicas)
+        if self.path is None:
+            for name in CorpusConfig.model_fields:
+                if getattr(self, name) != type(self).model_fields[name].get_default(
+                    call_default_factory=True
+                ):
+                    raise ValueError(f"{name} says how to read path, which is not given")
+        elif not self.folder:
+            raise ValueError(f"no folder name can be made of path {self.path!r}; give name")
+        elif self.folder == "corpus":
+            raise ValueError(
+                "the folder name 'corpus' is kept for the run's own corpus; give another name"
+            )
+        return self

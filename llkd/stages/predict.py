@@ -1,0 +1,228 @@
+"""The finished student labels every row of a data set: a pool of actors over the shards.
+
+An actor is handed shard numbers; it reads the shard, scores it and writes the sidecar itself. The
+same pass labels the test set, by which the student is measured.
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llkd import runtime
+from llkd.arrays import class_indices, fixed_lists, named
+from llkd.config import RunConfig
+from llkd.errors import DataError, IncompleteError
+from llkd.manifest import FILES, Manifest, open_stage, require_complete, write_manifest
+from llkd.progress import now_and_then
+from llkd.schema import (
+    CONFIDENCE,
+    ID,
+    LABEL,
+    PROBS,
+    ROW,
+    TEXT,
+    RunLayout,
+    predictions_schema,
+)
+from llkd.settled import settled_precision
+from llkd.storage import Folder
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the student is asked."""
+
+    dataset: str
+    """The rows: `corpus`, `test` or `predict/NAME`."""
+    folder: Folder
+    """Where its answers go."""
+    probabilities: bool
+    """Whether they hold the whole distribution."""
+
+
+def pass_over_test(config: RunConfig) -> Pass:
+    """The pass over the test set, from which the student is measured."""
+    return Pass("test", Folder(RunLayout(config.run_dir).test_predictions), True)
+
+
+def pass_over_corpus(config: RunConfig) -> Pass:
+    """The pass that the section `predict` asks for."""
+    wanted = config.predict
+    folder = Folder(RunLayout(config.run_dir).predictions(wanted.folder))
+    return Pass(wanted.dataset, folder, wanted.probabilities)
+
+
+def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
+    """Write the finished student's labels of a data set; shards that are there are left alone.
+
+    Returns:
+        The manifest, whose results hold `rows` by shard, and by label its `rows` and its mean
+        `confidence`.
+
+    Raises:
+        IncompleteError: the student is not finished, or shards are missing at the end.
+        FingerprintError: the folder was made by another student, or of other rows.
+        DataError: there are no rows.
+        ActorError: actors died too often.
+    """
+    started = time.monotonic()
+    exported = require_complete(Folder(RunLayout(config.run_dir).student), "distill")
+    rows = Folder(RunLayout(config.run_dir).rows(wanted.dataset))
+    ingested = require_complete(rows, "ingest")
+    manifest = open_stage(wanted.folder, _manifest_of(wanted, exported, ingested, rows))
+    if manifest.complete:
+        return manifest
+    expected = ingested.results["rows"]
+    if not sum(expected):
+        raise DataError(f"{rows.uri} holds no rows to predict")
+    missing = sorted(set(range(len(expected))) - wanted.folder.shards())
+    skipped = sum(expected) - sum(expected[shard] for shard in missing)
+    tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped)
+    done = _run_pool(config, wanted, missing, tracker)
+    tracker.end.remote()
+    return _finish(config, wanted, manifest, expected, done, time.monotonic() - started)
+
+
+def _manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Folder) -> Manifest:
+    """What determines the predictions. The files count beside the settings of ingest: rows that
+    were deleted to be ingested anew, from files that have changed, are other rows."""
+    settings = {
+        "student": exported.fingerprint,
+        "rows": ingested.fingerprint,
+        "files": hashlib.sha256(rows.read_bytes(FILES)).hexdigest()[:16],
+        "probabilities": wanted.probabilities,
+    }
+    return Manifest("predict", settings, "")
+
+
+def _run_pool(
+    config: RunConfig, wanted: Pass, missing: Sequence[int], tracker: Any
+) -> list[dict[str, Any]]:
+    """Map the pool of students over the shards that are missing; returns each shard's counts."""
+    if not missing:
+        return []
+    resources = config.predict.resources or _default_resources(config)
+    runtime.require_resources(resources, "predict.resources")
+    precision = settled_precision(config, resources)
+    threads = max(int(resources.get("CPU", 1)), 1)
+    return runtime.run_on_actors(
+        StudentActor,
+        (config, wanted, precision, threads, tracker),
+        missing,
+        pool=config.predict.replicas,
+        resources=resources,
+    )
+
+
+def _default_resources(config: RunConfig) -> runtime.Resources:
+    """What one replica reserves when the config does not say."""
+    if runtime.cluster_has_gpus():
+        return {"GPU": 1.0}
+    return {"CPU": runtime.cpus_each(config.predict.replicas[1])}
+
+
+class StudentActor:
+    """The finished student, and the shards that come to it."""
+
+    def __init__(
+        self, config: RunConfig, wanted: Pass, precision: str, threads: int, tracker: Any
+    ) -> None:
+        import torch
+
+        from llkd.storage import local_copy
+        from llkd.student.model import load_finished, use_bfloat16
+        from llkd.student.scoring import Scorer, scoring_copy
+
+        layout = RunLayout(config.run_dir)
+        self._wanted, self._tracker = wanted, tracker
+        self._rows = Folder(layout.rows(wanted.dataset))
+        self._names = config.task.label_names
+        source = config.source(wanted.dataset)
+        self._with_id = source is not None and source.id_column is not None
+        # Two shards come at once, to overlap their files; a fast tokenizer serves one thread only.
+        self._turn = threading.Lock()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(threads)
+        with local_copy(layout.student) as directory:
+            tokenizer, model = load_finished(directory)
+        model = scoring_copy(model, use_bfloat16(precision, device)).to(device)
+        self._scorer = Scorer(
+            tokenizer, model, max_length=config.student.max_length, compiled=config.student.compile
+        )
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        """Predict one shard; returns its number and its counts."""
+        rows = self._rows.read_shard(shard, [ROW, TEXT, *([ID] if self._with_id else [])])
+        tell = partial(self._tracker.update.remote, f"{shard}")
+        with self._turn:
+            probs_nc = self._scorer.probabilities(rows[TEXT].to_pylist(), now_and_then(tell))
+        table = self._table(rows, probs_nc)
+        self._wanted.folder.write_shard(shard, table)
+        tell(len(table))
+        return {"shard": shard, **_counts(table, self._names)}
+
+    def _table(self, rows: pa.Table, probs_nc: np.ndarray) -> pa.Table:
+        columns: dict[str, Any] = {
+            ROW: rows[ROW],
+            LABEL: named(probs_nc.argmax(axis=1), self._names),
+            CONFIDENCE: probs_nc.max(axis=1),
+        }
+        if self._with_id:
+            columns[ID] = rows[ID]
+        if self._wanted.probabilities:
+            columns[PROBS] = fixed_lists(probs_nc)
+        classes = len(self._names) if self._wanted.probabilities else None
+        return pa.table(columns, schema=predictions_schema(self._with_id, classes))
+
+
+def _counts(table: pa.Table, names: Sequence[str]) -> dict[str, Any]:
+    """Rows by predicted label, and the sum of their confidence."""
+    class_n = class_indices(table[LABEL], names)
+    confidence_n = table[CONFIDENCE].to_numpy().astype(np.float64)
+    classes = len(names)
+    return {
+        "rows": np.bincount(class_n, minlength=classes).tolist(),
+        "confidence": np.bincount(class_n, weights=confidence_n, minlength=classes).tolist(),
+    }
+
+
+def _finish(
+    config: RunConfig,
+    wanted: Pass,
+    manifest: Manifest,
+    expected: Sequence[int],
+    done: Sequence[dict[str, Any]],
+    seconds: float,
+) -> Manifest:
+    """See that all shards are there, add up their counts, and close the stage."""
+    folder, names = wanted.folder, config.task.label_names
+    if absent := sorted(set(range(len(expected))) - folder.shards()):
+        raise IncompleteError(
+            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}. "
+            "Run the same command again."
+        )
+    counts = {entry["shard"]: entry for entry in done}
+
+    def count(shard: int) -> dict[str, Any]:
+        return _counts(folder.read_shard(shard, [LABEL, CONFIDENCE]), names)
+
+    earlier = [shard for shard in range(len(expected)) if shard not in counts]
+    counts |= dict(runtime.run_on_shards(count, earlier))
+    rows_c = np.sum([entry["rows"] for entry in counts.values()], axis=0)
+    confidence_c = np.sum([entry["confidence"] for entry in counts.values()], axis=0)
+    mean_c = confidence_c / np.maximum(rows_c, 1)
+    labels = {
+        name: {"rows": int(rows_c[i]), "confidence": float(mean_c[i])}
+        for i, name in enumerate(names)
+    }
+    finished = manifest.finished({"rows": list(expected), "labels": labels, "seconds": seconds})
+    write_manifest(folder, finished)
+    return finished
