@@ -6,7 +6,9 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from operator import itemgetter
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import add, itemgetter
 from typing import Any, Protocol
 
 from llkd import errors
@@ -29,6 +31,10 @@ if not os.environ.get(ADDRESS_VARIABLE):
 import ray  # noqa: E402
 
 Resources = dict[str, float]
+
+SHARDS_AT_ONCE = 4
+"""Shards that a task which only reads, counts and writes has in hand: while one waits for the
+storage, another is computed."""
 
 
 def connect() -> bool:
@@ -216,30 +222,25 @@ def sum_over_shards(
     """Add up `work(shard)`, of a mergeable kind, over ascending shards, in Ray Data tasks.
 
     Tasks add up their run of shards, so that what reaches this process does not grow with them.
+    There must be a shard; `work` is called from several threads.
 
     Raises:
         LLKDError: what `work` raised, as itself.
-        ValueError: there are no shards.
     """
 
     def run(row: dict[str, Any]) -> dict[str, str]:
-        first, *rest = json.loads(row["item"])
+        first, *_ = part = json.loads(row["item"])
 
         def total() -> tuple[int, Any]:
-            found = work(first)
-            for shard in rest:
-                found = found + work(shard)
-            return first, found.to_json()
+            with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
+                return first, reduce(add, threads.map(work, part)).to_json()
 
         return _answer(total)
 
     runs = [list(part) for part in _runs(shards, _fair_run(len(shards)))]
     dataset = _items(runs).map(run, **options_of({"CPU": 1}))
     parts = sorted((_result(row) for row in dataset.iter_rows()), key=itemgetter(0))
-    total, *rest = (kind.from_json(part) for _, part in parts)
-    for other in rest:
-        total = total + other
-    return total
+    return reduce(add, (kind.from_json(part) for _, part in parts))
 
 
 def run_on_actors(

@@ -19,6 +19,7 @@ from llkd.errors import FingerprintError, ResourceError, StudentError
 from llkd.schema import RunLayout
 from llkd.selection import Selector, shard_starts
 from llkd.stages.distill import distill
+from llkd.stages.evaluate import measure_held_out
 from llkd.stages.export import export
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label
@@ -107,7 +108,12 @@ def test_an_epoch_leaves_what_the_design_says(finished: Finished) -> None:
             assert ((values >= 0) & (values <= 1)).all()
         assert stats["selected"] == len(selected_rows(config, epoch)) > 0
         assert stats["training_loss"] > 0
-    visits = sum(read_stats(config, epoch)["selected"] for epoch in range(3))
+        assert stats["dropped"] == stats["selected"] % 2  # of two workers
+        waiting = stats["waiting"]
+        assert 0 <= waiting["share"] < 1
+        assert waiting["share"] > 0 or not any(waiting["seconds"].values())
+    stats = [read_stats(config, epoch) for epoch in range(3)]
+    visits = sum(entry["selected"] - entry["dropped"] for entry in stats)
     assert results["row_visits_fraction"] == pytest.approx(visits / (420 * 3))
     union = set().union(*(selected_rows(config, epoch) for epoch in range(3)))
     assert results["unique_rows_fraction"] == pytest.approx(len(union) / 420)
@@ -268,6 +274,41 @@ def test_settings_that_change_the_student_are_refused(
         distill(other, calibrate(other), tracker)
     more = make(**{**SETTINGS, "student": {"epochs": 3, "workers": 1}})
     assert distill(more, calibrate(config), tracker).complete
+
+
+def test_rows_held_out_are_never_trained_on_and_choose_the_student(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    """Two of the epochs to come are not needed: no patience is left after the best."""
+    config = make_config(
+        test=None, corpus={"label_column": "label"},
+        student={
+            "epochs": 9, "validation_fraction": 0.4, "patience": 1, "workers": [1, 2],
+            "batch_size": 15, "learning_rate": 2e-2,
+        },
+    )  # fmt: skip
+    results = distilled(config, tracker)
+    layout, epochs = RunLayout(config.run_dir), results["epochs"]
+    held = Folder(layout.validation).read_shard(0)
+    assert 420 / 2 * 0.4 * 0.5 < held.num_rows < 420 / 2 * 0.4 * 1.5
+    held_texts = set(held["text"].to_pylist())
+    scores = []
+    for epoch in range(epochs):
+        assert not held_texts & selected_rows(config, epoch).keys()
+        stats = read_stats(config, epoch)
+        assert stats["validation"]["rows"] == held.num_rows
+        assert stats["stopped"] == (epoch == epochs - 1 and epochs < 9)
+        scores.append(stats["validation"]["macro_f1"])
+    assert results["epoch"] == int(np.argmax(scores))
+    assert epochs == 9 or epochs == results["epoch"] + 2
+    assert [p.name for p in Path(layout.checkpoints).glob("epoch-*")] == [results["checkpoint"]]
+    by_epoch = measure_held_out(config, epochs)
+    assert [entry["macro_f1"] for entry in by_epoch] == scores
+    assert all(0 < entry["gold_accuracy"] <= 1 for entry in by_epoch)
+    export(config)
+    chosen = load_file(Path(layout.checkpoints, results["checkpoint"]) / "model.safetensors")
+    exported = student_weights(config)
+    assert all(np.array_equal(exported[name], chosen[name]) for name in exported)
 
 
 def test_workers_that_leave_no_cpu_for_selection_are_refused(

@@ -1,0 +1,55 @@
+"""How the corpus is handed to the workers that score it."""
+
+import numpy as np
+
+from llkd.shard_queue import PIECE_ROWS, Piece, PieceQueue
+
+
+def values(piece: Piece) -> np.ndarray:
+    """A number for each row that says where it stands."""
+    return np.arange(piece.start, piece.stop) + piece.shard * 1e6
+
+
+def drain(queue: PieceQueue, order: list[int]) -> tuple[dict[int, np.ndarray], list[Piece]]:
+    """Workers take and finish pieces in this order, over and over, until there are none."""
+    whole, taken, free = {}, [], set(order)
+    while free:
+        for worker in order:
+            piece = queue.take(worker)
+            if piece is None:
+                free.discard(worker)
+                continue
+            taken.append(piece)
+            found = queue.done(piece, values(piece))
+            if found is not None:
+                whole[piece.shard] = found
+    return whole, taken
+
+
+def test_every_row_once_and_whole_shards_come_back() -> None:
+    rows = [3 * PIECE_ROWS, 10, 0, PIECE_ROWS + 1]
+    whole, taken = drain(PieceQueue(rows, [0, 1, 2, 3]), [0, 1, 0])
+    assert whole.keys() == {0, 1, 2, 3}
+    for shard, count in enumerate(rows):
+        assert np.array_equal(whole[shard], np.arange(count) + shard * 1e6)
+    assert sum(piece.stop - piece.start for piece in taken) == sum(rows)
+    assert max(piece.stop - piece.start for piece in taken) <= PIECE_ROWS
+
+
+def test_a_worker_keeps_to_its_shard_while_there_are_others() -> None:
+    queue = PieceQueue([4 * PIECE_ROWS] * 2, [0, 1])
+    assert {queue.take(0).shard for _ in range(3)} == {0}  # type: ignore[union-attr]
+    assert {queue.take(1).shard for _ in range(2)} == {1}  # type: ignore[union-attr]
+
+
+def test_a_free_worker_helps_a_slow_one_with_its_last_pieces() -> None:
+    queue = PieceQueue([4 * PIECE_ROWS], [0])
+    first, help_ = queue.take(0), queue.take(1)
+    assert first == Piece(0, 0, PIECE_ROWS)
+    assert help_ == Piece(0, 3 * PIECE_ROWS, 4 * PIECE_ROWS)
+    assert queue.take(0) == Piece(0, PIECE_ROWS, 2 * PIECE_ROWS)
+
+
+def test_only_the_shards_asked_for() -> None:
+    whole, _ = drain(PieceQueue([5, 6, 7], [2]), [0, 1])
+    assert whole.keys() == {2}
