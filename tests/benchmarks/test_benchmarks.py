@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from llkd.benchmarks import labels, teacher
+from llkd.benchmarks import contest, labels, teacher
 from tests.conftest import ROOT, MakeConfig
 
 
 def test_ratios_are_medians_of_rounds() -> None:
     rates = {"ours": [10.0, 30.0, 20.0], "vllm": [5.0, 10.0, 40.0]}
-    assert teacher._ratio(rates, "vllm") == 2.0  # of 2, 3 and 0.5
+    assert contest.ratio(rates, "vllm") == 2.0  # of 2, 3 and 0.5
 
 
 def test_the_table_of_speeds() -> None:
