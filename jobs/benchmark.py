@@ -1,16 +1,20 @@
 """Measure LLKD beside what one would use instead.
 
     python jobs/benchmark.py teacher [--config jobs/configs/bbc.yaml] [--json FILE]
+    python jobs/benchmark.py scoring [--config jobs/configs/bbc.yaml] [--json FILE]
+    python jobs/benchmark.py training [--config jobs/configs/bbc.yaml] [--json FILE]
     python jobs/benchmark.py labels CONFIG [CONFIG ...] [--json FILE]
 
-`teacher`: rows a second of the labelling stage, as ratios in one run. `labels`: how good labels
-and confidence are, by verbalizer and calibration, on corpora with gold. Prints a table and writes
-the figures to FILE, and nothing else. Give it a quiet machine: it takes all of it.
+`teacher`, `scoring`, `training`: rows a second of the labelling stage, the student's uncertainty
+pass and its training, as ratios in one run. `labels`: how good labels and confidence are, by
+verbalizer and calibration, on corpora with gold. Prints a table and writes the figures to FILE,
+and nothing else. Give it a quiet machine: it takes all of it.
 """
 
 import argparse
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +38,38 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_subparsers(dest="what", required=True)
-    teacher = what.add_parser("teacher", help="speed of the labelling stage")
-    teacher.add_argument("--config", default="jobs/configs/bbc.yaml")
-    teacher.add_argument("--rows", type=int, default=512, help="rows a contestant and round")
-    teacher.add_argument("--rounds", type=int, default=3, help="figures are medians over these")
-    teacher.set_defaults(run=_teacher)
+    speeds = [
+        _speed_parser(what, "teacher", "speed of the labelling stage", rows=512),
+        _speed_parser(what, "scoring", "speed of the student's uncertainty pass", rows=1024),
+        _speed_parser(what, "training", "speed of the student's training", rows=1024),
+    ]
     labels = what.add_parser("labels", help="quality of labels and confidence")
     labels.add_argument("configs", nargs="+", metavar="CONFIG")
     labels.add_argument("--rows", type=int, default=2000, help="rows of each corpus, at most")
     labels.add_argument("--verbalizers", help="'first token', word, code, sequence, by commas")
     labels.set_defaults(run=_labels)
-    for one in (teacher, labels):
+    for one in (*speeds, labels):
         one.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     return parser
 
 
-def _teacher(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.benchmarks.teacher import benchmark_teacher, table
+def _speed_parser(what: Any, name: str, about: str, rows: int) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = what.add_parser(name, help=about)
+    parser.add_argument("--config", default="jobs/configs/bbc.yaml")
+    parser.add_argument("--rows", type=int, default=rows, help="rows a contestant and round")
+    parser.add_argument("--rounds", type=int, default=3, help="figures are medians over these")
+    parser.set_defaults(run=_speed)
+    return parser
+
+
+def _speed(arguments: argparse.Namespace) -> tuple[Any, str]:
     from llkd.config_file import absolute_paths, load_config
 
     config = absolute_paths(load_config(arguments.config))
-    result = benchmark_teacher(config, arguments.rows, arguments.rounds, _say)
-    return result, table(result)
+    module = import_module(f"llkd.benchmarks.{arguments.what}")
+    measure = getattr(module, f"benchmark_{arguments.what}")
+    result = measure(config, arguments.rows, arguments.rounds, _say)
+    return result, module.table(result)
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[Any, str]:

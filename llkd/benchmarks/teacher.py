@@ -12,21 +12,18 @@ an engine is not counted.
     transformers   a plain loop: batches of 8 padded prompts, forward, log-softmax
 """
 
-import json
 import os
 import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llkd.benchmarks import contest
+from llkd.benchmarks.contest import read_texts
 from llkd.config import RunConfig
 
 SHARDS = 2
@@ -34,8 +31,6 @@ SHARDS = 2
 TINY_ROWS = 24
 """The tiny model labels so many times the rows: pieces of the texts, for so many there are not."""
 TINY_VOCABULARY = 4096
-PIECE = 240
-"""Characters of a piece."""
 TRANSFORMERS_ROWS = 24
 """The plain loop is too slow for all rows."""
 TRANSFORMERS_BATCH = 8
@@ -59,27 +54,27 @@ def benchmark_teacher(
     with tempfile.TemporaryDirectory(prefix="llkd-benchmark-") as name:
         folder = Path(name)
         texts, more_texts = folder / "texts.parquet", folder / "more_texts.parquet"
-        _write_texts(config, texts, rows, piece=None)
-        _write_texts(config, more_texts, TINY_ROWS * rows, piece=PIECE)
+        contest.write_texts(config, texts, rows, piece=None)
+        contest.write_texts(config, more_texts, TINY_ROWS * rows, piece=contest.PIECE)
         tiny = folder / "tiny"
         _make_tiny(more_texts, tiny)
         rates = {
             "model": _race(
-                folder, config, texts, ("ours", "vllm", "ray_data_llm", "transformers"), rounds, say
+                config, texts, ("ours", "vllm", "ray_data_llm", "transformers"), rounds, say
             ),
             "tiny": _race(
-                folder, _with_model(config, str(tiny)), more_texts, ("ours", "vllm", "ray_data_llm"),
+                _with_model(config, str(tiny)), more_texts, ("ours", "vllm", "ray_data_llm"),
                 rounds, say,
             ),
         }  # fmt: skip
     return {
         "rows_per_second": rates,
         "ratios": {
-            "vs_vllm": _ratio(rates["model"], "vllm"),
-            "vs_ray_data_llm": _ratio(rates["model"], "ray_data_llm"),
-            "vs_transformers": _ratio(rates["model"], "transformers"),
-            "vs_vllm_tiny": _ratio(rates["tiny"], "vllm"),
-            "vs_ray_data_llm_tiny": _ratio(rates["tiny"], "ray_data_llm"),
+            "vs_vllm": contest.ratio(rates["model"], "vllm"),
+            "vs_ray_data_llm": contest.ratio(rates["model"], "ray_data_llm"),
+            "vs_transformers": contest.ratio(rates["model"], "transformers"),
+            "vs_vllm_tiny": contest.ratio(rates["tiny"], "vllm"),
+            "vs_ray_data_llm_tiny": contest.ratio(rates["tiny"], "ray_data_llm"),
         },
         "rows": rows,
         "rounds": rounds,
@@ -88,74 +83,21 @@ def benchmark_teacher(
 
 def table(result: Mapping[str, Any]) -> str:
     """The figures, for people."""
-    lines = [f"{'':14}" + "".join(f"{name:>22}" for name in result["rows_per_second"])]
-    contestants = result["rows_per_second"]["model"]
-    for name in contestants:
-        cells = []
-        for rates in result["rows_per_second"].values():
-            if name not in rates:
-                cells.append(f"{'':>22}")
-                continue
-            low, high = min(rates[name]), max(rates[name])
-            cells.append(f"{statistics.median(rates[name]):9.1f} ({low:.1f}-{high:.1f})".rjust(22))
-        lines.append(f"{name:14}" + "".join(cells))
-    ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items())
-    return "\n".join([*lines, f"rows/s, median (range) of {result['rounds']} rounds; {ratios}"])
-
-
-def _ratio(rates: Mapping[str, Sequence[float]], other: str) -> float:
-    """The median over rounds of ours divided by another's, for both met the same machine."""
-    pairs = zip(rates["ours"], rates[other], strict=True)
-    return statistics.median(ours / theirs for ours, theirs in pairs)
+    return contest.table(result["rows_per_second"], result)
 
 
 def _race(
-    folder: Path,
     config: RunConfig,
     texts: Path,
     contestants: Sequence[str],
     rounds: int,
     say: Callable[[str], None],
-) -> dict[str, list[float]]:
-    spec = folder / "spec.json"
-    spec.write_text(json.dumps({"config": config.model_dump(mode="json"), "texts": str(texts)}))
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds):
-        for name in contestants:
-            rate = _run_contestant(name, spec)
-            rates[name].append(rate)
-            say(f"round {number + 1} of {rounds}, {config.teacher.model}: {name} {rate:.1f} rows/s")
-    return rates
-
-
-def _run_contestant(name: str, spec: Path) -> float:
-    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, "-m", "llkd.benchmarks.teacher", name, str(spec)],
-        capture_output=True, text=True, env=environment,
+) -> contest.Rates:
+    return contest.race(
+        "llkd.benchmarks.teacher", config, texts, contestants, rounds, say,
+        what=config.teacher.model,
+        environment={"VLLM_LOGGING_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
-    for line in done.stdout.splitlines():
-        if line.startswith("RATE "):
-            return float(line.split()[1])
-    raise RuntimeError(f"The contestant {name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-
-
-def _write_texts(config: RunConfig, path: Path, rows: int, piece: int | None) -> None:
-    """Up to so many texts of the corpus, or pieces of them; no two the same, so that none is in a
-    cache."""
-    from llkd.sources import as_text, list_files, read_rows
-
-    texts: dict[str, None] = {}
-    for file in list_files(config.corpus, "corpus"):
-        for row in read_rows(file, config.corpus, 0, 2**62):
-            text = as_text(row.text) or ""
-            size = piece or max(len(text), 1)
-            for start in range(0, len(text), size):
-                texts[text[start : start + size]] = None
-            if len(texts) >= rows:
-                break
-    usable = [text for text in texts if text.strip()][:rows]
-    pq.write_table(pa.table({"text": usable}), path)
 
 
 def _make_tiny(texts: Path, folder: Path) -> None:
@@ -166,7 +108,7 @@ def _make_tiny(texts: Path, folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     learner = ByteLevelBPETokenizer()
-    learner.train_from_iterator(_texts(texts), TINY_VOCABULARY, special_tokens=["<|end|>"])
+    learner.train_from_iterator(read_texts(texts), TINY_VOCABULARY, special_tokens=["<|end|>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=learner._tokenizer, eos_token="<|end|>")
     torch.manual_seed(0)
     LlamaForCausalLM(
@@ -236,7 +178,7 @@ def run_vllm(config: RunConfig, texts: Path) -> float:
     prepare_platform()
     from vllm import LLM, SamplingParams
 
-    prompts, tokens = _prompts(config, _texts(texts))
+    prompts, tokens = _prompts(config, read_texts(texts))
     params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=tokens)
     llm = LLM(model=config.teacher.model, **_arguments(config))
     inputs: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
@@ -256,7 +198,7 @@ def run_ray_data_llm(config: RunConfig, texts: Path) -> float:
     from llkd.teacher.vllm_engine import prepare_platform
 
     prepare_platform()
-    prompts, tokens = _prompts(config, _texts(texts))
+    prompts, tokens = _prompts(config, read_texts(texts))
     runtime.connect()
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -294,7 +236,7 @@ def run_transformers(config: RunConfig, texts: Path) -> float:
     import torch
     from transformers import AutoModelForCausalLM
 
-    prompts, tokens = _prompts(config, _texts(texts)[:TRANSFORMERS_ROWS])
+    prompts, tokens = _prompts(config, read_texts(texts)[:TRANSFORMERS_ROWS])
     dtype = _arguments(config).get("dtype", "auto")
     model = AutoModelForCausalLM.from_pretrained(config.teacher.model, dtype=dtype).eval()
     started = time.perf_counter()
@@ -309,11 +251,7 @@ def run_transformers(config: RunConfig, texts: Path) -> float:
     return len(prompts) / (time.perf_counter() - started)
 
 
-def _texts(path: Path) -> list[str]:
-    return list(pq.read_table(path)["text"].to_pylist())
-
-
-CONTESTANTS: dict[str, Callable[[RunConfig, Path], float]] = {
+CONTESTANTS: dict[str, contest.Contestant] = {
     "ours": run_ours,
     "vllm": run_vllm,
     "ray_data_llm": run_ray_data_llm,
@@ -322,6 +260,4 @@ CONTESTANTS: dict[str, Callable[[RunConfig, Path], float]] = {
 
 
 if __name__ == "__main__":
-    spec = json.loads(Path(sys.argv[2]).read_text())
-    config = RunConfig.model_validate(spec["config"])
-    print("RATE", CONTESTANTS[sys.argv[1]](config, Path(spec["texts"])), flush=True)
+    contest.serve(CONTESTANTS)
