@@ -39,23 +39,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_subparsers(dest="what", required=True)
     speeds = [
-        _speed_parser(what, "teacher", "speed of the labelling stage", rows=512),
-        _speed_parser(what, "scoring", "speed of the student's uncertainty pass", rows=1024),
-        _speed_parser(what, "training", "speed of the student's training", rows=1024),
+        _speed_parser(what, "teacher", "speed of the labelling stage", 512),
+        _speed_parser(what, "scoring", "speed of the student's uncertainty pass", 2048, _PLAIN),
+        _speed_parser(what, "training", "speed of the student's training", 1024, _PLAIN),
     ]
+    selection = what.add_parser("selection", help="speed and memory of selecting, by rows")
+    selection.add_argument("--sizes", default="1e6,1e7,5e7,2e8", help="rows, by commas")
+    selection.add_argument("--rows-per-shard", type=int, default=65536)
+    selection.add_argument("--rounds", type=int, default=3, help="figures are medians over these")
+    selection.add_argument("--plot", type=Path, metavar="FILE", help="where a plot goes (PNG)")
+    selection.set_defaults(run=_selection)
     labels = what.add_parser("labels", help="quality of labels and confidence")
     labels.add_argument("configs", nargs="+", metavar="CONFIG")
     labels.add_argument("--rows", type=int, default=2000, help="rows of each corpus, at most")
     labels.add_argument("--verbalizers", help="'first token', word, code, sequence, by commas")
     labels.set_defaults(run=_labels)
-    for one in (*speeds, labels):
+    for one in (*speeds, selection, labels):
         one.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     return parser
 
 
-def _speed_parser(what: Any, name: str, about: str, rows: int) -> argparse.ArgumentParser:
+_PLAIN = ("corpus.rows_per_shard=8192", "student.max_length=128")
+"""LLKD's defaults, in place of what suits a small demo."""
+
+
+def _speed_parser(
+    what: Any, name: str, about: str, rows: int, settings: tuple[str, ...] = ()
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = what.add_parser(name, help=about)
     parser.add_argument("--config", default="jobs/configs/bbc.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="dotted.key=value", default=settings,
+        help=f"settings that replace the file's ({' '.join(settings) or 'none'})",
+    )  # fmt: skip
     parser.add_argument("--rows", type=int, default=rows, help="rows a contestant and round")
     parser.add_argument("--rounds", type=int, default=3, help="figures are medians over these")
     parser.set_defaults(run=_speed)
@@ -65,11 +81,21 @@ def _speed_parser(what: Any, name: str, about: str, rows: int) -> argparse.Argum
 def _speed(arguments: argparse.Namespace) -> tuple[Any, str]:
     from llkd.config_file import absolute_paths, load_config
 
-    config = absolute_paths(load_config(arguments.config))
+    config = absolute_paths(load_config(arguments.config, arguments.overrides))
     module = import_module(f"llkd.benchmarks.{arguments.what}")
     measure = getattr(module, f"benchmark_{arguments.what}")
     result = measure(config, arguments.rows, arguments.rounds, _say)
     return result, module.table(result)
+
+
+def _selection(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from llkd.benchmarks.selection import benchmark_selection, plot, table
+
+    sizes = sorted(int(float(size)) for size in arguments.sizes.split(","))
+    result = benchmark_selection(sizes, arguments.rows_per_shard, arguments.rounds, _say)
+    if arguments.plot is not None:
+        plot(result, arguments.plot)
+    return result, table(result)
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[Any, str]:

@@ -121,7 +121,8 @@ class Folder:
         name = shard_name(shard)
         data = self.read_bytes(name)
         try:
-            table = pq.ParquetFile(pa.BufferReader(data)).read(columns and list(columns))
+            file = pq.ParquetFile(pa.BufferReader(data))
+            table = file.read(columns and list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(f"{self.uri}/{name} is damaged: {error}") from error
         missing = set(columns or ()) - set(table.column_names)

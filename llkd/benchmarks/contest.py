@@ -7,6 +7,7 @@ names its contestants and ends in `serve`.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from llkd.config import RunConfig
 
 PIECE = 240
-"""Characters of a piece, where the texts must be cut into pieces to have enough of them."""
+"""Characters of a piece."""
 
 Contestant = Callable[[RunConfig, Path], float]
 """Does the work on the data at a path, as a config says; returns rows a second."""
@@ -115,21 +116,38 @@ def table(columns: Mapping[str, Mapping[str, Sequence[float]]], result: Mapping[
     return "\n".join([*lines, f"rows/s, median (range) of {result['rounds']} rounds; {ratios}"])
 
 
-def write_texts(config: RunConfig, path: Path, rows: int, piece: int | None) -> int:
-    """Up to so many texts of the corpus, or pieces of them; no two the same, so that none is in a
-    cache. Returns how many there are."""
+Cut = Callable[[str], list[str]]
+"""Makes rows of a text of the corpus."""
+
+
+def whole(text: str) -> list[str]:
+    """The text as it is."""
+    return [text]
+
+
+def pieces(text: str) -> list[str]:
+    """Pieces of the same length, where the texts are too few."""
+    return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+
+
+def paragraphs(text: str) -> list[str]:
+    """What stands between blank lines: rows as different in length as people write them."""
+    return re.split(r"\n\s*\n", text)
+
+
+def write_texts(config: RunConfig, path: Path, rows: int, cut: Cut) -> int:
+    """Up to so many rows made of the corpus's texts; no two the same, so that none is in a cache.
+    Returns how many there are."""
     from llkd.sources import as_text, list_files, read_rows
 
     texts: dict[str, None] = {}
     for file in list_files(config.corpus, "corpus"):
         for row in read_rows(file, config.corpus, 0, 2**62):
-            text = as_text(row.text) or ""
-            size = piece or max(len(text), 1)
-            for start in range(0, len(text), size):
-                texts[text[start : start + size]] = None
+            parts = (part.strip() for part in cut(as_text(row.text) or ""))
+            texts |= dict.fromkeys(part for part in parts if part)
             if len(texts) >= rows:
                 break
-    usable = [text for text in texts if text.strip()][:rows]
+    usable = list(texts)[:rows]
     pq.write_table(pa.table({"text": usable}), path)
     return len(usable)
 

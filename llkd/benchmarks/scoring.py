@@ -13,7 +13,7 @@ Loading a model is not counted, nor is its first batch.
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ import torch
 
 from llkd.benchmarks import contest, student
 from llkd.config import RunConfig
+from llkd.core.statistics import on_grid
 from llkd.core.uncertainty import MEASURES
 from llkd.schema import ROW, TEXT, UNCERTAINTY, UNCERTAINTY_SCHEMA, RunLayout
+from llkd.shard_queue import Piece, PieceQueue
 from llkd.storage import Folder
 from llkd.student.model import autocast, load_student
-from llkd.student.scoring import Scorer
+from llkd.student.scoring import Scorer, scoring_copy
 
 PIPELINE_BATCH = 32
 BATCH_SIZES = (16, 32, 64, 128)
@@ -80,24 +82,28 @@ def table(result: Mapping[str, Any]) -> str:
 def run_ours(config: RunConfig, folder: Path) -> float:
     """The pass over the shards, as a worker of the epoch loop does it."""
     tokenizer, model = load_student(config.student, config.task.label_names)
-    scorer = Scorer(
-        tokenizer,
-        model.to(student.device()),
-        max_length=config.student.max_length,
-        bfloat16=student.is_bfloat16(config),
-    )
+    model = scoring_copy(model, student.is_bfloat16(config)).to(student.device())
+    scorer = Scorer(tokenizer, model, max_length=config.student.max_length)
     layout = RunLayout(str(folder))
     corpus, uncertainty = Folder(layout.rows("corpus")), Folder(layout.uncertainty(0))
+    queue = PieceQueue(student.shard_rows(corpus), sorted(corpus.shards()))
     measure = MEASURES[config.selection.uncertainty]
     scorer.probabilities(_texts(folder)[:WARM_UP_TEXTS])
     started, rows = time.perf_counter(), 0
-    for shard in sorted(corpus.shards()):
-        read = corpus.read_shard(shard, [ROW, TEXT])
-        probs_nc = scorer.probabilities(read[TEXT].to_pylist())
-        columns = {ROW: read[ROW], UNCERTAINTY: measure(probs_nc).astype(np.float32)}
-        uncertainty.write_shard(shard, pa.table(columns, schema=UNCERTAINTY_SCHEMA))
-        rows += read.num_rows
+    for piece, probs_nc in scorer.stream(_pieces(corpus, queue)):
+        whole_n = queue.done(piece, on_grid(measure(probs_nc)))
+        rows += len(probs_nc)
+        if whole_n is not None:
+            columns = {ROW: np.arange(len(whole_n), dtype=np.int32), UNCERTAINTY: whole_n}
+            uncertainty.write_shard(piece.shard, pa.table(columns, schema=UNCERTAINTY_SCHEMA))
     return rows / (time.perf_counter() - started)
+
+
+def _pieces(corpus: Folder, queue: PieceQueue) -> Iterator[tuple[Piece, list[str]]]:
+    while (piece := queue.take(0)) is not None:
+        if piece.start == 0:
+            texts = corpus.read_shard(piece.shard, [TEXT])[TEXT]
+        yield piece, texts[piece.start : piece.stop].to_pylist()
 
 
 def run_pipeline(config: RunConfig, folder: Path, batch_size: int) -> float:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from transformers.utils import logging
 
-from llkd.benchmarks.contest import PIECE, read_texts, write_texts
+from llkd.benchmarks.contest import paragraphs, pieces, read_texts, write_texts
 from llkd.config import RunConfig
 from llkd.errors import DataError
 from llkd.schema import LABEL, ROW, SELECTION_SCHEMA, TEXT, WEIGHT, RunLayout, corpus_schema
@@ -29,7 +29,8 @@ def prepare(config: RunConfig, folder: Path, rows: int) -> RunConfig:
     Args:
         config: its corpus and student are used.
         folder: an empty one.
-        rows: rows to take from the corpus; where it has fewer, its texts are cut into pieces.
+        rows: rows to take from the paragraphs of the corpus; where it has fewer, its texts are
+            cut into pieces.
 
     Returns:
         The config for the contestants: `run_dir` is the folder, `student.model` the saved student,
@@ -38,9 +39,9 @@ def prepare(config: RunConfig, folder: Path, rows: int) -> RunConfig:
     Raises:
         DataError: the corpus has no text.
     """
-    found = write_texts(config, folder / TEXTS, rows, piece=None)
+    found = write_texts(config, folder / TEXTS, rows, paragraphs)
     if found < rows:
-        found = write_texts(config, folder / TEXTS, rows, piece=PIECE)
+        found = write_texts(config, folder / TEXTS, rows, pieces)
     if not found:
         raise DataError("corpus.path holds no text")
     texts, layout = read_texts(folder / TEXTS), RunLayout(str(folder))

@@ -54,8 +54,8 @@ def benchmark_teacher(
     with tempfile.TemporaryDirectory(prefix="llkd-benchmark-") as name:
         folder = Path(name)
         texts, more_texts = folder / "texts.parquet", folder / "more_texts.parquet"
-        contest.write_texts(config, texts, rows, piece=None)
-        contest.write_texts(config, more_texts, TINY_ROWS * rows, piece=contest.PIECE)
+        contest.write_texts(config, texts, rows, contest.whole)
+        contest.write_texts(config, more_texts, TINY_ROWS * rows, contest.pieces)
         tiny = folder / "tiny"
         _make_tiny(more_texts, tiny)
         rates = {

@@ -21,6 +21,8 @@ import torch
 
 from llkd.benchmarks import contest, student
 from llkd.config import RunConfig
+from llkd.epochs import STEPS_AHEAD
+from llkd.prefetch import Ahead
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 from llkd.student.data import SelectedRows, portion
@@ -80,8 +82,9 @@ def _train_ours(config: RunConfig, folder: Path, steps: int | None) -> float:
     )  # fmt: skip
     part = portion(student.shard_rows(selection), 0, 1, config.seed)
     started = time.perf_counter()
-    batches = islice(rows.batches(part, config.seed, weight_mean=1.0), steps)
-    _, trained = trainer.train(batches, 0, steps or -(-part.rows // settings.batch_size))
+    with Ahead(islice(rows.steps(part, config.seed, weight_mean=1.0), steps), STEPS_AHEAD) as ahead:
+        count = steps or -(-part.rows // settings.batch_size)
+        _, trained = trainer.train(ahead, 0, count)
     return trained / (time.perf_counter() - started)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from llkd.config import StudentConfig
 from llkd.student.data import Batch
+from llkd.student.dropout import use_byte_dropout
 from llkd.student.model import autocast
 
 
@@ -43,6 +44,8 @@ class Trainer:
         self._student = student
         self._device = device
         self._bfloat16 = bfloat16
+        if device.type == "cpu":
+            use_byte_dropout(model)
         self.optimizer = make_optimizer(model, student)
 
     def train(self, steps: Iterable[Sequence[Batch]], epoch: int, count: int) -> tuple[float, int]:

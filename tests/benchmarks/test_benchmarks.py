@@ -58,7 +58,7 @@ def test_a_contestant_in_a_process_of_its_own(make_config: MakeConfig, tmp_path:
 def test_few_texts_are_cut_into_pieces_no_two_the_same(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(student, "PIECE", 20)
+    monkeypatch.setattr(contest, "PIECE", 20)
     config = student.prepare(make_config(), tmp_path, 500)  # of 420
     texts = contest.read_texts(tmp_path / student.TEXTS)
     assert len(set(texts)) == len(texts) == 500
