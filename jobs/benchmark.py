@@ -3,12 +3,15 @@
     python jobs/benchmark.py teacher [--config jobs/configs/bbc.yaml] [--json FILE]
     python jobs/benchmark.py scoring [--config jobs/configs/bbc.yaml] [--json FILE]
     python jobs/benchmark.py training [--config jobs/configs/bbc.yaml] [--json FILE]
+    python jobs/benchmark.py selection [--sizes 1e6,1e7] [--plot FILE] [--json FILE]
+    python jobs/benchmark.py overhead [--config jobs/configs/bbc.yaml] [--json FILE]
     python jobs/benchmark.py labels CONFIG [CONFIG ...] [--json FILE]
 
 `teacher`, `scoring`, `training`: rows a second of the labelling stage, the student's uncertainty
-pass and its training, as ratios in one run. `labels`: how good labels and confidence are, by
-verbalizer and calibration, on corpora with gold. Prints a table and writes the figures to FILE,
-and nothing else. Give it a quiet machine: it takes all of it.
+pass and its training, as ratios in one run. `selection`: rows a second and memory, by the size of
+the corpus. `overhead`: a whole run, and what its time went into. `labels`: how good labels and
+confidence are, by verbalizer and calibration, on corpora with gold. Prints a table and writes the
+figures to FILE, and nothing else. Give it a quiet machine: it takes all of it.
 """
 
 import argparse
@@ -54,13 +57,23 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("--rows", type=int, default=2000, help="rows of each corpus, at most")
     labels.add_argument("--verbalizers", help="'first token', word, code, sequence, by commas")
     labels.set_defaults(run=_labels)
-    for one in (*speeds, selection, labels):
+    overhead = what.add_parser("overhead", help="what the time of a whole run goes into")
+    overhead.add_argument("--config", default="jobs/configs/bbc.yaml")
+    overhead.add_argument(
+        "overrides", nargs="*", metavar="dotted.key=value", default=_TEN_MINUTES,
+        help=f"settings that replace the file's ({' '.join(_TEN_MINUTES)})",
+    )  # fmt: skip
+    overhead.set_defaults(run=_overhead)
+    for one in (*speeds, selection, overhead, labels):
         one.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     return parser
 
 
 _PLAIN = ("corpus.rows_per_shard=8192", "student.max_length=128")
 """LLKD's defaults, in place of what suits a small demo."""
+
+_TEN_MINUTES = ("teacher.max_text_tokens=80", "student.max_length=96", "student.epochs=6")
+"""With these the demo takes about ten minutes on two cores."""
 
 
 def _speed_parser(
@@ -95,6 +108,15 @@ def _selection(arguments: argparse.Namespace) -> tuple[Any, str]:
     result = benchmark_selection(sizes, arguments.rows_per_shard, arguments.rounds, _say)
     if arguments.plot is not None:
         plot(result, arguments.plot)
+    return result, table(result)
+
+
+def _overhead(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from llkd.benchmarks.overhead import benchmark_overhead, table
+    from llkd.config_file import absolute_paths, load_config
+
+    config = absolute_paths(load_config(arguments.config, arguments.overrides))
+    result = benchmark_overhead(config, arguments.config, arguments.overrides, _say)
     return result, table(result)
 
 

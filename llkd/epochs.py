@@ -122,6 +122,7 @@ class EpochLoop:
     def run(self) -> None:
         """All epochs that are not done yet."""
         first = self._resume()
+        self._begun = time.monotonic()
         if first > 0 and read_stats(self.config, first - 1)["stopped"]:
             return
         for epoch in range(first, self.config.student.epochs):
@@ -129,7 +130,7 @@ class EpochLoop:
                 return
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
-        started, self.waits = time.monotonic(), Waits()
+        started = time.monotonic()
         if self.policy.uses_uncertainty:
             self._score(epoch)
         scored = time.monotonic()
@@ -144,8 +145,12 @@ class EpochLoop:
             "select": selected - scored,
             "train": time.monotonic() - selected,
         }
-        stats["waiting"] = self._waiting(time.monotonic() - started)
-        self._report(epoch, stats)
+        # An epoch is from one of these lines to the next, so that storing the checkpoint of the
+        # one before is in it.
+        stats["waiting"] = self._waiting(time.monotonic() - self._begun)
+        self._begun, self.waits = time.monotonic(), Waits()
+        with self.waits.on("checkpoint"):
+            self._report(epoch, stats)
         return stats
 
     def _agreed(self, value: Any) -> Any:
