@@ -63,7 +63,8 @@ def read_manifest(folder: Folder) -> Manifest | None:
     return Manifest(**data)
 
 
-_PLANS = {MANIFEST, FILES, "settled.json"}
+_PLANS = {MANIFEST, FILES, "settled.json", "pseudo_labels", "validation"}
+"""What a stage lays out before it does its work."""
 
 
 def begun(folder: Folder) -> bool:

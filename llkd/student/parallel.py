@@ -29,10 +29,10 @@ def parallel_model(model: Any, strategy: str, workers: int, device: torch.device
     Raises:
         StudentError: the model has no list of layers to cut it by.
     """
-    model.to(device)
     if workers == 1:
-        return model
+        return model.to(device)
     if strategy == "ddp":
+        model.to(device)
         on_gpu = device.type == "cuda"
         return torch.nn.parallel.DistributedDataParallel(
             model, device_ids=[device] if on_gpu else None, gradient_as_bucket_view=True
@@ -40,6 +40,7 @@ def parallel_model(model: Any, strategy: str, workers: int, device: torch.device
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # Each layer goes to the device as it is cut: the whole may not fit there.
     mesh = init_device_mesh(device.type, (workers,))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)

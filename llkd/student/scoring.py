@@ -16,7 +16,7 @@ import torch
 from llkd.prefetch import Ahead
 from llkd.student.tokens import encode, pad
 
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 2048
 """Padded tokens in a batch on a CPU: enough to keep the cores busy, little enough for caches."""
 TOKENS_PER_BATCH_GPU = 65536
 WINDOW_ROWS = 1024

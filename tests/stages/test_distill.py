@@ -16,6 +16,7 @@ from llkd.config import RunConfig
 from llkd.core.statistics import on_grid
 from llkd.epochs import read_stats
 from llkd.errors import FingerprintError, ResourceError, StudentError
+from llkd.manifest import begun
 from llkd.schema import RunLayout
 from llkd.selection import Selector, shard_starts
 from llkd.stages.distill import distill
@@ -329,6 +330,7 @@ def test_a_student_that_cannot_load_says_so_and_is_not_tried_for_ever(
     labelled(config, tracker)
     with pytest.raises(StudentError, match=r"student.model: cannot load"):
         distill(config, calibrate(config), live_tracker())
+    assert not begun(Folder(RunLayout(config.run_dir).epochs))  # another model may be tried there
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The scorer, checked against one text at a time."""
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,15 @@ def test_dropout_passes_spread_around_the_plain_one(tiny_student: str) -> None:
     many = Scorer(tokenizer, model, max_length=32, dropout_passes=300).probabilities(texts)
     assert np.abs(many - plain).max() < np.abs(first - plain).max() + 0.02
     assert many == pytest.approx(plain, abs=0.05)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on CPUs")
+def test_a_compiled_student_says_the_same(tiny_student: str, scorer: Scorer) -> None:
+    torch.manual_seed(1)
+    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    texts = make_texts(20, 4)[0]
+    compiled = Scorer(tokenizer, model, max_length=32, compiled=True, tokens_per_batch=64)
+    assert compiled.probabilities(texts) == pytest.approx(scorer.probabilities(texts), abs=1e-5)
 
 
 def test_labels_go_into_the_model(tiny_student: str) -> None:
