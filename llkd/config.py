@@ -235,10 +235,11 @@ class StudentConfig(Section):
     """Texts are cut to this many of the student's tokens."""
     workers: Workers = 1
     """Data-parallel training workers; each takes one GPU where the cluster has GPUs. [fewest, most]
-    makes the group elastic: it starts with what there is, and grows or shrinks at a checkpoint."""
+    makes the group elastic: whenever it starts, as after the loss of a node, it takes what there
+    is. Where their number does not divide batch_size, batches are smaller by less than it."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
     """Ray resources of one worker. By default {GPU: 1} where the cluster has GPUs, else the CPUs
-    that are there, less one for selection, divided by the workers."""
+    that are there, divided by the workers and rounded down to a whole number, or to 1/2, 1/4, ..."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the student's matrix products. `auto` times both on the worker and takes
     bfloat16 where it is faster: some processors have it and run it at half speed."""
@@ -250,7 +251,8 @@ class StudentConfig(Section):
     a third more time."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """`ddp`: each worker holds the whole student. `fsdp`: weights, gradients and optimiser state
-    are cut among the workers, for students that do not fit into one."""
+    are cut among the workers, for students whose training does not fit into one; each still holds
+    a copy in bfloat16, to score with."""
     lora: LoraSettings | None = None
     """Train low-rank adapters instead of all weights; merged into the weights at the end. Needs
     the package `peft`."""

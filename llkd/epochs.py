@@ -8,6 +8,7 @@ selected, and measure the student on the rows held out.
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -23,6 +24,7 @@ from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import MEASURES
 from llkd.errors import LLKDError, StorageError, StudentError
 from llkd.prefetch import Ahead
+from llkd.progress import now_and_then
 from llkd.schema import (
     LABEL,
     ROW,
@@ -51,11 +53,6 @@ def read_stats(config: RunConfig, epoch: int) -> dict[str, Any]:
 def scores_until(config: RunConfig, epochs: int) -> list[float]:
     """By what the best of the first epochs is chosen: agreement on the rows held out."""
     return [read_stats(config, epoch)["validation"]["macro_f1"] for epoch in range(epochs)]
-
-
-def checkpoint_name(epoch: int) -> str:
-    """The folder of an epoch's checkpoint; names sort like epochs."""
-    return f"epoch-{epoch:04d}"
 
 
 def run_worker(loop_config: dict[str, Any]) -> None:
@@ -200,9 +197,11 @@ class EpochLoop:
             self.tracker.begin.remote(self._name(epoch, "scoring"), sum(self.shard_rows), skipped)
         self._agreed(None)
         measure = MEASURES[self.config.selection.uncertainty]
-        for piece, probs_nc in self.scorer.stream(self._pieces()):
+        done, seed = 0, self.config.seed * 1009 + epoch
+        for piece, probs_nc in self.scorer.stream(self._pieces(), seed):
             whole_n = ray.get(self.queue.done.remote(piece, on_grid(measure(probs_nc))))
-            self.tracker.update.remote(f"{piece.shard}/{piece.start}", len(probs_nc))
+            done += len(probs_nc)
+            self.tracker.update.remote(f"{epoch}/{self.rank}", done)
             if whole_n is not None:
                 self._write_uncertainty(epoch, piece.shard, whole_n)
         self.waits.add("batches", self.scorer.taken_wait())
@@ -226,7 +225,7 @@ class EpochLoop:
         table = pa.table({ROW: labels[ROW], UNCERTAINTY: uncertainty_n}, schema=UNCERTAINTY_SCHEMA)
         Folder(self.layout.uncertainty(epoch)).write_shard(shard, table)
         sums_c = sums_by_class(labels[LABEL].to_numpy(), uncertainty_n, self.selector.classes)
-        ray.get(self.queue.scored.remote(shard, sums_c.tolist()))
+        ray.get(self.queue.scored.remote(shard, sums_c))
 
     def _select(self, epoch: int) -> dict[str, Any]:
         """The selection of this epoch: made by rank 0, read by all."""
@@ -248,10 +247,9 @@ class EpochLoop:
 
     def _merged_uncertainty(self, epoch: int) -> np.ndarray:
         """Sums of uncertainty by class over the corpus, shape (C,)."""
-        found = ray.get(self.queue.sums.remote())
-        earlier = [shard for shard in range(len(self.shard_rows)) if shard not in found]
-        before_c = self.selector.uncertainty_sums(earlier, epoch)
-        return np.asarray(sum(map(np.asarray, found.values()), before_c))
+        scored, sum_c = ray.get(self.queue.sums.remote())
+        earlier = [shard for shard in range(len(self.shard_rows)) if shard not in scored]
+        return np.asarray(self.selector.uncertainty_sums(earlier, epoch) + sum_c)
 
     def _train(self, epoch: int, stats: dict[str, Any]) -> tuple[float, int]:
         """Train on this worker's part; returns the mean loss over all workers, and the rows that
@@ -287,15 +285,22 @@ class EpochLoop:
             self.waits.add("batches", steps.waited)
         with self.waits.on("others"):
             total, count = self._total(np.array([total, count]))
+        if not np.isfinite(total):
+            raise StudentError(
+                f"The training loss of epoch {epoch + 1} is not a number: the student has "
+                f"diverged. Lower student.learning_rate ({student.learning_rate})."
+            )
         self._refresh_scorer()
         return float(total / count), part.dropped
 
     def _counted(self, steps: Iterable[Any], epoch: int) -> Iterator[Any]:
-        done = 0
+        tell = partial(self.tracker.update.remote, f"{epoch}/{self.rank}")
+        now_and_then_, done = now_and_then(tell), 0
         for batches in steps:
             yield batches
             done += sum(len(batch.labels_b) for batch in batches)
-            self.tracker.update.remote(f"{epoch}/{self.rank}", done)
+            now_and_then_(done)
+        tell(done)
 
     def _validate(self, epoch: int) -> dict[str, Any] | None:
         """How the student of this epoch does on the rows held out; None if there are none."""
@@ -330,7 +335,7 @@ class EpochLoop:
         """Leave the epoch's stats and a checkpoint, which is stored while the next one begins."""
         from ray.train import Checkpoint, CheckpointUploadMode, report
 
-        from llkd.student.checkpoints import save_checkpoint
+        from llkd.student.checkpoints import checkpoint_name, save_checkpoint
         from llkd.student.parallel import model_tensors, optimizer_tensors
 
         weights = model_tensors(self.model)
@@ -356,7 +361,7 @@ class EpochLoop:
 
     def _forget_checkpoints(self, epoch: int) -> None:
         """Delete those that nobody goes on from: all but the epoch's before, and the best."""
-        from llkd.student.checkpoints import is_whole
+        from llkd.student.checkpoints import checkpoint_name, delete_checkpoints, is_whole
 
         checkpoints, before = Folder(self.layout.checkpoints), checkpoint_name(epoch - 1)
         if not is_whole(checkpoints, before):  # it is still being stored
@@ -364,9 +369,7 @@ class EpochLoop:
         kept = {before}
         if self.validation is not None and epoch > 0:
             kept.add(checkpoint_name(best_epoch(scores_until(self.config, epoch))))
-        for name in checkpoints.names():
-            if name.startswith("epoch-") and name not in kept:
-                Folder(f"{checkpoints.uri}/{name}").delete()
+        delete_checkpoints(checkpoints, kept)
 
 
 def _note(epoch: int, stats: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import add, itemgetter
@@ -217,30 +217,59 @@ class Mergeable(Protocol):
 
 
 def sum_over_shards(
-    kind: type[Mergeable], work: Callable[[int], Any], shards: Sequence[int]
+    kind: type[Mergeable],
+    work: Callable[[int], Any],
+    shards: Sequence[int],
+    *,
+    reserve: bool = True,
 ) -> Any:
     """Add up `work(shard)`, of a mergeable kind, over ascending shards, in Ray Data tasks.
 
     Tasks add up their run of shards, so that what reaches this process does not grow with them.
     There must be a shard; `work` is called from several threads.
 
+    Args:
+        kind: the class of what `work` returns.
+        work: what to do with a shard.
+        shards: its numbers, ascending.
+        reserve: a CPU for each task. Without, as many tasks as there are CPUs run beside whatever
+            holds these: for work that those who hold them wait for.
+
     Raises:
         LLKDError: what `work` raised, as itself.
     """
+
+    import ray.data
 
     def run(row: dict[str, Any]) -> dict[str, str]:
         first, *_ = part = json.loads(row["item"])
 
         def total() -> tuple[int, Any]:
             with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
-                return first, reduce(add, threads.map(work, part)).to_json()
+                return first, _merged(threads.map(work, part)).to_json()
 
         return _answer(total)
 
     runs = [list(part) for part in _runs(shards, _fair_run(len(shards)))]
-    dataset = _items(runs).map(run, **options_of({"CPU": 1}))
+    options: dict[str, Any] = options_of({"CPU": 1})
+    if not reserve:
+        cpus = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        options = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=cpus)}
+    dataset = _items(runs).map(run, **options)
     parts = sorted((_result(row) for row in dataset.iter_rows()), key=itemgetter(0))
-    return reduce(add, (kind.from_json(part) for _, part in parts))
+    return _merged(kind.from_json(part) for _, part in parts)
+
+
+def _merged(parts: Iterable[Any]) -> Any:
+    """The sum of parts in their order, two of a like size at a time: what grows by being put
+    together is not copied once for each part, and few parts are held."""
+    stack: list[tuple[int, Any]] = []
+    for part in parts:
+        stack.append((1, part))
+        while len(stack) > 1 and stack[-2][0] == stack[-1][0]:
+            size, last = stack.pop()
+            stack[-1] = (stack[-1][0] + size, stack[-1][1] + last)
+    return reduce(add, (part for _, part in stack))
 
 
 def run_on_actors(

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from llkd.errors import StorageError
 
-ROW, SHARD, TEXT, ID, GOLD = "row", "shard", "text", "id", "gold"
+ROW, TEXT, ID, GOLD = "row", "text", "id", "gold"
 LOGPROBS, LABEL_MASS, DISAGREEMENT = "logprobs", "label_mass", "disagreement"
 UNCERTAINTY, PROBS = "uncertainty", "probs"
 LABEL, CONFIDENCE, WEIGHT = "label", "confidence", "weight"
@@ -72,7 +72,7 @@ SELECTION_SCHEMA = pa.schema(
         pa.field(WEIGHT, pa.float32(), False),
     ]
 )
-"""The rows to train on; weights are raw, their mean over all shards is in the stats."""
+"""The rows to train on; weights are raw, their sum over all shards is in counts.json."""
 
 
 def predictions_schema(with_id: bool, classes: int | None) -> pa.Schema:

@@ -206,7 +206,7 @@ class Selector:
 
         if not shards:
             return np.zeros(self.classes)
-        total: Sums = sum_over_shards(Sums, work, sorted(shards))
+        total: Sums = sum_over_shards(Sums, work, sorted(shards), reserve=False)
         return total.sum_c
 
     def select(
@@ -270,7 +270,8 @@ class Selector:
         self, epoch: int, policy: Policy, thresholds: Thresholds, holdout: Holdout | None
     ) -> Counts:
         work = partial(_select_shard, self, epoch, policy, thresholds, holdout)
-        counts: Counts = sum_over_shards(Counts, work, range(self.shards))
+        # The training workers hold the CPUs, and wait for this.
+        counts: Counts = sum_over_shards(Counts, work, range(self.shards), reserve=False)
         return counts
 
     def unique_rows(self, epochs: int) -> int:

@@ -72,13 +72,17 @@ def _cut(shard: int, rows: int) -> list[Piece]:
     return [Piece(shard, start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1)
 class ShardQueue:
-    """The queue of each pass, and what the passes found, for all workers of a group."""
+    """The queue of each pass, and what the passes found, for all workers of a group.
+
+    Started again after a death it knows nothing: the group then fails and begins its pass anew.
+    """
 
     def __init__(self) -> None:
         self._pieces = PieceQueue([], [])
-        self._sums: dict[int, list[float]] = {}
+        self._scored: set[int] = set()
+        self._sum_c: np.ndarray | float = 0.0
         self._failure: tuple[str, str] | None = None
 
     def begin(self, shard_rows: Sequence[int], shards: Sequence[int]) -> None:
@@ -88,7 +92,8 @@ class ShardQueue:
             shard_rows: labelled rows of every shard of the corpus.
             shards: those to score.
         """
-        self._pieces, self._sums = PieceQueue(shard_rows, shards), {}
+        self._pieces = PieceQueue(shard_rows, shards)
+        self._scored, self._sum_c = set(), 0.0
 
     def take(self, worker: int) -> Piece | None:
         """See PieceQueue.take."""
@@ -98,13 +103,15 @@ class ShardQueue:
         """See PieceQueue.done."""
         return self._pieces.done(piece, values_n)
 
-    def scored(self, shard: int, sums_c: list[float]) -> None:
+    def scored(self, shard: int, sum_c: np.ndarray) -> None:
         """A shard's sums of uncertainty by class."""
-        self._sums[shard] = sums_c
+        if shard not in self._scored:
+            self._scored.add(shard)
+            self._sum_c = self._sum_c + sum_c  # exact, in whatever order they come
 
-    def sums(self) -> dict[int, list[float]]:
-        """The sums of all shards of the pass."""
-        return self._sums
+    def sums(self) -> tuple[set[int], np.ndarray | float]:
+        """The shards that were scored in this pass, and the sums over them."""
+        return self._scored, self._sum_c
 
     def fail(self, kind: str, message: str) -> None:
         """Keep a typed error: Ray Train tells the driver its text only."""

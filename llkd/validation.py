@@ -11,19 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llkd.arrays import fixed_lists
+from llkd.arrays import fixed_lists, matrix
 from llkd.config import RunConfig
 from llkd.core.holdout import Holdout, draw_holdout
 from llkd.core.metrics import evaluate
 from llkd.errors import DataError
 from llkd.runtime import run_on_shards
-from llkd.schema import LABEL, PROBS, ROW, SHARD, TEXT, RunLayout
+from llkd.schema import LABEL, PROBS, ROW, TEXT, RunLayout
 from llkd.selection import Selector
 from llkd.storage import Folder
 from llkd.student.tokens import CHARACTERS_PER_TOKEN
-
-VALIDATION_SHARD = 0
-"""The rows held out are one small table; so is what an epoch's student says of them."""
 
 
 def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:
@@ -37,40 +34,38 @@ def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:
 
 
 def make_validation(config: RunConfig, selector: Selector) -> None:
-    """Write the held-out rows, if there are to be any and they are not there yet.
+    """Write the held-out rows of the shards that have any; those that are there are left alone.
 
     Raises:
         DataError: the corpus is too small to hold any out.
     """
     holdout = holdout_of(config, selector)
-    layout = RunLayout(config.run_dir)
-    folder = Folder(layout.validation)
-    if holdout is None or folder.shards():
+    if holdout is None:
         return
-    chosen, most = holdout, config.student.max_length * CHARACTERS_PER_TOKEN
+    layout, chosen = RunLayout(config.run_dir), holdout
+    folder, most = Folder(layout.validation), config.student.max_length * CHARACTERS_PER_TOKEN
 
     def work(shard: int) -> dict[str, Any]:
         row_n, signals = selector.signals(shard, None)
-        held_n = chosen.rows(signals)
+        held_n = np.flatnonzero(chosen.rows(signals))
         texts = Folder(layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
         read = texts.take(pa.array(row_n[held_n]))
-        return {
-            ROW: row_n[held_n].tolist(),
-            LABEL: signals.label_n[held_n].tolist(),
-            TEXT: pc.utf8_slice_codeunits(read, 0, most).to_pylist(),
+        columns = {
+            ROW: row_n[held_n],
+            LABEL: signals.label_n[held_n],
+            TEXT: pc.utf8_slice_codeunits(read, 0, most),
         }
+        folder.write_shard(shard, pa.table(columns))
+        return {}
 
-    found = sorted(run_on_shards(work, sorted(chosen.shards)), key=lambda item: item[0])
-    rows = {
-        SHARD: [shard for shard, part in found for _ in part[ROW]],
-        **{name: [v for _, part in found for v in part[name]] for name in (ROW, LABEL, TEXT)},
-    }
-    if not rows[ROW]:
+    missing = sorted(chosen.shards - folder.shards())
+    for _ in run_on_shards(work, missing):
+        pass
+    if not sum(folder.shard_rows(shard) for shard in chosen.shards):
         raise DataError(
             f"student.validation_fraction = {config.student.validation_fraction} holds out no row "
             "of this corpus: raise it, or set it to 0"
         )
-    folder.write_shard(VALIDATION_SHARD, pa.table(rows))
 
 
 @dataclass(frozen=True)
@@ -104,18 +99,26 @@ class Validation:
 
 
 def read_validation(config: RunConfig) -> Validation | None:
-    """The rows held out; None if there are none."""
-    folder = Folder(RunLayout(config.run_dir).validation)
+    """The rows held out, in the order of their shards; None if there are none."""
     if config.student.validation_fraction == 0:
         return None
-    table = folder.read_shard(VALIDATION_SHARD, [TEXT, LABEL])
+    folder = Folder(RunLayout(config.run_dir).validation)
+    table = pa.concat_tables(
+        folder.read_shard(shard, [TEXT, LABEL]) for shard in sorted(folder.shards())
+    )
     return Validation(table[TEXT].to_pylist(), table[LABEL].to_numpy(), len(config.task.labels))
 
 
 def write_predictions(config: RunConfig, epoch: int, probs_vc: np.ndarray) -> None:
     """Keep what an epoch's student says of the rows held out."""
     table = pa.table({PROBS: fixed_lists(probs_vc)})
-    Folder(RunLayout(config.run_dir).validation_of(epoch)).write_shard(VALIDATION_SHARD, table)
+    Folder(RunLayout(config.run_dir).validation_of(epoch)).write_shard(0, table)
+
+
+def read_predictions(config: RunConfig, epoch: int) -> np.ndarray:
+    """What `write_predictions` kept: shape (V, C)."""
+    folder = Folder(RunLayout(config.run_dir).validation_of(epoch))
+    return matrix(folder.read_shard(0, [PROBS])[PROBS])
 
 
 def best_epoch(scores: list[float]) -> int:

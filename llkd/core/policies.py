@@ -19,11 +19,11 @@ class Signals:
     """What a policy may know of N rows."""
 
     label_n: np.ndarray
-    """Pseudo-labels, int64, shape (N,)."""
+    """Pseudo-labels, integers, shape (N,)."""
     confidence_n: np.ndarray
-    """The teacher's confidence in them, float64, shape (N,), in [0, 1]."""
+    """The teacher's confidence in them, shape (N,), in [0, 1]."""
     uncertainty_n: np.ndarray | None
-    """The student's uncertainty, float64, shape (N,), in [0, 1]; None if not measured."""
+    """The student's uncertainty, shape (N,), in [0, 1]; None if not measured."""
     position_n: np.ndarray
     """Positions in the corpus, int64, shape (N,): the source of randomness, so that a draw does
     not depend on how the corpus is cut into shards."""

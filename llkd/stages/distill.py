@@ -5,6 +5,7 @@ its workers do is in llkd/epochs.py. A failed group starts again from the last e
 and at the shard within the scoring.
 """
 
+import math
 import signal
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from llkd import errors, runtime
 from llkd.calibrate import calibration_settings
 from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
-from llkd.epochs import checkpoint_name, read_stats, run_worker, scores_until
+from llkd.epochs import read_stats, run_worker, scores_until
 from llkd.errors import ResourceError, StudentError
 from llkd.manifest import Manifest, begun, open_stage, require_complete, write_manifest
 from llkd.models import model_identity
@@ -27,10 +28,9 @@ from llkd.shard_queue import ShardQueue
 from llkd.storage import Folder, filesystem
 from llkd.validation import best_epoch, make_validation
 
-SELECTION_CPUS = 1.0
-"""CPUs kept free of training workers, for selection."""
-ELASTIC_SECONDS = 60.0
-"""Between two looks whether an elastic group can have more workers."""
+NEVER_SECONDS = 1e9
+"""Between two looks whether an elastic group can have more workers: Ray would stop the group in
+the middle of an epoch for it. It is asked how many there can be whenever the group starts."""
 
 
 def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manifest:
@@ -42,12 +42,15 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         tracker: the progress tracker.
 
     Returns:
-        The manifest, whose results hold the last checkpoint's path and the selection's figures.
+        The manifest, whose results hold the checkpoint of the chosen epoch and the selection's
+        figures.
 
     Raises:
         ResourceError: workers and selection can never run beside each other on this cluster.
         StudentError: training failed more often than `student.max_failures`.
     """
+    from llkd.student.checkpoints import checkpoint_name, delete_checkpoints
+
     started = time.monotonic()
     layout = RunLayout(config.run_dir)
     labelled = require_complete(Folder(layout.labels("corpus")), "label")
@@ -56,13 +59,14 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         Folder(layout.checkpoints).delete()  # of a run whose epochs were deleted
     manifest = open_stage(folder, manifest_of(config, labelled))
     if manifest.complete:
+        delete_checkpoints(Folder(layout.checkpoints), [manifest.results["checkpoint"]])
         return manifest
-    resources = worker_resources(config)
+    resources, most = worker_resources(config)
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
     selector = Selector(config, shard_starts(ingested.results["rows"]))
     selector.make_pseudo_labels(calibration)
     make_validation(config, selector)
-    epochs = _train(config, selector, labelled.results["rows"], resources, tracker)
+    epochs = _train(config, selector, labelled.results["rows"], resources, most, tracker)
     stats = [read_stats(config, epoch) for epoch in range(epochs)]
     rows = sum(labelled.results["rows"])
     visits = sum(entry["selected"] - entry["dropped"] for entry in stats)
@@ -79,7 +83,7 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         }
     )
     write_manifest(folder, finished)
-    _forget_other_checkpoints(layout, checkpoint_name(best))
+    delete_checkpoints(Folder(layout.checkpoints), [checkpoint_name(best)])
     return finished
 
 
@@ -88,12 +92,6 @@ def _chosen_epoch(config: RunConfig, epochs: int) -> int:
     if config.student.validation_fraction > 0 and config.student.keep == "best":
         return best_epoch(scores_until(config, epochs))
     return epochs - 1
-
-
-def _forget_other_checkpoints(layout: RunLayout, kept: str) -> None:
-    for name in Folder(layout.checkpoints).names():
-        if name.startswith("epoch-") and name != kept:
-            Folder(f"{layout.checkpoints}/{name}").delete()
 
 
 _WITHOUT_EFFECT = {
@@ -120,42 +118,46 @@ def manifest_of(config: RunConfig, labelled: Manifest) -> Manifest:
     return Manifest("distill", settings, labelled.fingerprint)
 
 
-def worker_resources(config: RunConfig) -> runtime.Resources:
-    """What each worker reserves, so that selection can still run beside all of them.
+def worker_resources(config: RunConfig) -> tuple[runtime.Resources, int]:
+    """What each worker reserves, and how many workers there can be.
 
     Raises:
-        ResourceError: it cannot.
+        ResourceError: fewer than the config asks for.
     """
-    workers, resources = config.student.fewest_workers, config.student.resources
-    nodes = runtime.node_cpus()
+    student, nodes = config.student, runtime.node_cpus()
+    resources = student.resources
     if resources is None:
         if runtime.cluster_has_gpus():
             resources = {"GPU": 1.0, "CPU": 1.0}
         else:
-            resources = {"CPU": _largest_share(nodes, config.student.most_workers)}
+            resources = {"CPU": largest_share(nodes, student.most_workers)}
     runtime.require_resources(resources, "student.resources")
     cpus = resources.get("CPU", 0)
-    if cpus > 0 and not runtime.autoscales() and _room(nodes, cpus) < workers:
+    if cpus == 0 or runtime.autoscales():
+        return resources, student.most_workers
+    if _room(nodes, cpus) < student.fewest_workers:
         raise ResourceError(
-            f"student.workers ({workers}) with student.resources {resources} leave no node a CPU "
-            f"for selection, which would wait for ever (CPUs by node: {nodes}). Lower "
-            f"student.resources.CPU to {_largest_share(nodes, workers):g} or less, or use fewer "
-            "workers."
+            f"student.workers ({student.fewest_workers}) with student.resources {resources} do not "
+            f"fit on this cluster (CPUs by node: {nodes}): lower student.resources.CPU to "
+            f"{largest_share(nodes, student.fewest_workers):g} or less, or use fewer workers."
         )
-    return resources
+    return resources, min(student.most_workers, _room(nodes, cpus))
 
 
 def _room(nodes: Sequence[float], cpus: float) -> int:
-    """Workers of so many CPUs that fit when each node keeps SELECTION_CPUS free."""
-    return sum(int((max(node - SELECTION_CPUS, 0) + 1e-9) // cpus) for node in nodes)
+    """Workers of so many CPUs that fit."""
+    return sum(int((node + 1e-9) // cpus) for node in nodes)
 
 
-def _largest_share(nodes: Sequence[float], workers: int) -> float:
-    """Most CPUs a worker can have so that all fit, to two places, rounded down."""
-    free = [max(node - SELECTION_CPUS, 0) for node in nodes]
-    shares = {int(f / k * 100) / 100 for f in free for k in range(1, workers + 1)}
-    fitting = [share for share in shares if share > 0 and _room(nodes, share) >= workers]
-    return max(fitting, default=0.01)
+def largest_share(nodes: Sequence[float], workers: int) -> float:
+    """Most CPUs a worker can have so that all fit: whole ones, or a half, a quarter, ..., for Ray
+    adds up shares in floating point and loses a worker over others."""
+    shares = {_exact(node / k) for node in nodes for k in range(1, workers + 1) if node > 0}
+    return max((share for share in shares if _room(nodes, share) >= workers), default=2.0**-6)
+
+
+def _exact(share: float) -> float:
+    return math.floor(share) if share >= 1 else 2.0 ** math.floor(math.log2(share))
 
 
 def _train(
@@ -163,6 +165,7 @@ def _train(
     selector: Selector,
     shard_rows: Sequence[int],
     resources: runtime.Resources,
+    most_workers: int,
     tracker: Any,
 ) -> int:
     """Run the worker group to its end; returns how many epochs there were."""
@@ -182,6 +185,7 @@ def _train(
     filesystem_, root = filesystem(layout.root)
     queue = ShardQueue.remote()  # type: ignore[attr-defined]
     precision = settled_precision(config, resources)
+    workers = config.student.workers
     student = config.student.model_copy(update={"precision": precision})
     config = config.model_copy(update={"student": student})
     loop_config = {
@@ -196,8 +200,8 @@ def _train(
         train_loop_config=loop_config,
         torch_config=LoopbackTorchConfig() if runtime.is_local() else TorchConfig(),
         scaling_config=ScalingConfig(
-            num_workers=config.student.workers,
-            elastic_resize_monitor_interval_s=ELASTIC_SECONDS,
+            num_workers=workers if isinstance(workers, int) else (workers[0], most_workers),
+            elastic_resize_monitor_interval_s=NEVER_SECONDS,
             use_gpu=resources.get("GPU", 0) > 0,
             resources_per_worker=dict(resources),
         ),
@@ -216,23 +220,32 @@ def _train(
     failure = None
     try:
         trainer.fit()
-        failure = ray.get(queue.failure.remote())
+        failure = _failure_of(queue)
     except SystemExit as error:  # what Ray Train makes of an interrupt
         raise KeyboardInterrupt from error
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        failure = ray.get(queue.failure.remote()) or ("StudentError", str(error))
+        failure = _failure_of(queue) or ("StudentError", str(error))
     finally:
         signal.signal(signal.SIGINT, interrupt)
         ray.kill(queue)
     if failure is not None:
         kind, message = failure
         raise getattr(errors, kind)(message)
-    from llkd.student.checkpoints import last_checkpoint
+    from llkd.student.checkpoints import checkpoint_epoch, last_checkpoint
 
     name = last_checkpoint(Folder(layout.checkpoints))
-    epochs = 0 if name is None else int(name.removeprefix("epoch-")) + 1
+    epochs = 0 if name is None else checkpoint_epoch(name) + 1
     if epochs < config.student.epochs and not (
         epochs and read_stats(config, epochs - 1)["stopped"]
     ):
         raise StudentError(f"Training ended with the checkpoint {name}; see the log")
     return epochs
+
+
+def _failure_of(queue: Any) -> tuple[str, str] | None:
+    """The typed error that a worker left, if there is one and it can still be asked for."""
+    try:
+        failure: tuple[str, str] | None = ray.get(queue.failure.remote())
+    except ray.exceptions.RayError:
+        return None
+    return failure

@@ -17,8 +17,9 @@ from llkd.core.metrics import Evaluation
 from llkd.core.metrics import evaluate as count
 from llkd.epochs import read_stats
 from llkd.manifest import require_complete
-from llkd.schema import CONFIDENCE, GOLD, LABEL, LOGPROBS, PROBS, ROW, SHARD, RunLayout
+from llkd.schema import CONFIDENCE, GOLD, LABEL, LOGPROBS, ROW, RunLayout
 from llkd.storage import Folder
+from llkd.validation import read_predictions
 
 
 def evaluate(config: RunConfig, calibration: Calibration) -> dict[str, Evaluation]:
@@ -93,28 +94,24 @@ def _against(probs_nc: np.ndarray, gold_n: pa.ChunkedArray) -> Evaluation:
 def measure_held_out(config: RunConfig, epochs: int) -> list[dict[str, Any]]:
     """For each epoch's student its agreement with the teacher on the rows held out of training,
     and, beside it, with gold where the corpus has any. Nothing was chosen by gold."""
-    layout = RunLayout(config.run_dir)
-    held = Folder(layout.validation).read_shard(0, [SHARD, ROW])
-    gold = None if config.corpus.label_column is None else _gold_of(layout, held)
+    gold_v = None if config.corpus.label_column is None else _gold_held_out(config)
     found = []
     for epoch in range(epochs):
         figures = dict(read_stats(config, epoch)["validation"])
-        if gold is not None:
-            probs_nc = matrix(Folder(layout.validation_of(epoch)).read_shard(0, [PROBS])[PROBS])
-            evaluation = _against(probs_nc, gold)
-            figures |= {
-                "gold_accuracy": evaluation.accuracy, "gold_macro_f1": evaluation.macro_f1
-            }  # fmt: skip
+        if gold_v is not None:
+            evaluation = _against(read_predictions(config, epoch), gold_v)
+            figures["gold_accuracy"] = evaluation.accuracy
+            figures["gold_macro_f1"] = evaluation.macro_f1
         found.append(figures)
     return found
 
 
-def _gold_of(layout: RunLayout, held: pa.Table) -> pa.ChunkedArray:
-    """Gold of rows that are sorted by shard."""
-    shard_n, row_n = held[SHARD].to_numpy(), held[ROW].to_numpy()
+def _gold_held_out(config: RunConfig) -> pa.ChunkedArray:
+    """Gold of the rows held out, in their order."""
+    layout = RunLayout(config.run_dir)
+    held, rows = Folder(layout.validation), Folder(layout.rows("corpus"))
     parts = [
-        Folder(layout.rows("corpus")).read_shard(int(shard), [GOLD])[GOLD]
-        .take(pa.array(row_n[shard_n == shard]))
-        for shard in np.unique(shard_n)
-    ]  # fmt: skip
-    return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+        rows.read_shard(shard, [GOLD])[GOLD].take(held.read_shard(shard, [ROW])[ROW])
+        for shard in sorted(held.shards())
+    ]
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.int32())

@@ -13,7 +13,7 @@ from llkd.storage import Folder, local_copy, upload_folder
 
 
 def export(config: RunConfig) -> Manifest:
-    """Write `student/` from the last checkpoint; its manifest comes last and makes it count.
+    """Write `student/` from the chosen epoch's checkpoint; its manifest comes last and makes it count.
 
     Raises:
         IncompleteError: distillation has not run to its end.

@@ -1,6 +1,7 @@
 """Checkpoints: weights and optimiser state as safetensors, the rest as JSON; nothing is pickled."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,23 @@ from llkd.student.parallel import (
 )
 
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+def checkpoint_name(epoch: int) -> str:
+    """The folder of an epoch's checkpoint; names sort like epochs."""
+    return f"epoch-{epoch:04d}"
+
+
+def checkpoint_epoch(name: str) -> int:
+    """The inverse of `checkpoint_name`."""
+    return int(name.removeprefix("epoch-"))
+
+
+def delete_checkpoints(checkpoints: Folder, kept: Collection[str]) -> None:
+    """Delete all checkpoints but these."""
+    for name in checkpoints.names():
+        if name.startswith("epoch-") and name not in kept:
+            Folder(f"{checkpoints.uri}/{name}").delete()
 
 
 def save_checkpoint(

@@ -21,7 +21,7 @@ class ByteDropout(torch.nn.Dropout):
         count = input.numel()
         draws = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         kept = draws.view(torch.uint8)[:count].view(input.shape) >= dropped
-        return input * kept.to(input.dtype).mul_(LEVELS / (LEVELS - dropped))
+        return input * kept * (LEVELS / (LEVELS - dropped))
 
 
 def use_byte_dropout(model: torch.nn.Module) -> None:

@@ -18,7 +18,7 @@ def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, An
     Raises:
         StudentError: the model or its tokenizer cannot be loaded, or takes no adapters.
     """
-    tokenizer, model = _load(
+    tokenizer, model, fresh = _load(
         student.model,
         revision=student.revision,
         num_labels=len(labels),
@@ -29,11 +29,24 @@ def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, An
     if student.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if student.lora is not None:
-        model = _with_adapters(model, student.lora)
+        model = _with_adapters(model, student.lora, fresh)
+    _freeze_unused(tokenizer, model)
     return tokenizer, model
 
 
-def _with_adapters(model: Any, lora: LoraSettings) -> Any:
+def _freeze_unused(tokenizer: Any, model: Any) -> None:
+    """Freeze weights that no text reaches: workers would wait for their gradients for ever."""
+    was_training = model.training
+    model.train()
+    model(**tokenizer(["a"], return_tensors="pt")).logits.sum().backward()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+    model.train(was_training)
+
+
+def _with_adapters(model: Any, lora: LoraSettings, fresh: Sequence[str]) -> Any:
+    """The model with adapters; layers that it came without (`fresh`) are trained whole."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -50,6 +63,7 @@ def _with_adapters(model: Any, lora: LoraSettings) -> Any:
                 lora_alpha=lora.alpha,
                 lora_dropout=lora.dropout,
                 target_modules=modules if isinstance(modules, str) else list(modules),
+                modules_to_save=sorted({name.rpartition(".")[0] for name in fresh}),
             ),
         )
     except ValueError as error:
@@ -87,24 +101,30 @@ def load_finished(directory: str) -> tuple[Any, Any]:
     Raises:
         StudentError: it cannot be loaded.
     """
-    return _load(directory)
+    tokenizer, model, _ = _load(directory)
+    return tokenizer, model
 
 
-def _load(name: str, revision: str | None = None, **arguments: Any) -> tuple[Any, Any]:
+def _load(
+    name: str, revision: str | None = None, **arguments: Any
+) -> tuple[Any, Any, Sequence[str]]:
+    """(tokenizer, model, names of weights that were drawn because the model has none)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, revision=revision, dtype=torch.float32, use_safetensors=True, **arguments
-        )
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, revision=revision, dtype=torch.float32, use_safetensors=True,
+            output_loading_info=True, **arguments,
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise StudentError(f"student.model: the tokenizer of {name} can pad with no token")
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return tokenizer, model
+    # A decoder reads its answer off the last token that is not padding by its config.
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model, sorted(report["missing_keys"])
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
@@ -112,7 +132,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and cpu_prefers_bfloat16()
 
 

@@ -110,5 +110,5 @@ def load_optimizer_tensors(
     groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
     content: Any = {"state": state, "param_groups": groups}
     set_optimizer_state_dict(
-        model, optimizer, content, options=StateDictOptions(full_state_dict=True)
+        model, optimizer, content, options=StateDictOptions(full_state_dict=True, strict=False)
     )

@@ -6,6 +6,8 @@ several are under way.
 """
 
 import copy
+import zlib
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from llkd.errors import StudentError
 from llkd.prefetch import Ahead
 from llkd.student.tokens import encode, pad
 
@@ -35,15 +38,44 @@ class _Batch(Generic[K]):
     """Their places in the window."""
     inputs: dict[str, torch.Tensor]
     """Each of shape (B, T)."""
-    rows: int
-    """Of the whole window."""
     last: bool
+    """Of its window."""
+
+
+class _Window(Generic[K]):
+    """A window whose batches are all launched; its result comes to the CPU meanwhile."""
+
+    def __init__(
+        self, key: K, classes: int, parts: Sequence[torch.Tensor], order: Sequence[np.ndarray]
+    ) -> None:
+        self._key = key
+        self._row_n = np.concatenate(order) if order else np.zeros(0, np.int64)
+        self._probs = torch.cat(list(parts)) if parts else torch.zeros((0, classes))
+        self._copied = None
+        if self._probs.is_cuda:
+            here = torch.empty(self._probs.shape, dtype=self._probs.dtype, pin_memory=True)
+            self._probs = here.copy_(self._probs, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def fetched(self) -> tuple[K, np.ndarray]:
+        """(key, distributions in the order of the texts)."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        probs_nc = np.empty(self._probs.shape, dtype=np.float32)
+        probs_nc[self._row_n] = self._probs.numpy()
+        return self._key, probs_nc
 
 
 def scoring_copy(model: torch.nn.Module, bfloat16: bool) -> torch.nn.Module:
     """A model of its own to score with, in the precision it scores in."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
-    return copied.to(torch.bfloat16) if bfloat16 else copied
+    if bfloat16:
+        # Weights only: a buffer, such as the frequencies of rotary positions, would lose what
+        # training computes with.
+        for parameter in copied.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return copied
 
 
 class Scorer:
@@ -64,9 +96,13 @@ class Scorer:
             tokenizer: the student's.
             model: to score with, in its precision; see `scoring_copy`.
             max_length: tokens of a text that are looked at.
-            dropout_passes: passes with dropout whose mean is the result; 0: one without.
+            dropout_passes: passes with dropout (that of its dropout layers) whose mean is the
+                result; 0: one without.
             compiled: use torch.compile.
             tokens_per_batch: padded tokens in a batch; by default what suits the device.
+
+        Raises:
+            StudentError: passes with dropout are wanted of a model without any.
         """
         self._tokenizer = tokenizer
         self._model = model.eval()
@@ -78,7 +114,12 @@ class Scorer:
         usual = TOKENS_PER_BATCH_GPU if self._on_gpu else TOKENS_PER_BATCH
         self._tokens_per_batch = tokens_per_batch or usual
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
+        self._windows_under_way = 1 if self._on_gpu else 0
         self._waited = 0.0
+        if dropout_passes and not _dropout(model, False):
+            raise StudentError(
+                "selection.mc_dropout asks for passes with dropout, and this student has none"
+            )
 
     def taken_wait(self) -> float:
         """Seconds in which the model had no batch to work on, since this was last asked."""
@@ -100,26 +141,33 @@ class Scorer:
             progress(start + len(probs_nc))
         return np.concatenate(found)
 
-    def stream(self, windows: Iterable[tuple[K, Sequence[str]]]) -> Iterator[tuple[K, np.ndarray]]:
+    def stream(
+        self, windows: Iterable[tuple[K, Sequence[str]]], seed: int = 0
+    ) -> Iterator[tuple[K, np.ndarray]]:
         """(key, distributions) of each window of texts, in the order of the windows.
 
         Args:
             windows: (key, texts); read by a thread, some batches ahead.
+            seed: of the dropout, which depends on it and on the window's key.
         """
         parts: list[torch.Tensor] = []
         order: list[np.ndarray] = []
+        under_way: deque[_Window[K]] = deque()
         with Ahead(self._batches(windows), BATCHES_AHEAD) as batches, torch.inference_mode():
             for batch in batches:
+                if self._passes and not parts:
+                    torch.manual_seed(zlib.crc32(f"{seed}/{batch.key}".encode()))
                 if len(batch.row_b):
                     parts.append(self._score(batch.inputs))
                     order.append(batch.row_b)
                 if batch.last:
-                    probs_nc = np.empty((batch.rows, self._classes), dtype=np.float32)
-                    if parts:
-                        probs_nc[np.concatenate(order)] = torch.cat(parts).cpu().numpy()
+                    under_way.append(_Window(batch.key, self._classes, parts, order))
                     parts, order = [], []
-                    yield batch.key, probs_nc
+                if len(under_way) > self._windows_under_way:
+                    yield under_way.popleft().fetched()
             self._waited += batches.waited
+            while under_way:
+                yield under_way.popleft().fetched()
 
     def _batches(self, windows: Iterable[tuple[K, Sequence[str]]]) -> Iterator[_Batch[K]]:
         for key, texts in windows:
@@ -127,7 +175,7 @@ class Scorer:
             length_n = np.fromiter(map(len, encoded["input_ids"]), np.int64, count=len(texts))
             order_n, done = np.argsort(-length_n, kind="stable"), 0
             if not len(texts):
-                yield _Batch(key, order_n, {}, 0, True)
+                yield _Batch(key, order_n, {}, True)
             while done < len(texts):
                 # Longest first: the first of a batch tells the padded length of all of it.
                 rows = max(self._tokens_per_batch // max(int(length_n[order_n[done]]), 1), 1)
@@ -136,7 +184,7 @@ class Scorer:
                 inputs = pad(self._tokenizer, encoded, row_b)
                 if self._on_gpu:
                     inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
-                yield _Batch(key, row_b, inputs, len(texts), done == len(texts))
+                yield _Batch(key, row_b, inputs, done == len(texts))
 
     def _score(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Distributions of a batch, float32, shape (B, C), on the device."""
@@ -152,7 +200,9 @@ class Scorer:
         return torch.as_tensor(total) / self._passes
 
 
-def _dropout(model: torch.nn.Module, on: bool) -> None:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.train(on)
+def _dropout(model: torch.nn.Module, on: bool) -> bool:
+    """Switch the dropout layers; returns whether there are any."""
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+    for layer in layers:
+        layer.train(on)
+    return bool(layers)

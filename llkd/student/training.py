@@ -61,7 +61,7 @@ class Trainer:
         """
         self._model.train()
         # On the device: to read it every step would make the GPU wait for its driver.
-        total, rows = torch.zeros((), device=self._device), 0
+        total, rows = torch.zeros((), dtype=torch.float64, device=self._device), 0
         for step, batches in enumerate(steps):
             self._set_learning_rate((epoch + (step + 0.5) / count) / self._student.epochs)
             step_rows = sum(len(batch.labels_b) for batch in batches)

@@ -83,12 +83,59 @@ def test_dropout_passes_spread_around_the_plain_one(tiny_student: str) -> None:
     texts = ["team", "phone shares"]
     plain = Scorer(tokenizer, model, max_length=32).probabilities(texts)
     several = Scorer(tokenizer, model, max_length=32, dropout_passes=2)
-    first, second = several.probabilities(texts), several.probabilities(texts)
+    ((_, first),), ((_, second),), ((_, again),) = (
+        list(several.stream([("window", texts)], seed)) for seed in (1, 2, 1)
+    )
     assert first.sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
     assert not np.array_equal(first, second)
+    assert np.array_equal(first, again)
     many = Scorer(tokenizer, model, max_length=32, dropout_passes=300).probabilities(texts)
     assert np.abs(many - plain).max() < np.abs(first - plain).max() + 0.02
     assert many == pytest.approx(plain, abs=0.05)
+
+
+def test_dropout_passes_of_a_student_without_dropout_are_refused(tiny_student: str) -> None:
+    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with pytest.raises(StudentError, match=r"mc_dropout .* this student has none"):
+        Scorer(tokenizer, model, max_length=32, dropout_passes=4)
+
+
+def test_a_copy_in_bfloat16_keeps_its_buffers(tiny_student: str) -> None:
+    _, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    model.register_buffer("frequencies", torch.tensor([0.1234567]))
+    copied = scoring_copy(model, bfloat16=True)
+    assert {p.dtype for p in copied.parameters()} == {torch.bfloat16}
+    assert torch.equal(copied.frequencies, model.frequencies)
+
+
+@pytest.fixture(scope="module")
+def tiny_decoder(tiny_student: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random decoder whose config says another padding token than its tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+
+    folder = str(tmp_path_factory.mktemp("decoder"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_student)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaModel(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, pad_token_id=7,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_a_decoder_reads_its_answer_off_the_last_word_not_off_padding(tiny_decoder: str) -> None:
+    tokenizer, model = load_student(StudentConfig(model=tiny_decoder), LABELS)
+    scorer = Scorer(tokenizer, model, max_length=32)
+    texts = ["team", "the phone was a new goal on the market today", "match of the day"]
+    together = scorer.probabilities(texts)
+    alone = np.concatenate([scorer.probabilities([text]) for text in texts])
+    assert together == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on CPUs")

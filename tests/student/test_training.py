@@ -1,5 +1,6 @@
 """Schedule, loss and checkpoints of one worker."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,42 @@ def test_adapters_are_all_that_is_trained_and_kept_and_merge_into_the_weights(
         merged = without_adapters(again.eval())
         assert not any("lora" in name for name, _ in merged.named_parameters())
         assert torch.allclose(merged(**example).logits, expected, atol=1e-5)
+
+
+def test_layers_that_the_model_came_without_are_trained_and_kept_beside_adapters(
+    tmp_path: Path, tiny_student: str
+) -> None:
+    """A pooler that is missing is drawn anew at each load: it must not be left out."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_student, tmp_path / "bare")
+    weights = load_file(tmp_path / "bare/model.safetensors")
+    kept = {n: t for n, t in weights.items() if "pooler" not in n}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "bare/model.safetensors", {"format": "pt"})
+    student = StudentConfig.model_validate({"model": str(tmp_path / "bare"), "lora": {"rank": 2}})
+    torch.manual_seed(1)
+    _, model = load_student(student, LABELS)
+    trainer = Trainer(model, student, CPU, bfloat16=False)
+    trainer.train([[batch([1.0] * 3)]], 0, count=1)
+    (tmp_path / "checkpoint").mkdir()
+    save(tmp_path / "checkpoint", model, trainer, 0)
+    torch.manual_seed(2)
+    _, again = load_student(student, LABELS)
+    load_checkpoint(tmp_path / "checkpoint", again)
+    example = batch([1.0] * 3).inputs
+    with torch.no_grad():
+        expected = model.eval()(**example).logits
+        assert torch.allclose(without_adapters(again.eval())(**example).logits, expected, atol=1e-5)
+
+
+def test_weights_that_no_text_reaches_are_frozen(tiny_student: str) -> None:
+    from llkd.student.model import _freeze_unused
+
+    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    assert all(p.requires_grad for p in model.parameters())
+    model.spare = torch.nn.Linear(2, 2)
+    _freeze_unused(tokenizer, model)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"spare.weight", "spare.bias"}
+    assert all(p.grad is None for p in model.parameters())
