@@ -15,7 +15,7 @@ from llkd.config_file import dump_config, portable_path
 from llkd.core.metrics import Evaluation
 from llkd.epochs import read_stats
 from llkd.errors import FingerprintError
-from llkd.manifest import Manifest, begun, check_settings, read_manifest, require_complete
+from llkd.manifest import FILES, Manifest, begun, check_settings, read_manifest, require_complete
 from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay, duration
 from llkd.schema import RunLayout
@@ -31,6 +31,7 @@ from llkd.stages.ingest import manifest_of as ingest_manifest
 from llkd.stages.label import label
 from llkd.stages.label import manifest_of as label_manifest
 from llkd.stages.predict import Pass, pass_over_corpus, pass_over_test, predict
+from llkd.stages.predict import manifest_of as predict_manifest
 from llkd.storage import Folder
 from llkd.teacher.examples import with_drawn_examples
 
@@ -146,7 +147,12 @@ def check_run(config: RunConfig) -> None:
         if dataset == "corpus":
             distilled = distill_manifest(config, labelled)
             _agrees(Folder(layout.epochs), distilled)
-            _agrees(Folder(layout.student), export_manifest(distilled))
+            exported = export_manifest(distilled)
+            _agrees(Folder(layout.student), exported)
+        rows = Folder(layout.rows(dataset))
+        if dataset == "test" and rows.exists(FILES):
+            wanted = pass_over_test(config)
+            _agrees(wanted.folder, predict_manifest(wanted, exported, ingested, rows))
 
 
 def _check_labels(config: RunConfig, dataset: str, ingested: Manifest) -> Manifest:

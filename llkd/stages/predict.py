@@ -76,7 +76,7 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     exported = require_complete(Folder(RunLayout(config.run_dir).student), "distill")
     rows = Folder(RunLayout(config.run_dir).rows(wanted.dataset))
     ingested = require_complete(rows, "ingest")
-    manifest = open_stage(wanted.folder, _manifest_of(wanted, exported, ingested, rows))
+    manifest = open_stage(wanted.folder, manifest_of(wanted, exported, ingested, rows))
     if manifest.complete:
         return manifest
     expected = ingested.results["rows"]
@@ -85,12 +85,12 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     missing = sorted(set(range(len(expected))) - wanted.folder.shards())
     skipped = sum(expected) - sum(expected[shard] for shard in missing)
     tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped)
-    done = _run_pool(config, wanted, missing, tracker)
+    _run_pool(config, wanted, missing, tracker)
     tracker.end.remote()
-    return _finish(config, wanted, manifest, expected, done, time.monotonic() - started)
+    return _finish(config, wanted, manifest, expected, time.monotonic() - started)
 
 
-def _manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Folder) -> Manifest:
+def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Folder) -> Manifest:
     """What determines the predictions. The files count beside the settings of ingest: rows that
     were deleted to be ingested anew, from files that have changed, are other rows."""
     settings = {
@@ -102,17 +102,15 @@ def _manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Fol
     return Manifest("predict", settings, "")
 
 
-def _run_pool(
-    config: RunConfig, wanted: Pass, missing: Sequence[int], tracker: Any
-) -> list[dict[str, Any]]:
-    """Map the pool of students over the shards that are missing; returns each shard's counts."""
+def _run_pool(config: RunConfig, wanted: Pass, missing: Sequence[int], tracker: Any) -> None:
+    """Map the pool of students over the shards that are missing."""
     if not missing:
-        return []
+        return
     resources = config.predict.resources or _default_resources(config)
     runtime.require_resources(resources, "predict.resources")
     precision = settled_precision(config, resources)
     threads = max(int(resources.get("CPU", 1)), 1)
-    return runtime.run_on_actors(
+    runtime.run_on_actors(
         StudentActor,
         (config, wanted, precision, threads, tracker),
         missing,
@@ -158,8 +156,8 @@ class StudentActor:
             tokenizer, model, max_length=config.student.max_length, compiled=config.student.compile
         )
 
-    def __call__(self, shard: int) -> dict[str, Any]:
-        """Predict one shard; returns its number and its counts."""
+    def __call__(self, shard: int) -> int:
+        """Predict one shard; returns its number."""
         rows = self._rows.read_shard(shard, [ROW, TEXT, *([ID] if self._with_id else [])])
         tell = partial(self._tracker.update.remote, f"{shard}")
         with self._turn:
@@ -167,7 +165,7 @@ class StudentActor:
         table = self._table(rows, probs_nc)
         self._wanted.folder.write_shard(shard, table)
         tell(len(table))
-        return {"shard": shard, **_counts(table, self._names)}
+        return shard
 
     def _table(self, rows: pa.Table, probs_nc: np.ndarray) -> pa.Table:
         columns: dict[str, Any] = {
@@ -183,15 +181,35 @@ class StudentActor:
         return pa.table(columns, schema=predictions_schema(self._with_id, classes))
 
 
-def _counts(table: pa.Table, names: Sequence[str]) -> dict[str, Any]:
-    """Rows by predicted label, and the sum of their confidence."""
-    class_n = class_indices(table[LABEL], names)
-    confidence_n = table[CONFIDENCE].to_numpy().astype(np.float64)
-    classes = len(names)
-    return {
-        "rows": np.bincount(class_n, minlength=classes).tolist(),
-        "confidence": np.bincount(class_n, weights=confidence_n, minlength=classes).tolist(),
-    }
+@dataclass(frozen=True)
+class Tally:
+    """Predicted rows by label: merges by addition; C classes."""
+
+    rows_c: np.ndarray
+    """Rows, shape (C,), int64."""
+    confidence_c: np.ndarray
+    """Sum of their confidence, shape (C,)."""
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.rows_c + other.rows_c, self.confidence_c + other.confidence_c)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; `from_json` reads them back."""
+        return {name: value.tolist() for name, value in vars(self).items()}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Tally":
+        """The inverse of `to_json`."""
+        return Tally(np.asarray(data["rows_c"]), np.asarray(data["confidence_c"]))
+
+
+def _tally(folder: Folder, names: Sequence[str], shard: int) -> Tally:
+    table = folder.read_shard(shard, [LABEL, CONFIDENCE])
+    class_n, confidence_n = class_indices(table[LABEL], names), table[CONFIDENCE].to_numpy()
+    return Tally(
+        np.bincount(class_n, minlength=len(names)),
+        np.bincount(class_n, weights=confidence_n, minlength=len(names)),
+    )
 
 
 def _finish(
@@ -199,7 +217,6 @@ def _finish(
     wanted: Pass,
     manifest: Manifest,
     expected: Sequence[int],
-    done: Sequence[dict[str, Any]],
     seconds: float,
 ) -> Manifest:
     """See that all shards are there, add up their counts, and close the stage."""
@@ -209,18 +226,11 @@ def _finish(
             f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}. "
             "Run the same command again."
         )
-    counts = {entry["shard"]: entry for entry in done}
-
-    def count(shard: int) -> dict[str, Any]:
-        return _counts(folder.read_shard(shard, [LABEL, CONFIDENCE]), names)
-
-    earlier = [shard for shard in range(len(expected)) if shard not in counts]
-    counts |= dict(runtime.run_on_shards(count, earlier))
-    rows_c = np.sum([entry["rows"] for entry in counts.values()], axis=0)
-    confidence_c = np.sum([entry["confidence"] for entry in counts.values()], axis=0)
-    mean_c = confidence_c / np.maximum(rows_c, 1)
+    work = partial(_tally, folder, names)
+    tally: Tally = runtime.sum_over_shards(Tally, work, range(len(expected)))
+    mean_c = tally.confidence_c / np.maximum(tally.rows_c, 1)
     labels = {
-        name: {"rows": int(rows_c[i]), "confidence": float(mean_c[i])}
+        name: {"rows": int(tally.rows_c[i]), "confidence": float(mean_c[i])}
         for i, name in enumerate(names)
     }
     finished = manifest.finished({"rows": list(expected), "labels": labels, "seconds": seconds})
