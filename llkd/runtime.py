@@ -202,6 +202,10 @@ def run_on_shards(
         yield from _result(row)
 
 
+FEW_SHARDS = 16
+"""So many shards are added up sooner than a task has started."""
+
+
 class Mergeable(Protocol):
     """A statistic: added over shards, and carried between processes as JSON."""
 
@@ -223,7 +227,8 @@ def sum_over_shards(
     *,
     reserve: bool = True,
 ) -> Any:
-    """Add up `work(shard)`, of a mergeable kind, over ascending shards, in Ray Data tasks.
+    """Add up `work(shard)`, of a mergeable kind, over ascending shards, in Ray Data tasks; a few
+    shards in this process.
 
     Tasks add up their run of shards, so that what reaches this process does not grow with them.
     There must be a shard; `work` is called from several threads.
@@ -241,14 +246,16 @@ def sum_over_shards(
 
     import ray.data
 
+    def total(part: Sequence[int]) -> Any:
+        with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
+            return _merged(threads.map(work, part))
+
+    if len(shards) <= FEW_SHARDS:
+        return total(shards)
+
     def run(row: dict[str, Any]) -> dict[str, str]:
-        first, *_ = part = json.loads(row["item"])
-
-        def total() -> tuple[int, Any]:
-            with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
-                return first, _merged(threads.map(work, part)).to_json()
-
-        return _answer(total)
+        part = json.loads(row["item"])
+        return _answer(lambda: (part[0], total(part).to_json()))
 
     runs = [list(part) for part in _runs(shards, _fair_run(len(shards)))]
     options: dict[str, Any] = options_of({"CPU": 1})

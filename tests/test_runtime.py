@@ -3,10 +3,13 @@
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
+import ray
 
 from llkd import runtime
-from llkd.errors import ActorError, DataError, ResourceError
+from llkd.errors import ActorError, DataError, ResourceError, StorageError
+from llkd.selection import Counts
 from tests.conftest import SilentTracker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -104,3 +107,37 @@ def test_the_silent_tracker_answers_like_the_real_one(tracker: SilentTracker) ->
         assert hasattr(ProgressTracker.__ray_metadata__.modified_class, name)  # type: ignore[attr-defined]
         getattr(tracker, name).remote("x")
     assert len(tracker.calls) == 4
+
+
+def test_sums_over_many_shards_are_those_of_one_after_another() -> None:
+    for count in (1, 3, 40):
+        total = runtime.sum_over_shards(Counts, shard_counts, range(count))
+        assert total.selected_s.tolist() == list(range(count))
+        assert total.selected_c.tolist() == [sum(range(count))]
+
+
+def test_what_those_who_hold_all_cpus_wait_for_needs_none() -> None:
+    @ray.remote(num_cpus=4)
+    class Holder:
+        def here(self) -> bool:
+            return True
+
+    holder = Holder.remote()  # type: ignore[attr-defined]
+    assert ray.get(holder.here.remote())
+    total = runtime.sum_over_shards(Counts, shard_counts, range(20), reserve=False)
+    ray.kill(holder)
+    assert total.selected_s.tolist() == list(range(20))
+
+
+def test_an_error_over_shards_is_raised_as_itself() -> None:
+    def work(shard: int) -> Counts:
+        if shard == 33:
+            raise StorageError("shard 33 is damaged")
+        return shard_counts(shard)
+
+    with pytest.raises(StorageError, match="shard 33 is damaged"):
+        runtime.sum_over_shards(Counts, work, range(40))
+
+
+def shard_counts(shard: int) -> Counts:
+    return Counts(np.array([shard]), np.array([shard]), float(shard))

@@ -316,11 +316,13 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     rows = [size["rows"] for size in result["sizes"]]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     left.plot(rows, [_median(size, "ours") / 1e6 for size in result["sizes"]], "o-")
-    left.set(xscale="log", xlabel="rows", ylabel="million rows a second", ylim=(0, None))
+    left.set(xscale="log", xlabel="rows", ylabel="million rows a second")
+    left.set_ylim(0, 1.1 * left.get_ylim()[1])
     for name in ("worker", "driver"):
         peaks = [size["peak_mib"][name] for size in result["sizes"]]
         right.plot(rows, peaks, "o-" if name == "worker" else "s--", label=name)
-    right.set(xscale="log", xlabel="rows", ylabel="peak memory, MiB", ylim=(0, None))
+    right.set(xscale="log", xlabel="rows", ylabel="peak memory, MiB")
+    right.set_ylim(0, 1.1 * right.get_ylim()[1])
     right.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
