@@ -75,6 +75,11 @@ SELECTION_SCHEMA = pa.schema(
 """The rows to train on; weights are raw, their mean over all shards is in the stats."""
 
 
+def with_probs(schema: pa.Schema, numbers: pa.DataType, classes: int) -> pa.Schema:
+    """A sidecar's schema with a distribution over the labels beside each row."""
+    return schema.append(pa.field(PROBS, pa.list_(numbers, classes), nullable=False))
+
+
 def predictions_schema(with_id: bool, classes: int | None) -> pa.Schema:
     """The finished student's label of each row by name, and its probability; with `classes` the
     whole distribution too."""

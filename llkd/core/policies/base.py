@@ -110,6 +110,11 @@ class Policy(ABC):
         """What each row is trained on as, integers, shape (N,)."""
         return self.view(epoch, signals, thresholds).label_n
 
+    def targets(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray | None:
+        """The distribution that each row is trained towards, shape (N, C), where the loss asks for
+        one and the signals hold the teacher's."""
+        return self.view(epoch, signals, thresholds).teacher_nc
+
     @abstractmethod
     def weights(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray:
         """Each row's weight in the loss, float64, shape (N,); 0 leaves the row out."""
