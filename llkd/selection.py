@@ -277,30 +277,8 @@ class Selector:
             thresholds = wider
             counts = self._pass(epoch, policy, wider, holdout)
         Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
-        rows, chosen = int(statistics.rows_c.sum()), int(counts.selected_c.sum())
-        return {
-            "epoch": epoch,
-            "policy": self.config.selection.policy,
-            "rows": rows,
-            "selected": chosen,
-            "fraction": chosen / max(rows, 1),
-            "classes": self._by_class(statistics, counts, uncertainty_c is not None),
-            "thresholds": thresholds.to_json(),
-        }
-
-    def _by_class(
-        self, statistics: ClassStatistics, counts: Counts, scored: bool
-    ) -> dict[str, dict[str, Any]]:
-        return {
-            name: {
-                "rows": int(statistics.rows_c[i]),
-                "selected": int(counts.selected_c[i]),
-                "fraction": float(counts.selected_c[i] / max(statistics.rows_c[i], 1)),
-                "mean_confidence": _number(statistics.mean_confidence_c[i]),
-                "mean_uncertainty": _number(statistics.mean_uncertainty_c[i]) if scored else None,
-            }
-            for i, name in enumerate(self.config.task.label_names)
-        }
+        scored = uncertainty_c is not None
+        return epoch_stats(self.config, epoch, statistics, counts.selected_c, thresholds, scored)
 
     def counts(self, epoch: int) -> Counts:
         """What an epoch selected."""
@@ -325,6 +303,45 @@ class Selector:
 
         total: Sums = sum_over_shards(Sums, work, range(self.shards))
         return int(total.sum_c[0])
+
+
+def epoch_stats(
+    config: RunConfig,
+    epoch: int,
+    statistics: ClassStatistics,
+    selected_c: np.ndarray,
+    thresholds: Thresholds,
+    scored: bool,
+) -> dict[str, Any]:
+    """What stats.json tells of an epoch's selection.
+
+    Args:
+        config: the run.
+        epoch: from 0.
+        statistics: of the labels and confidences that the policy goes by.
+        selected_c: rows selected by label, shape (C,).
+        thresholds: that they were selected by.
+        scored: whether the student's uncertainty was measured.
+    """
+    rows, chosen = int(statistics.rows_c.sum()), int(selected_c.sum())
+    return {
+        "epoch": epoch,
+        "policy": config.selection.policy,
+        "rows": rows,
+        "selected": chosen,
+        "fraction": chosen / max(rows, 1),
+        "classes": {
+            name: {
+                "rows": int(statistics.rows_c[i]),
+                "selected": int(selected_c[i]),
+                "fraction": float(selected_c[i] / max(statistics.rows_c[i], 1)),
+                "mean_confidence": _number(statistics.mean_confidence_c[i]),
+                "mean_uncertainty": _number(statistics.mean_uncertainty_c[i]) if scored else None,
+            }
+            for i, name in enumerate(config.task.label_names)
+        },
+        "thresholds": thresholds.to_json(),
+    }
 
 
 def sums_by_class(label_n: np.ndarray, signal_n: np.ndarray, classes: int) -> np.ndarray:

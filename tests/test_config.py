@@ -209,7 +209,12 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 
 def test_the_policies_of_the_config_are_those_there_are() -> None:
-    from llkd import config
+    from llkd import config_learning
     from llkd.core import policies
 
-    assert set(get_args(config.PolicyName)) == set(get_args(policies.PolicyName))
+    assert set(get_args(config_learning.PolicyName)) == set(get_args(policies.PolicyName))
+
+
+def test_a_run_of_ones_own_is_not_put_among_compared_runs() -> None:
+    with pytest.raises(ConfigError, match="jobs/compare.py"):
+        parse_config({**MINIMAL, "run_dir": "runs/x/compare/llkd-0"})

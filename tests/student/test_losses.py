@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from llkd.config import LossSettings, StudentConfig
+from llkd.config import StudentConfig
+from llkd.config_learning import LossSettings
 from llkd.student.losses import row_losses
 
 LOGITS = torch.tensor([[log(0.8), log(0.2)], [log(0.5), log(0.5)]])

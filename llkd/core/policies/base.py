@@ -152,6 +152,7 @@ def select_rows(
     parts: Sequence[Signals],
     statistics: ClassStatistics,
     previous: Thresholds | None,
+    held: Sequence[np.ndarray] | None = None,
 ) -> tuple[State, list[tuple[np.ndarray, np.ndarray]]]:
     """The whole selection of an epoch where all shards are in memory.
 
@@ -161,6 +162,7 @@ def select_rows(
         parts: the signals of each shard.
         statistics: see `Policy.begin`.
         previous: see `Policy.begin`.
+        held: which rows of each shard are not to be trained on, bool, shape (N,).
 
     Returns:
         What was known, and (labels, weights) of each shard, both of shape (N,).
@@ -170,10 +172,13 @@ def select_rows(
         return reduce(add, (policy.measure(epoch, question, p, thresholds) for p in parts))
 
     def choose(thresholds: Thresholds) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [
-            (policy.labels(epoch, p, thresholds), policy.weights(epoch, p, thresholds))
-            for p in parts
-        ]
+        found = []
+        for number, part in enumerate(parts):
+            weight_n = policy.weights(epoch, part, thresholds)
+            if held is not None:
+                weight_n = np.where(held[number], 0.0, weight_n)
+            found.append((policy.labels(epoch, part, thresholds), weight_n))
+        return found
 
     state = settle(policy, epoch, statistics, previous, measure)
     chosen = choose(state.thresholds)
