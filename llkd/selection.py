@@ -370,17 +370,16 @@ def _select_shard(
     shard: int,
 ) -> Counts:
     row_n, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, policy)
-    weight_n = policy.weights(epoch, signals, thresholds)
+    choice = policy.choose(epoch, signals, thresholds)
     if holdout is not None and shard in holdout.shards:
-        weight_n[holdout.rows(signals)] = 0.0
-    chosen_n = np.flatnonzero(weight_n)
-    label_n = policy.labels(epoch, signals, thresholds)[chosen_n]
-    weight_n = weight_n[chosen_n].astype(np.float32)
+        choice = choice.without(holdout.rows(signals))
+    chosen_n = np.flatnonzero(choice.weight_n)
+    label_n = choice.label_n[chosen_n]
+    weight_n = choice.weight_n[chosen_n].astype(np.float32)
     columns, schema = {ROW: row_n[chosen_n], LABEL: label_n, WEIGHT: weight_n}, SELECTION_SCHEMA
     if selector.config.student.loss.uses_targets:
-        target_nc = policy.targets(epoch, signals, thresholds)
-        assert target_nc is not None
-        columns[PROBS] = fixed_lists(target_nc[chosen_n])
+        assert choice.target_nc is not None
+        columns[PROBS] = fixed_lists(choice.target_nc[chosen_n])
         schema = with_probs(schema, pa.float32(), selector.classes)
     table = pa.table(columns, schema=schema)
     Folder(RunLayout(selector.config.run_dir).selection(epoch)).write_shard(shard, table)

@@ -19,7 +19,7 @@ from llkd.calibrate import calibrate
 from llkd.config import RunConfig
 from llkd.core.holdout import draw_holdout
 from llkd.core.metrics import evaluate
-from llkd.core.policies import Policy, Signals, select_rows
+from llkd.core.policies import Choice, Policy, Signals, select_rows
 from llkd.core.statistics import class_statistics, on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import MEASURES, running_mean
@@ -203,66 +203,53 @@ class CheapRun:
         statistics = class_statistics(
             signals.label_n, signals.confidence_n, signals.uncertainty_n, classes
         )
-        state, [(label_n, weight_n)] = select_rows(
+        state, [choice] = select_rows(
             self.policy, epoch, [signals], statistics, previous, [self.held_n]
         )
-        chosen_n = np.flatnonzero(weight_n)
+        chosen_n = np.flatnonzero(choice.weight_n)
         if len(chosen_n) == 0:
             raise StudentError(
                 f"Epoch {epoch + 1} selected no row. Use another selection.policy, or raise "
                 "selection.class_floor."
             )
         found = epoch_stats(
-            self.config, epoch, state.statistics,
-            np.bincount(label_n[chosen_n], minlength=classes), state.thresholds,
+            self.config, epoch, state.statistics, choice.counts(classes), state.thresholds,
             signals.uncertainty_n is not None,
         )  # fmt: skip
-        target_nc = self.policy.targets(epoch, signals, state.thresholds)
-        found["training_loss"] = self._train(epoch, chosen_n, label_n, weight_n, target_nc)
+        found["training_loss"] = self._train(epoch, chosen_n, choice)
         found["validation"] = None
         if self.held_n.any():
             probs_vc = self.head.probabilities(self.problem.corpus_nd[self.held_n])
             found["validation"] = self.validation.measure(probs_vc)
         return found, state.thresholds, chosen_n
 
-    def _train(
-        self,
-        epoch: int,
-        chosen_n: np.ndarray,
-        label_n: np.ndarray,
-        weight_n: np.ndarray,
-        target_nc: np.ndarray | None,
-    ) -> float:
+    def _train(self, epoch: int, chosen_n: np.ndarray, choice: Choice) -> float:
         """Train on the rows chosen; returns the mean loss."""
         seed, size = self.config.seed * 1009 + epoch, self.config.student.batch_size
         passes = self.config.cheap.passes
         torch.manual_seed(seed * 65537)  # dropout
         random = np.random.default_rng(seed)
-        scale = weight_n[chosen_n].mean()
-        soft = self.config.student.loss.uses_targets
+        scale = float(choice.weight_n[chosen_n].mean())
 
         def steps() -> Iterator[list[Batch]]:
             for _ in range(passes):
                 order = random.permutation(chosen_n)
                 for start in range(0, len(order), size):
-                    row_b = order[start : start + size]
-                    target_bc = target_nc[row_b] if soft and target_nc is not None else None
-                    yield [self._batch(row_b, label_n, weight_n / scale, target_bc)]
+                    yield [self._batch(order[start : start + size], choice, scale)]
 
         count = passes * -(-len(chosen_n) // size)
         total, rows = self.trainer.train(steps(), epoch, count)
         return total / rows
 
-    def _batch(
-        self,
-        row_b: np.ndarray,
-        label_n: np.ndarray,
-        weight_n: np.ndarray,
-        target_bc: np.ndarray | None,
-    ) -> Batch:
+    def _batch(self, row_b: np.ndarray, choice: Choice, scale: float) -> Batch:
+        """Some rows; their weights are divided by `scale`."""
+        targets_bc = None
+        if self.config.student.loss.uses_targets:
+            assert choice.target_nc is not None
+            targets_bc = torch.from_numpy(choice.target_nc[row_b].astype(np.float32))
         return Batch(
             {"features": torch.from_numpy(self.problem.corpus_nd[row_b])},
-            torch.from_numpy(label_n[row_b].astype(np.int64)),
-            torch.from_numpy(weight_n[row_b].astype(np.float32)),
-            None if target_bc is None else torch.from_numpy(target_bc.astype(np.float32)),
+            torch.from_numpy(choice.label_n[row_b].astype(np.int64)),
+            torch.from_numpy((choice.weight_n[row_b] / scale).astype(np.float32)),
+            targets_bc,
         )

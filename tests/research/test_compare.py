@@ -118,7 +118,7 @@ def test_passes_with_dropout_are_a_mean() -> None:
 def test_what_cannot_be_compared_is_refused(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
-    config, make = labelled
+    _, make = labelled
     with pytest.raises(ConfigError, match="test.path"):
         require_measurable(make(test=None))
     empty = make(run_dir=str(tmp_path / "empty"))

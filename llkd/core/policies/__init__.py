@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llkd.core.draws import uniform_by_position
-from llkd.core.policies.base import SMALLEST_WEIGHT, Policy, Signals, State, select_rows, settle
+from llkd.core.policies.base import (
+    SMALLEST_WEIGHT,
+    Choice,
+    Policy,
+    Signals,
+    State,
+    select_rows,
+    settle,
+)
 from llkd.core.policies.baselines import SelectAll, SelectRandom
 from llkd.core.policies.consistency import FreeMatch, SoftMatch
 from llkd.core.policies.noise import ConfidentLearning, SmallLoss
@@ -12,7 +20,7 @@ from llkd.core.policies.refine import Refined
 from llkd.core.policies.threshold import Rule, ThresholdKind, ThresholdPolicy, WeightKind
 
 __all__ = [
-    "SMALLEST_WEIGHT", "Policy", "PolicyName", "PolicySettings", "Rule", "Signals", "State",
+    "SMALLEST_WEIGHT", "Choice", "Policy", "PolicyName", "PolicySettings", "Rule", "Signals", "State",
     "ThresholdKind", "WeightKind", "make_policy", "select_rows", "settle", "uniform_by_position",
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ of all shards that merge by addition, then the choice of one shard's rows.
 
     begin                      what the teacher's statistics tell
     question -> measure, learn while there is a question: a pass over the shards, then its total
-    labels, weights            of one shard's rows
+    choose                     labels and weights of one shard's rows
     fill                       wider thresholds, if a class fell short of its floor
 """
 
@@ -57,6 +57,27 @@ class State:
     """Those of the epoch before."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What N rows are trained on as."""
+
+    label_n: np.ndarray
+    """Integers, shape (N,)."""
+    weight_n: np.ndarray
+    """In the loss, float64, shape (N,); 0 leaves the row out."""
+    target_nc: np.ndarray | None = None
+    """The distribution that a soft loss goes towards, shape (N, C), where the signals hold the
+    teacher's."""
+
+    def without(self, held_n: np.ndarray) -> "Choice":
+        """The same, but for rows that are not to be trained on: bool, shape (N,)."""
+        return replace(self, weight_n=np.where(held_n, 0.0, self.weight_n))
+
+    def counts(self, classes: int) -> np.ndarray:
+        """Rows selected by label, int64, shape (C,)."""
+        return np.bincount(self.label_n[self.weight_n > 0], minlength=classes)
+
+
 class Policy(ABC):
     """The interface; `seed` fixes everything random."""
 
@@ -106,18 +127,20 @@ class Policy(ABC):
         """The signals with the labels and the confidence that this policy goes by."""
         return signals
 
-    def labels(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray:
-        """What each row is trained on as, integers, shape (N,)."""
-        return self.view(epoch, signals, thresholds).label_n
-
-    def targets(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray | None:
-        """The distribution that each row is trained towards, shape (N, C), where the loss asks for
-        one and the signals hold the teacher's."""
-        return self.view(epoch, signals, thresholds).teacher_nc
-
     @abstractmethod
-    def weights(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray:
-        """Each row's weight in the loss, float64, shape (N,); 0 leaves the row out."""
+    def weights(self, epoch: int, seen: Signals, thresholds: Thresholds) -> np.ndarray:
+        """Each row's weight in the loss, float64, shape (N,); 0 leaves the row out.
+
+        Args:
+            epoch: from 0.
+            seen: what `view` gave.
+            thresholds: of the epoch.
+        """
+
+    def choose(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Choice:
+        """One shard's part of the selection."""
+        seen = self.view(epoch, signals, thresholds)
+        return Choice(seen.label_n, self.weights(epoch, seen, thresholds), seen.teacher_nc)
 
     def fill(
         self, statistics: ClassStatistics, selected_c: np.ndarray, thresholds: Thresholds
@@ -153,7 +176,7 @@ def select_rows(
     statistics: ClassStatistics,
     previous: Thresholds | None,
     held: Sequence[np.ndarray] | None = None,
-) -> tuple[State, list[tuple[np.ndarray, np.ndarray]]]:
+) -> tuple[State, list[Choice]]:
     """The whole selection of an epoch where all shards are in memory.
 
     Args:
@@ -165,26 +188,22 @@ def select_rows(
         held: which rows of each shard are not to be trained on, bool, shape (N,).
 
     Returns:
-        What was known, and (labels, weights) of each shard, both of shape (N,).
+        What was known, and each shard's choice.
     """
 
     def measure(question: str, thresholds: Thresholds) -> Tally:
         return reduce(add, (policy.measure(epoch, question, p, thresholds) for p in parts))
 
-    def choose(thresholds: Thresholds) -> list[tuple[np.ndarray, np.ndarray]]:
-        found = []
-        for number, part in enumerate(parts):
-            weight_n = policy.weights(epoch, part, thresholds)
-            if held is not None:
-                weight_n = np.where(held[number], 0.0, weight_n)
-            found.append((policy.labels(epoch, part, thresholds), weight_n))
-        return found
+    def choose(thresholds: Thresholds) -> list[Choice]:
+        found = [policy.choose(epoch, part, thresholds) for part in parts]
+        if held is None:
+            return found
+        return [choice.without(held_n) for choice, held_n in zip(found, held, strict=True)]
 
     state = settle(policy, epoch, statistics, previous, measure)
     chosen = choose(state.thresholds)
-    classes = len(statistics.rows_c)
-    selected_c = sum(np.bincount(label_n[w_n > 0], minlength=classes) for label_n, w_n in chosen)
-    wider = policy.fill(state.statistics, np.asarray(selected_c), state.thresholds)
+    selected_c = reduce(add, (choice.counts(len(statistics.rows_c)) for choice in chosen))
+    wider = policy.fill(state.statistics, selected_c, state.thresholds)
     if wider is None:
         return state, chosen
     return replace(state, thresholds=wider), choose(wider)

@@ -10,9 +10,9 @@ from llkd.core.thresholds import Thresholds
 class SelectAll(Policy):
     """Every row, weight 1."""
 
-    def weights(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray:
+    def weights(self, epoch: int, seen: Signals, thresholds: Thresholds) -> np.ndarray:
         """See Policy.weights."""
-        return np.ones(len(signals.label_n))
+        return np.ones(len(seen.label_n))
 
 
 class SelectRandom(Policy):
@@ -22,7 +22,7 @@ class SelectRandom(Policy):
         super().__init__(seed)
         self.fraction = fraction
 
-    def weights(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray:
+    def weights(self, epoch: int, seen: Signals, thresholds: Thresholds) -> np.ndarray:
         """See Policy.weights."""
-        draw_n = uniform_by_position(signals.position_n, self.seed, epoch)
+        draw_n = uniform_by_position(seen.position_n, self.seed, epoch)
         return (draw_n < self.fraction).astype(np.float64)

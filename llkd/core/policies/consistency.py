@@ -40,11 +40,10 @@ class StudentConfidencePolicy(FilledPolicy):
         """See Policy.question."""
         return ROWS if ROWS not in asked and self.student_speaks(epoch) else None
 
-    def weights(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray:
+    def weights(self, epoch: int, seen: Signals, thresholds: Thresholds) -> np.ndarray:
         """See Policy.weights."""
         if not self.student_speaks(epoch):
-            return np.ones(len(signals.label_n))
-        seen = self.view(epoch, signals, thresholds)
+            return np.ones(len(seen.label_n))
         weight_n = self.warm_weights(seen, thresholds)
         fills_n = thresholds.fills(seen.label_n, seen.confidence_n)
         return np.where(fills_n, 1.0, weight_n)

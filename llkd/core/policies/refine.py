@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from llkd.core.draws import uniform_by_position
-from llkd.core.policies.base import ROWS, Signals, State
+from llkd.core.policies.base import ROWS, Choice, Signals, State
 from llkd.core.policies.threshold import ThresholdPolicy
 from llkd.core.statistics import ClassStatistics, on_grid
 from llkd.core.tally import Tally, grid_sum
@@ -179,10 +179,10 @@ class Refined(ThresholdPolicy):
             teacher_nc=refined_nc,
         )
 
-    def weights(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray:
-        """See Policy.weights."""
-        weight_n = super().weights(epoch, signals, thresholds)
-        return np.where(self.guards(signals, thresholds), 0.0, weight_n)
+    def choose(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Choice:
+        """See Policy.choose: guard rows are left out."""
+        chosen = super().choose(epoch, signals, thresholds)
+        return chosen.without(self.guards(signals, thresholds))
 
 
 def refine(signals: Signals, thresholds: Thresholds) -> np.ndarray:

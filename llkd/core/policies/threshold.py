@@ -167,9 +167,8 @@ class ThresholdPolicy(FilledPolicy):
             return np.full(len(rows_c), self.rule.uncertainty)
         return statistics.mean_uncertainty_c
 
-    def weights(self, epoch: int, signals: Signals, thresholds: Thresholds) -> np.ndarray:
+    def weights(self, epoch: int, seen: Signals, thresholds: Thresholds) -> np.ndarray:
         """See Policy.weights."""
-        seen = self.view(epoch, signals, thresholds)
         uncertainty_n = seen.uncertainty_n if self._student_speaks(epoch) else None
         chosen_n = thresholds.passes(seen.label_n, seen.confidence_n, uncertainty_n)
         if self.rule.weights == "none":

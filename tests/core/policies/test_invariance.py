@@ -67,8 +67,9 @@ def chosen(
         written.append(state.thresholds.to_json())
         previous = Thresholds.from_json(written[-1])
     label_n, weight_n = np.zeros(ROWS, int), np.zeros(ROWS)
-    for part, (label, weight) in zip(parts, found, strict=True):
-        label_n[part.position_n], weight_n[part.position_n] = label, weight
+    for part, choice in zip(parts, found, strict=True):
+        label_n[part.position_n] = choice.label_n
+        weight_n[part.position_n] = choice.weight_n
     return written, label_n, weight_n
 
 
@@ -119,7 +120,7 @@ def test_a_shard_without_rows(name: PolicyName) -> None:
     signals = corpus()
     parts = [signals, taken(signals, np.array([], dtype=int))]
     _, found = select_rows(policy, 2, parts, statistics(parts), None)
-    assert [len(weight_n) for _, weight_n in found] == [ROWS, 0]
+    assert [len(choice.weight_n) for choice in found] == [ROWS, 0]
 
 
 def test_what_each_policy_asks_for() -> None:

@@ -85,10 +85,8 @@ def test_the_bias_brings_the_mean_to_its_target_in_a_few_steps() -> None:
 
 def refined(signals: Signals, epoch: int = 2) -> tuple[State, np.ndarray, np.ndarray]:
     policy = make_policy("refined", PolicySettings(class_floor=0.02, seed=1))
-    state, [(label_n, weight_n)] = select_rows(
-        policy, epoch, [signals], statistics([signals]), None
-    )
-    return state, label_n, weight_n
+    state, [choice] = select_rows(policy, epoch, [signals], statistics([signals]), None)
+    return state, choice.label_n, choice.weight_n
 
 
 def gold() -> np.ndarray:

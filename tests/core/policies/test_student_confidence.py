@@ -30,8 +30,8 @@ def choose(
     signals = Signals(label_n, sure_n, uncertainty_n, np.arange(len(label_n)), student_nc)
     statistics = class_statistics(label_n, sure_n, uncertainty_n, student_nc.shape[1])
     policy = make_policy(name, settings)
-    state, [(_, weight_n)] = select_rows(policy, epoch, [signals], statistics, previous)
-    return state, weight_n.tolist()
+    state, [choice] = select_rows(policy, epoch, [signals], statistics, previous)
+    return state, choice.weight_n.tolist()
 
 
 @pytest.mark.parametrize("name", ["freematch", "softmatch", "small_loss", "confident_learning"])
