@@ -5,7 +5,9 @@ reads the rows and labels of `<run_dir>` (see RunLayout) and resumes like any ot
 student a run takes seconds and leaves nothing but its figures.
 """
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llkd.config import RunConfig
+from llkd.config_file import changed
 from llkd.core.policies import Signals
 from llkd.errors import ConfigError
 from llkd.manifest import read_manifest
@@ -22,32 +25,50 @@ from llkd.schema import GOLD, RunLayout
 from llkd.storage import Folder
 
 
-def require_measurable(config: RunConfig) -> None:
-    """See that runs can be compared.
+def require_comparable(config: RunConfig, policies: Sequence[str]) -> None:
+    """See that runs can be compared, before any is made.
 
     Raises:
-        ConfigError: there is no test set.
+        ConfigError: there is no test set, or no such policy or setting.
     """
     if config.test is None:
         raise ConfigError("Policies are compared on a test set: name its files in test.path")
+    for what in policies:
+        variant(config, what)
 
 
-def variants(config: RunConfig, policies: Sequence[str], seeds: int) -> Iterator[RunConfig]:
-    """The config of each run, policy by policy.
+def variant(config: RunConfig, what: str) -> RunConfig:
+    """The config of a policy, with settings of its own if it has any.
+
+    Args:
+        config: what all have in common.
+        what: a value of `selection.policy`, or `POLICY:dotted.key=value;dotted.key=value`.
+
+    Raises:
+        ConfigError: there is no such policy or setting.
+    """
+    policy, _, settings = what.partition(":")
+    overrides = [setting for setting in settings.split(";") if setting]
+    return changed(config, [f"selection.policy={policy}", *overrides])
+
+
+def variants(
+    config: RunConfig, policies: Sequence[str], seeds: int
+) -> Iterator[tuple[str, RunConfig]]:
+    """(what, config) of each run, policy by policy; see `variant`.
 
     Args:
         config: what they have in common.
-        policies: values of `selection.policy`.
+        policies: what to compare.
         seeds: how many, from the config's own on.
     """
     layout = RunLayout(config.run_dir)
-    for policy in policies:
-        selection = config.selection.model_copy(update={"policy": policy})
+    for what in policies:
+        found = variant(config, what)
+        name = re.sub(r"[^\w.=-]+", "-", what)
         for seed in range(config.seed, config.seed + seeds):
-            run_dir = layout.comparison(f"{policy}-{seed}")
-            yield config.model_copy(
-                update={"run_dir": run_dir, "selection": selection, "seed": seed}
-            )
+            run_dir = layout.comparison(f"{name}-{seed}")
+            yield what, found.model_copy(update={"run_dir": run_dir, "seed": seed})
 
 
 def is_labelled(config: RunConfig) -> bool:
@@ -65,8 +86,8 @@ def run_cheap(
     from llkd.research.cheap import CheapRun, read_problem
 
     problem, results = read_problem(config), []
-    for variant in variants(config, policies, seeds):
-        results.append(CheapRun(variant, problem).run())
+    for what, run in variants(config, policies, seeds):
+        results.append(replace(CheapRun(run, problem).run(), policy=what))
         _say(results[-1], console)
     return results
 
@@ -78,22 +99,22 @@ def run_fine_tuned(
     from llkd.pipeline import METRICS, check_run, run_all
 
     results = []
-    for variant in variants(config, policies, seeds):
-        check_run(variant)
-        if not Folder(variant.run_dir).exists(METRICS):
-            run_all(variant, console)
-        results.append(_read_result(variant, Folder(variant.run_dir).read_json(METRICS)))
+    for what, run in variants(config, policies, seeds):
+        check_run(run)
+        if not Folder(run.run_dir).exists(METRICS):
+            run_all(run, console)
+        results.append(_read_result(what, run, Folder(run.run_dir).read_json(METRICS)))
         _say(results[-1], console)
     return results
 
 
-def _read_result(config: RunConfig, metrics: dict[str, Any]) -> RunResult:
+def _read_result(what: str, config: RunConfig, metrics: dict[str, Any]) -> RunResult:
     """What a finished run came to."""
     from llkd.epochs import read_stats
 
     tested, selection = metrics["student"]["test"], metrics["selection"]
     return RunResult(
-        policy=config.selection.policy,
+        policy=what,
         seed=config.seed,
         accuracy=tested["accuracy"],
         macro_f1=tested["macro_f1"],

@@ -27,6 +27,7 @@ class RunResult:
     """One policy, one seed."""
 
     policy: str
+    """With the settings of its own, where it has any."""
     seed: int
     accuracy: float
     """On the test set."""
@@ -73,7 +74,7 @@ def summarise(results: Sequence[RunResult]) -> list[Summary]:
     for result in results:
         by_policy.setdefault(result.policy, []).append(result)
     score = {name: float(np.mean([r.macro_f1 for r in runs])) for name, runs in by_policy.items()}
-    baselines = [name for name in score if name not in OURS] or list(score)
+    baselines = [name for name in score if name.partition(":")[0] not in OURS] or list(score)
     best = max(baselines, key=lambda name: score[name])
     found = []
     for name in sorted(score, key=lambda name: -score[name]):

@@ -19,7 +19,7 @@ from llkd.pipeline import datasets_of
 from llkd.research.cheap import CheapRun, Head, read_problem
 from llkd.research.compare import (
     is_labelled,
-    require_measurable,
+    require_comparable,
     run_cheap,
     run_fine_tuned,
     variants,
@@ -52,15 +52,16 @@ def silent() -> Console:
 
 
 def test_each_policy_and_seed_is_a_run_of_its_own(labelled: tuple[RunConfig, MakeConfig]) -> None:
-    found = list(variants(labelled[0], ["llkd", "all"], 2))
-    assert [run.run_dir.rsplit("/", 1)[1] for run in found] == [
-        "llkd-0",
-        "llkd-1",
-        "all-0",
-        "all-1",
-    ]
-    assert [run.seed for run in found] == [0, 1, 0, 1]
-    assert found[2].selection.policy == "all"
+    policies = ["all", "refined:selection.beta=0.5;student.epochs=3"]
+    found = list(variants(labelled[0], policies, 2))
+    assert [run.run_dir.rsplit("/compare/", 1)[1] for _, run in found] == [
+        "all-0", "all-1", "refined-selection.beta=0.5-student.epochs=3-0",
+        "refined-selection.beta=0.5-student.epochs=3-1",
+    ]  # fmt: skip
+    assert [run.seed for _, run in found] == [0, 1, 0, 1]
+    what, run = found[3]
+    assert what == policies[1]
+    assert (run.selection.policy, run.selection.beta, run.student.epochs) == ("refined", 0.5, 3)
 
 
 def test_cheap_runs_learn_and_are_the_same_again(labelled: tuple[RunConfig, MakeConfig]) -> None:
@@ -120,9 +121,11 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     _, make = labelled
     with pytest.raises(ConfigError, match="test.path"):
-        require_measurable(make(test=None))
+        require_comparable(make(test=None), ["all"])
     empty = make(run_dir=str(tmp_path / "empty"))
     assert not is_labelled(empty)
+    with pytest.raises(ConfigError, match="selection.betta"):
+        require_comparable(empty, ["refined:selection.betta=1"])
     with pytest.raises(IncompleteError):
         run_cheap(empty, ["all"], 1, silent())
 
@@ -165,9 +168,10 @@ def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None
     assert "best baseline" in done.stdout
 
 
-def test_a_policy_that_there_is_not(tmp_path: Path) -> None:
+def test_a_policy_that_there_is_not(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
+    path = written(tmp_path / "config.yaml", labelled[0])
     done = subprocess.run(
-        [sys.executable, "jobs/compare.py", "x.yaml", "--policies", "none"],
+        [sys.executable, "jobs/compare.py", str(path), "--policies", "none"],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 2

@@ -229,9 +229,9 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
         assert ours < 5e-3 if epoch == 1 else ours > 5e-3
         chosen = Folder(layout.selection(epoch)).read_shard(2)
         seen = policy.view(epoch, signals, thresholds)
-        assert chosen["label"].to_pylist() == seen.label_n[chosen["row"]].tolist()
+        assert chosen["label"].to_pylist() == seen.label_n[chosen["row"].to_numpy()].tolist()
         assert seen.teacher_nc is not None
-        expected = seen.teacher_nc[chosen["row"]]
+        expected = seen.teacher_nc[chosen["row"].to_numpy()]
         assert matrix(chosen["probs"]) == pytest.approx(expected, abs=1e-6)
         found.append(selected_rows(config, epoch))
     # As after a kill between the last epoch's scoring and its selection.
