@@ -12,12 +12,16 @@ _SIZE = (4.0, 3.0)
 
 
 def draw_all(folder: Folder, results: Sequence[RunResult], summaries: Sequence[Summary]) -> None:
-    """Write all plots as PNG: `score`, `selected`, `thresholds` and, where the corpus has gold,
-    `reliability`. Of each policy the first seed is drawn where all would be too much."""
-    first = {result.policy: result for result in reversed(results)}
+    """Write all plots as PNG: `score`, `selected`, `thresholds` where there are any, and
+    `reliability` where the corpus has gold. Of each policy the first seed is drawn where all would be too much."""
+    first: dict[str, RunResult] = {}
+    for result in results:
+        first.setdefault(result.policy, result)
     _save(folder, "score", _score(results, summaries))
     _save(folder, "selected", _selected(first))
-    _save(folder, "thresholds", _thresholds(first))
+    barred = {policy: result for policy, result in first.items() if _has_bars(result)}
+    if barred:
+        _save(folder, "thresholds", _thresholds(barred))
     if any(result.reliability for result in first.values()):
         _save(folder, "reliability", _reliability(first))
 
@@ -70,6 +74,15 @@ def _selected(first: dict[str, RunResult]) -> Any:
     return figure
 
 
+def _has_bars(result: RunResult) -> bool:
+    return any(
+        bar is not None
+        for entry in result.epochs
+        for signal in ("confidence", "uncertainty")
+        for bar in entry["thresholds"][f"{signal}_c"]
+    )
+
+
 def _thresholds(first: dict[str, RunResult]) -> Any:
     """Thresholds by class and epoch; a column for each policy."""
     figure, panels = _figure(2, len(first))
@@ -98,7 +111,7 @@ def _reliability(first: dict[str, RunResult]) -> Any:
                 panel.plot(mean, right, marker=".", label=policy)
             if signal == "confidence" and bins:
                 break  # it is the teacher's: the same in all runs
-        panel.set(xlabel=signal, ylabel="share of pseudo-labels that are right", ylim=(0, 1.02))
+        panel.set(xlabel=signal, ylabel="share of labels that are right", ylim=(0, 1.02))
     _legend(panels[0][-1])
     return figure
 
