@@ -1,20 +1,23 @@
 """Between Arrow's columns and numpy: distributions, and labels by name."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def fixed_lists(values_nc: np.ndarray) -> pa.FixedSizeListArray:
-    """A matrix of shape (N, C) as N lists of C float32 numbers."""
-    flat = np.ascontiguousarray(values_nc, dtype=np.float32).reshape(-1)
+def fixed_lists(
+    values_nc: np.ndarray, numbers: type[np.floating[Any]] = np.float32
+) -> pa.FixedSizeListArray:
+    """A matrix of shape (N, C) as N lists of C numbers."""
+    flat = np.ascontiguousarray(values_nc, dtype=numbers).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), values_nc.shape[1])
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """The inverse of `fixed_lists`: float32, shape (N, C)."""
+    """The inverse of `fixed_lists`: shape (N, C)."""
     width = column.type.list_size
     lists = column.combine_chunks()
     if isinstance(lists, pa.ChunkedArray):  # an empty column has no chunk to combine

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -27,20 +27,51 @@ def run_job(name: str, description: str | None) -> None:
     Exit status: 0 when everything is there; 1 when the job failed; 2 for a wrong command line
     or config; 130 when interrupted.
     """
-    arguments = _parser(name, description).parse_args()
+    arguments = job_parser(name, description).parse_args()
+    config = read_config(arguments)
+
+    def work(console: Console) -> None:
+        # Only now: importing Ray and connecting to it talk too.
+        from llkd.pipeline import run_stage
+
+        with connected():
+            run_stage(name, config, console)
+
+    run_logged(name, config, work)
+
+
+def read_config(arguments: argparse.Namespace) -> RunConfig:
+    """The config that the command line names; exits with status 2 if it is wrong."""
     try:
-        config = absolute_paths(load_config(arguments.config, arguments.overrides))
+        return absolute_paths(load_config(arguments.config, arguments.overrides))
     except LLKDError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def run_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> None:
+    """Do some work, with all that the libraries say in a log, and exit; see `run_job`."""
     try:
-        sys.exit(_run(name, config))
+        sys.exit(_run(name, config, work))
     except OSError as error:  # before there is a log
         print(f"StorageError: cannot write into run_dir: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Ray, for the while."""
+    from llkd import runtime
+
+    runtime.connect()
+    try:
+        yield
+    finally:
+        runtime.disconnect()
+
+
+def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of a config and of settings that replace its own."""
     parser = argparse.ArgumentParser(
         prog=f"jobs/{name}.py",
         description=description,
@@ -53,20 +84,11 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(name: str, config: RunConfig) -> int:
+def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
     layout = RunLayout(config.run_dir)
     with _captured_output(layout, name) as (console, log):
         try:
-            # Only now: importing Ray and connecting to it talk too.
-            from llkd import runtime
-
-            runtime.connect()
-            try:
-                from llkd.pipeline import run_stage
-
-                run_stage(name, config, console)
-            finally:
-                runtime.disconnect()
+            work(console)
             return 0
         except KeyboardInterrupt:
             console.print("Interrupted. The same command goes on from here.")

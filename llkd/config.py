@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from llkd.config_learning import CheapConfig, Loss, LossSettings, SelectionConfig
 from llkd.config_sources import (
     PREDICT,
     CorpusConfig,
@@ -32,8 +33,6 @@ ENGINES = ("vllm", "transformers", "openai", "table")
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 """The object stores and file systems that pyarrow reaches by URI."""
 
-PolicyName = Literal["llkd", "all", "random", "teacher_confidence", "student_uncertainty"]
-
 
 def _label_name(name: str) -> str:
     if not name.strip():
@@ -49,6 +48,8 @@ def _run_dir(path: str) -> str:
     scheme, separator, _ = path.partition("://")
     if separator and scheme not in SCHEMES:
         raise ValueError(f"must be a directory or a URI of {', '.join(SCHEMES)}")
+    if path.rstrip("/").split("/")[-2:-1] == ["compare"]:
+        raise ValueError("must not be in a folder named compare: jobs/compare.py makes such runs")
     return path
 
 
@@ -229,6 +230,8 @@ class StudentConfig(Section):
     warmup_fraction: Fraction = 0.1
     """Share of the training steps in which the learning rate rises from 0 to its peak; after
     that it falls linearly to 0."""
+    loss: Loss = LossSettings()
+    """What a selected row costs: hard or soft labels, and how."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this Euclidean norm."""
     max_length: Annotated[int, Field(ge=2)] = 128
@@ -298,32 +301,6 @@ class StudentConfig(Section):
         return self
 
 
-class SelectionConfig(Section):
-    """Which rows the student trains on, chosen anew each epoch."""
-
-    policy: PolicyName = "llkd"
-    """`llkd`: the teacher is confident and the student is uncertain. Baselines: `all`, `random`,
-    `teacher_confidence`, `student_uncertainty`."""
-    uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"
-    """How the student's uncertainty is read off its distribution."""
-    mc_dropout: Annotated[int, Field(ge=0)] = 0
-    """Passes with dropout whose mean is the student's distribution (arXiv 1506.02142); 0: one
-    pass without dropout. Each pass costs as much as the one it replaces."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Weight m of the past in the moving average x <- m x + (1 - m) x_new of the per-class
-    means that serve as thresholds."""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 1
-    """Epochs in which the teacher's side alone selects: a cold student's uncertainty is noise."""
-    class_floor: Fraction = 0.02
-    """Least share of each class's rows to select; a class that falls short is filled up with
-    the rows the teacher is surest of."""
-    weights: Literal["none", "product"] = "product"
-    """Weights of the selected rows in the loss: 1, or confidence times uncertainty, scaled to
-    mean 1."""
-    fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """For `random`: the share of rows drawn each epoch."""
-
-
 class PlanConfig(Section):
     """What `jobs/plan.py` looks at."""
 
@@ -355,6 +332,7 @@ class RunConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     plan: PlanConfig = PlanConfig()
     predict: PredictConfig = PredictConfig()
+    cheap: CheapConfig = CheapConfig()
     max_reject_fraction: Fraction = 0.1
     """A stage fails when more than this share of the rows cannot be used."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -62,6 +62,18 @@ def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
         raise ConfigError(f"{source} has wrong settings:\n{problems}") from error
 
 
+def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The same config but for `dotted.key=value` overrides.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    raw = config.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, source=", ".join(overrides))
+
+
 def absolute_paths(config: RunConfig) -> RunConfig:
     """The same config with its local paths made absolute: Ray's workers run in other folders."""
 

@@ -17,21 +17,24 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from llkd.arrays import fixed_lists, matrix
 from llkd.config import RunConfig
 from llkd.core.holdout import Holdout
 from llkd.core.statistics import on_grid
 from llkd.core.thresholds import Thresholds
-from llkd.core.uncertainty import MEASURES
+from llkd.core.uncertainty import MEASURES, running_mean
 from llkd.errors import LLKDError, StorageError, StudentError
 from llkd.prefetch import Ahead
 from llkd.progress import now_and_then
 from llkd.schema import (
     LABEL,
+    PROBS,
     ROW,
     TEXT,
     UNCERTAINTY,
     UNCERTAINTY_SCHEMA,
     RunLayout,
+    with_probs,
 )
 from llkd.selection import Selector, policy_of, sums_by_class
 from llkd.shard_queue import Piece
@@ -199,7 +202,10 @@ class EpochLoop:
         measure = MEASURES[self.config.selection.uncertainty]
         done, seed = 0, self.config.seed * 1009 + epoch
         for piece, probs_nc in self.scorer.stream(self._pieces(), seed):
-            whole_n = ray.get(self.queue.done.remote(piece, on_grid(measure(probs_nc))))
+            found_n = on_grid(measure(probs_nc))
+            if self.policy.student_probs != "none":
+                found_n = np.column_stack([found_n, probs_nc])
+            whole_n = ray.get(self.queue.done.remote(piece, found_n))
             done += len(probs_nc)
             self.tracker.update.remote(f"{epoch}/{self.rank}", done)
             if whole_n is not None:
@@ -219,13 +225,32 @@ class EpochLoop:
                 texts = texts.take(row_n)
             yield piece, texts[piece.start : piece.stop].to_pylist()
 
-    def _write_uncertainty(self, epoch: int, shard: int, uncertainty_n: np.ndarray) -> None:
-        """Write a shard's uncertainty, and tell its sums by class."""
+    def _write_uncertainty(self, epoch: int, shard: int, found: np.ndarray) -> None:
+        """Write a shard's uncertainty, and tell its sums by class.
+
+        Args:
+            epoch: from 0.
+            shard: its number.
+            found: uncertainty, shape (N,); or, with the student's distribution, (N, 1 + C).
+        """
         labels = Folder(self.layout.pseudo_labels).read_shard(shard, [ROW, LABEL])
-        table = pa.table({ROW: labels[ROW], UNCERTAINTY: uncertainty_n}, schema=UNCERTAINTY_SCHEMA)
-        Folder(self.layout.uncertainty(epoch)).write_shard(shard, table)
+        folder = Folder(self.layout.uncertainty(epoch))
+        uncertainty_n = found if found.ndim == 1 else np.ascontiguousarray(found[:, 0])
+        columns, schema = {ROW: labels[ROW], UNCERTAINTY: uncertainty_n}, UNCERTAINTY_SCHEMA
+        if found.ndim == 2:
+            columns[PROBS] = fixed_lists(self._kept(epoch, shard, found[:, 1:]), np.float16)
+            schema = with_probs(schema, pa.float16(), self.selector.classes)
+        folder.write_shard(shard, pa.table(columns, schema=schema))
         sums_c = sums_by_class(labels[LABEL].to_numpy(), uncertainty_n, self.selector.classes)
         ray.get(self.queue.scored.remote(shard, sums_c))
+
+    def _kept(self, epoch: int, shard: int, probs_nc: np.ndarray) -> np.ndarray:
+        """What is kept of the student's distributions of a shard, shape (N, C)."""
+        earlier = epoch - self.policy.warmup_epochs
+        if self.policy.student_probs == "epoch" or earlier <= 0:
+            return probs_nc
+        before = Folder(self.layout.uncertainty(epoch - 1)).read_shard(shard, [PROBS])[PROBS]
+        return running_mean(matrix(before), probs_nc, earlier)
 
     def _select(self, epoch: int) -> dict[str, Any]:
         """The selection of this epoch: made by rank 0, read by all."""
@@ -274,7 +299,7 @@ class EpochLoop:
         rows = SelectedRows(
             Folder(self.layout.rows("corpus")), Folder(self.layout.selection(epoch)),
             self.tokenizer, batch_size=batch_size, max_length=student.max_length,
-            micro_batch_size=student.micro_batch_size,
+            micro_batch_size=student.micro_batch_size, targets=student.loss.uses_targets,
         )  # fmt: skip
         torch.manual_seed(seed * 65537 + self.rank)  # dropout
         weight_mean = counts.weight_sum / max(stats["selected"], 1)

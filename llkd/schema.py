@@ -11,6 +11,9 @@ LOGPROBS, LABEL_MASS, DISAGREEMENT = "logprobs", "label_mass", "disagreement"
 UNCERTAINTY, PROBS = "uncertainty", "probs"
 LABEL, CONFIDENCE, WEIGHT = "label", "confidence", "weight"
 
+COMPARE = "compare"
+"""The folder of a run that holds runs on the same rows and labels."""
+
 FORMAT_VERSION = 1
 """Raised when a run directory of an older LLKD can no longer be read."""
 
@@ -75,6 +78,11 @@ SELECTION_SCHEMA = pa.schema(
 """The rows to train on; weights are raw, their sum over all shards is in counts.json."""
 
 
+def with_probs(schema: pa.Schema, numbers: pa.DataType, classes: int) -> pa.Schema:
+    """A sidecar's schema with a distribution over the labels beside each row."""
+    return schema.append(pa.field(PROBS, pa.list_(numbers, classes), nullable=False))
+
+
 def predictions_schema(with_id: bool, classes: int | None) -> pa.Schema:
     """The finished student's label of each row by name, and its probability; with `classes` the
     whole distribution too."""
@@ -116,6 +124,16 @@ class RunLayout:
     def _at(self, *parts: str) -> str:
         return "/".join((self.run_dir.rstrip("/"), *parts))
 
+    def _input(self, *parts: str) -> str:
+        """Where rows and labels are: of a run in RUN/compare/NAME those of RUN, so that runs which
+        differ in the student share them on any filesystem."""
+        *outer, folder, _ = ["", *self.run_dir.rstrip("/").split("/")]
+        return "/".join((*outer[1:], *parts)) if folder == COMPARE else self._at(*parts)
+
+    def comparison(self, name: str) -> str:
+        """A run on this run's rows and labels; or what such runs have in common."""
+        return self._at(COMPARE, name)
+
     @property
     def root(self) -> str:
         """The run directory."""
@@ -123,12 +141,13 @@ class RunLayout:
 
     def rows(self, dataset: str) -> str:
         """Shards of rows; `dataset` is `corpus`, `test`, `validation` or `predict/NAME`."""
-        return self._at(dataset)
+        return self._input(dataset)
 
     def labels(self, dataset: str) -> str:
         """The teacher's labels of a data set; one of several teachers has a folder of its own."""
         name = "labels" if dataset == "corpus" else f"{dataset}_labels"
-        return self._at(name) if self.teacher is None else self._at("teachers", self._number, name)
+        parts = () if self.teacher is None else ("teachers", self._number)
+        return self._input(*parts, name)
 
     @property
     def _number(self) -> str:
@@ -150,7 +169,7 @@ class RunLayout:
 
     def rejects(self, stage: str) -> str:
         """Rows that a stage left out."""
-        return self._at("rejects", stage)
+        return self._input("rejects", stage)
 
     @property
     def pseudo_labels(self) -> str:

@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llkd.arrays import matrix
+from llkd.arrays import fixed_lists, matrix
 from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.holdout import Holdout
-from llkd.core.policies import Policy, Signals, make_policy
+from llkd.core.policies import (
+    Policy,
+    PolicySettings,
+    Rule,
+    Signals,
+    make_policy,
+    settle,
+)
 from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
+from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
 from llkd.errors import StorageError
 from llkd.runtime import sum_over_shards
@@ -25,12 +33,14 @@ from llkd.schema import (
     CONFIDENCE,
     LABEL,
     LOGPROBS,
+    PROBS,
     PSEUDO_LABELS_SCHEMA,
     ROW,
     SELECTION_SCHEMA,
     UNCERTAINTY,
     WEIGHT,
     RunLayout,
+    with_probs,
 )
 from llkd.storage import Folder
 
@@ -41,15 +51,24 @@ COUNTS = "counts.json"
 def policy_of(config: RunConfig) -> Policy:
     """The policy that the config asks for."""
     selection = config.selection
-    return make_policy(
-        selection.policy,
+    rule = Rule(
+        thresholds=selection.thresholds,
+        fraction=selection.fraction,
+        confidence=selection.confidence_threshold,
+        uncertainty=selection.uncertainty_threshold,
         momentum=selection.momentum,
+        weights=selection.weights,
+    )
+    settings = PolicySettings(
+        rule=rule,
+        sides=selection.sides,
         warmup_epochs=selection.warmup_epochs,
         class_floor=selection.class_floor,
-        product_weights=selection.weights == "product",
-        fraction=selection.fraction,
+        beta=selection.beta,
+        clean_probability=selection.clean_probability,
         seed=config.seed,
     )
+    return make_policy(selection.policy, settings)
 
 
 def shard_starts(rows: Sequence[int]) -> tuple[int, ...]:
@@ -131,6 +150,11 @@ class Selector:
         return len(self.config.task.labels)
 
     @property
+    def keeps_teacher_probs(self) -> bool:
+        """Whether the policy or the loss needs the teacher's distributions."""
+        return policy_of(self.config).uses_teacher_probs or self.config.student.loss.uses_targets
+
+    @property
     def _layout(self) -> RunLayout:
         return RunLayout(self.config.run_dir)
 
@@ -156,44 +180,53 @@ class Selector:
     def _label_shard(self, folder: Folder, calibration: Calibration, shard: int) -> None:
         table = Folder(self._layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
         probs_nc = calibration.apply(matrix(table[LOGPROBS]))
-        folder.write_shard(
-            shard,
-            pa.table(
-                {
-                    ROW: table[ROW],
-                    LABEL: probs_nc.argmax(axis=1).astype(np.int32),
-                    CONFIDENCE: on_grid(probs_nc.max(axis=1)),
-                },
-                schema=PSEUDO_LABELS_SCHEMA,
-            ),
-        )
+        columns, schema = {
+            ROW: table[ROW],
+            LABEL: probs_nc.argmax(axis=1).astype(np.int32),
+            CONFIDENCE: on_grid(probs_nc.max(axis=1)),
+        }, PSEUDO_LABELS_SCHEMA  # fmt: skip
+        if self.keeps_teacher_probs:
+            columns[PROBS] = fixed_lists(probs_nc)
+            schema = with_probs(schema, pa.float32(), self.classes)
+        folder.write_shard(shard, pa.table(columns, schema=schema))
 
     def teacher_statistics(self) -> ClassStatistics:
         """Counts and confidence by class over the corpus; the same in every epoch."""
         return ClassStatistics.from_json(Folder(self._layout.pseudo_labels).read_json(STATISTICS))
 
-    def signals(self, shard: int, epoch: int | None) -> tuple[np.ndarray, Signals]:
-        """(row, signals) of a shard's labelled rows; without an epoch, without uncertainty.
+    def signals(
+        self, shard: int, epoch: int | None, policy: Policy | None = None
+    ) -> tuple[np.ndarray, Signals]:
+        """(row, signals) of a shard's labelled rows.
+
+        Args:
+            shard: its number.
+            epoch: whose uncertainty is wanted; None: without it.
+            policy: whose further needs, and those of the loss, are met.
 
         Raises:
             StorageError: the sidecars do not belong together.
         """
         folder = Folder(self._layout.pseudo_labels)
-        table = folder.read_shard(shard, [ROW, LABEL, CONFIDENCE])
+        teacher = policy is not None and self.keeps_teacher_probs
+        table = folder.read_shard(shard, [ROW, LABEL, CONFIDENCE, *([PROBS] if teacher else [])])
         row_n = table[ROW].to_numpy()
-        uncertainty_n = None
+        uncertainty_n = student_nc = None
         if epoch is not None:
             folder = Folder(self._layout.uncertainty(epoch))
-            scored = folder.read_shard(shard, [ROW, UNCERTAINTY])
+            student = policy is not None and policy.student_probs != "none"
+            scored = folder.read_shard(shard, [ROW, UNCERTAINTY, *([PROBS] if student else [])])
             if not np.array_equal(scored[ROW].to_numpy(), row_n):
                 raise StorageError(
                     f"Shard {shard} of {folder.uri} has other rows than its labels; delete "
                     f"{self._layout.epoch(epoch)} and run again"
                 )
             uncertainty_n = scored[UNCERTAINTY].to_numpy()
+            student_nc = matrix(scored[PROBS]) if student else None
         return row_n, Signals(
             table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy(), uncertainty_n,
-            self.starts[shard] + row_n.astype(np.int64),
+            self.starts[shard] + row_n.astype(np.int64), student_nc,
+            matrix(table[PROBS]) if teacher else None,
         )  # fmt: skip
 
     def uncertainty_sums(self, shards: Sequence[int], epoch: int) -> np.ndarray:
@@ -230,37 +263,22 @@ class Selector:
         policy = policy_of(self.config)
         if uncertainty_c is not None:
             statistics = replace(statistics, uncertainty_c=uncertainty_c)
-        thresholds = policy.thresholds(epoch, statistics, previous)
+
+        def measure(question: str, thresholds: Thresholds) -> Tally:
+            work = partial(_measure_shard, self, epoch, policy, question, thresholds)
+            total: Tally = sum_over_shards(Tally, work, range(self.shards), reserve=False)
+            return total
+
+        state = settle(policy, epoch, statistics, previous, measure)
+        statistics, thresholds = state.statistics, state.thresholds
         counts = self._pass(epoch, policy, thresholds, holdout)
         wider = policy.fill(statistics, counts.selected_c, thresholds)
         if wider is not None:
             thresholds = wider
             counts = self._pass(epoch, policy, wider, holdout)
         Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
-        rows, chosen = int(statistics.rows_c.sum()), int(counts.selected_c.sum())
-        return {
-            "epoch": epoch,
-            "policy": self.config.selection.policy,
-            "rows": rows,
-            "selected": chosen,
-            "fraction": chosen / max(rows, 1),
-            "classes": self._by_class(statistics, counts, uncertainty_c is not None),
-            "thresholds": thresholds.to_json(),
-        }
-
-    def _by_class(
-        self, statistics: ClassStatistics, counts: Counts, scored: bool
-    ) -> dict[str, dict[str, Any]]:
-        return {
-            name: {
-                "rows": int(statistics.rows_c[i]),
-                "selected": int(counts.selected_c[i]),
-                "fraction": float(counts.selected_c[i] / max(statistics.rows_c[i], 1)),
-                "mean_confidence": _number(statistics.mean_confidence_c[i]),
-                "mean_uncertainty": _number(statistics.mean_uncertainty_c[i]) if scored else None,
-            }
-            for i, name in enumerate(self.config.task.label_names)
-        }
+        scored = uncertainty_c is not None
+        return epoch_stats(self.config, epoch, statistics, counts.selected_c, thresholds, scored)
 
     def counts(self, epoch: int) -> Counts:
         """What an epoch selected."""
@@ -288,9 +306,60 @@ class Selector:
         return int(total.sum_c[0])
 
 
+def epoch_stats(
+    config: RunConfig,
+    epoch: int,
+    statistics: ClassStatistics,
+    selected_c: np.ndarray,
+    thresholds: Thresholds,
+    scored: bool,
+) -> dict[str, Any]:
+    """What stats.json tells of an epoch's selection.
+
+    Args:
+        config: the run.
+        epoch: from 0.
+        statistics: of the labels and confidences that the policy goes by.
+        selected_c: rows selected by label, shape (C,).
+        thresholds: that they were selected by.
+        scored: whether the student's uncertainty was measured.
+    """
+    rows, chosen = int(statistics.rows_c.sum()), int(selected_c.sum())
+    return {
+        "epoch": epoch,
+        "policy": config.selection.policy,
+        "rows": rows,
+        "selected": chosen,
+        "fraction": chosen / max(rows, 1),
+        "classes": {
+            name: {
+                "rows": int(statistics.rows_c[i]),
+                "selected": int(selected_c[i]),
+                "fraction": float(selected_c[i] / max(statistics.rows_c[i], 1)),
+                "mean_confidence": _number(statistics.mean_confidence_c[i]),
+                "mean_uncertainty": _number(statistics.mean_uncertainty_c[i]) if scored else None,
+            }
+            for i, name in enumerate(config.task.label_names)
+        },
+        "thresholds": thresholds.to_json(),
+    }
+
+
 def sums_by_class(label_n: np.ndarray, signal_n: np.ndarray, classes: int) -> np.ndarray:
     """The sum of a signal by pseudo-label, float64, shape (C,)."""
     return np.bincount(label_n, weights=signal_n, minlength=classes)
+
+
+def _measure_shard(
+    selector: Selector,
+    epoch: int,
+    policy: Policy,
+    question: str,
+    thresholds: Thresholds,
+    shard: int,
+) -> Tally:
+    _, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, policy)
+    return policy.measure(epoch, question, signals, thresholds)
 
 
 def _select_shard(
@@ -301,16 +370,19 @@ def _select_shard(
     holdout: Holdout | None,
     shard: int,
 ) -> Counts:
-    row_n, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None)
-    weight_n = policy.weights(epoch, signals, thresholds)
+    row_n, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, policy)
+    choice = policy.choose(epoch, signals, thresholds)
     if holdout is not None and shard in holdout.shards:
-        weight_n[holdout.rows(signals)] = 0.0
-    chosen_n = np.flatnonzero(weight_n)
-    label_n = signals.label_n[chosen_n]
-    weight_n = weight_n[chosen_n].astype(np.float32)
-    table = pa.table(
-        {ROW: row_n[chosen_n], LABEL: label_n, WEIGHT: weight_n}, schema=SELECTION_SCHEMA
-    )
+        choice = choice.without(holdout.rows(signals))
+    chosen_n = np.flatnonzero(choice.weight_n)
+    label_n = choice.label_n[chosen_n]
+    weight_n = choice.weight_n[chosen_n].astype(np.float32)
+    columns, schema = {ROW: row_n[chosen_n], LABEL: label_n, WEIGHT: weight_n}, SELECTION_SCHEMA
+    if selector.config.student.loss.uses_targets:
+        assert choice.target_nc is not None
+        columns[PROBS] = fixed_lists(choice.target_nc[chosen_n])
+        schema = with_probs(schema, pa.float32(), selector.classes)
+    table = pa.table(columns, schema=schema)
     Folder(RunLayout(selector.config.run_dir).selection(epoch)).write_shard(shard, table)
     return Counts(
         np.bincount(label_n, minlength=selector.classes),

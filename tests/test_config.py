@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -205,3 +206,15 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 )
 def test_shipped_configs_are_valid(path: Path) -> None:
     load_config(str(path))
+
+
+def test_the_policies_of_the_config_are_those_there_are() -> None:
+    from llkd import config_learning
+    from llkd.core import policies
+
+    assert set(get_args(config_learning.PolicyName)) == set(get_args(policies.PolicyName))
+
+
+def test_a_run_of_ones_own_is_not_put_among_compared_runs() -> None:
+    with pytest.raises(ConfigError, match="jobs/compare.py"):
+        parse_config({**MINIMAL, "run_dir": "runs/x/compare/llkd-0"})

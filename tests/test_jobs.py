@@ -302,6 +302,7 @@ def test_help_tells_what_a_job_does() -> None:
         assert "usage:" in output
         assert "Safe to run again" in output or "left alone" in output
     assert "teacher" in run("benchmark", "--help")
+    assert "--policies" in run("compare", "--help")
 
 
 def listening_addresses(root: int) -> set[str]:

@@ -1,6 +1,7 @@
 """Thresholds by pseudo-label, and their moving average over epochs."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ class Thresholds:
     floor_c: np.ndarray
     """Confidence from which a row passes whatever else, shape (C,): how a class that would fall
     short of its floor is filled. Infinite where no filling is needed."""
+    parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What else a policy learnt of the epoch, by name: finite arrays of any shape."""
 
     def passes(
         self, label_n: np.ndarray, confidence_n: np.ndarray, uncertainty_n: np.ndarray | None
@@ -41,24 +44,30 @@ class Thresholds:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, null for infinite; `from_json` reads them back."""
-        return {
-            name: [float(x) if np.isfinite(x) else None for x in value]
-            for name, value in vars(self).items()
+        bars = {
+            name: [float(x) if np.isfinite(x) else None for x in getattr(self, name)]
+            for name in ("confidence_c", "uncertainty_c", "floor_c")
         }
+        if not self.parameters:
+            return bars
+        kept = {name: np.asarray(value).tolist() for name, value in self.parameters.items()}
+        return {**bars, "parameters": kept}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Thresholds":
         """The inverse of `to_json`."""
+
+        def bars(name: str, empty: float) -> np.ndarray:
+            return np.array([empty if x is None else x for x in data[name]], dtype=np.float64)
+
+        parameters = {
+            name: np.asarray(value, dtype=np.float64)
+            for name, value in data.get("parameters", {}).items()
+        }
         return Thresholds(
-            *(
-                np.array([empty if x is None else x for x in data[name]], dtype=np.float64)
-                for name, empty in (
-                    ("confidence_c", -np.inf),
-                    ("uncertainty_c", -np.inf),
-                    ("floor_c", np.inf),
-                )
-            )
-        )
+            bars("confidence_c", -np.inf), bars("uncertainty_c", -np.inf),
+            bars("floor_c", np.inf), parameters,
+        )  # fmt: skip
 
 
 def no_thresholds(classes: int) -> Thresholds:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from llkd import runtime
 from llkd.arrays import class_indices, fixed_lists, named
 from llkd.config import RunConfig
+from llkd.core.tally import Tally
 from llkd.errors import DataError, IncompleteError
 from llkd.manifest import FILES, Manifest, open_stage, require_complete, write_manifest
 from llkd.progress import now_and_then
@@ -181,34 +182,15 @@ class StudentActor:
         return pa.table(columns, schema=predictions_schema(self._with_id, classes))
 
 
-@dataclass(frozen=True)
-class Tally:
-    """Predicted rows by label: merges by addition; C classes."""
-
-    rows_c: np.ndarray
-    """Rows, shape (C,), int64."""
-    confidence_c: np.ndarray
-    """Sum of their confidence, shape (C,)."""
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(self.rows_c + other.rows_c, self.confidence_c + other.confidence_c)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists; `from_json` reads them back."""
-        return {name: value.tolist() for name, value in vars(self).items()}
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Tally":
-        """The inverse of `to_json`."""
-        return Tally(np.asarray(data["rows_c"]), np.asarray(data["confidence_c"]))
-
-
 def _tally(folder: Folder, names: Sequence[str], shard: int) -> Tally:
+    """Rows by predicted label, and the sum of their confidence."""
     table = folder.read_shard(shard, [LABEL, CONFIDENCE])
     class_n, confidence_n = class_indices(table[LABEL], names), table[CONFIDENCE].to_numpy()
     return Tally(
-        np.bincount(class_n, minlength=len(names)),
-        np.bincount(class_n, weights=confidence_n, minlength=len(names)),
+        {
+            "rows_c": np.bincount(class_n, minlength=len(names)),
+            "confidence_c": np.bincount(class_n, weights=confidence_n, minlength=len(names)),
+        }
     )
 
 
@@ -228,9 +210,10 @@ def _finish(
         )
     work = partial(_tally, folder, names)
     tally: Tally = runtime.sum_over_shards(Tally, work, range(len(expected)))
-    mean_c = tally.confidence_c / np.maximum(tally.rows_c, 1)
+    rows_c = tally["rows_c"]
+    mean_c = tally["confidence_c"] / np.maximum(rows_c, 1)
     labels = {
-        name: {"rows": int(tally.rows_c[i]), "confidence": float(mean_c[i])}
+        name: {"rows": int(rows_c[i]), "confidence": float(mean_c[i])}
         for i, name in enumerate(names)
     }
     finished = manifest.finished({"rows": list(expected), "labels": labels, "seconds": seconds})

@@ -5,6 +5,7 @@ the selected rows of all shards, in an order drawn from the seed, are one line t
 equal parts.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llkd.schema import LABEL, ROW, TEXT, WEIGHT
+from llkd.arrays import matrix
+from llkd.schema import LABEL, PROBS, ROW, TEXT, WEIGHT
 from llkd.storage import Folder
 from llkd.student.tokens import encode, pad
 
@@ -63,6 +65,8 @@ class Batch:
     """The tokenizer's output, each tensor of shape (B, T)."""
     labels_b: torch.Tensor
     weights_b: torch.Tensor
+    targets_bc: torch.Tensor | None = None
+    """The teacher's distributions, shape (B, C), where the loss needs them."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class _Row:
     text: str
     label: int
     weight: float
+    target_c: np.ndarray | None
+    """The teacher's distribution, shape (C,), where the loss needs it."""
 
 
 class SelectedRows:
@@ -84,6 +90,7 @@ class SelectedRows:
         batch_size: int,
         max_length: int,
         micro_batch_size: int | None = None,
+        targets: bool = False,
     ) -> None:
         """
         Args:
@@ -93,6 +100,7 @@ class SelectedRows:
             batch_size: rows of a step of this worker.
             max_length: tokens of a text that are looked at.
             micro_batch_size: most rows of a batch; a step of more rows has several.
+            targets: whether the loss needs the teacher's distributions.
         """
         self._rows = rows
         self._selection = selection
@@ -100,6 +108,7 @@ class SelectedRows:
         self._batch_size = batch_size
         self._micro = micro_batch_size or batch_size
         self._max_length = max_length
+        self._targets = targets
 
     def steps(self, part: Portion, seed: int, weight_mean: float) -> Iterator[list[Batch]]:
         """The batches of each step, in an order drawn from the seed, which is the same for all
@@ -120,12 +129,14 @@ class SelectedRows:
 
     def _read(self, piece: tuple[int, int, int], seed: int, weight_mean: float) -> Iterator[_Row]:
         shard, start, stop = piece
-        chosen = self._selection.read_shard(shard, [ROW, LABEL, WEIGHT])
+        columns = [ROW, LABEL, WEIGHT, *([PROBS] if self._targets else [])]
+        chosen = self._selection.read_shard(shard, columns)
         order = np.random.default_rng((seed, shard)).permutation(chosen.num_rows)[start:stop]
         chosen = chosen.take(order)
         texts = self._rows.read_shard(shard, [TEXT])[TEXT].take(chosen[ROW])
         weights = (chosen[WEIGHT].to_numpy() / weight_mean).tolist()
-        yield from map(_Row, texts.to_pylist(), chosen[LABEL].to_pylist(), weights)
+        targets = matrix(chosen[PROBS]) if self._targets else itertools.repeat(None)
+        yield from map(_Row, texts.to_pylist(), chosen[LABEL].to_pylist(), weights, targets)
 
     def _window_steps(
         self, window: list[_Row], shuffle: np.random.Generator
@@ -147,4 +158,7 @@ class SelectedRows:
             pad(self._tokenizer, encoded, chosen),
             torch.tensor([window[i].label for i in chosen], dtype=torch.long),
             torch.tensor([window[i].weight for i in chosen], dtype=torch.float32),
+            torch.from_numpy(np.stack([window[i].target_c for i in chosen]))  # type: ignore[misc]
+            if self._targets
+            else None,
         )

@@ -9,6 +9,7 @@ import torch
 from llkd.config import StudentConfig
 from llkd.student.data import Batch
 from llkd.student.dropout import use_byte_dropout
+from llkd.student.losses import row_losses
 from llkd.student.model import autocast
 
 
@@ -90,16 +91,18 @@ class Trainer:
         return total
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        """The sum over the rows of weight times cross-entropy to the pseudo-label."""
+        """The sum over the rows of weight times loss."""
         inputs = {
             name: tensor.to(self._device, non_blocking=True)
             for name, tensor in batch.inputs.items()
         }
         with autocast(self._device, self._bfloat16):
             logits_bc = self._model(**inputs).logits
-        loss_b = torch.nn.functional.cross_entropy(
-            logits_bc.float(), batch.labels_b.to(self._device), reduction="none"
-        )
+        targets_bc = batch.targets_bc
+        if targets_bc is not None:
+            targets_bc = targets_bc.to(self._device, non_blocking=True)
+        labels_b = batch.labels_b.to(self._device)
+        loss_b = row_losses(logits_bc, labels_b, targets_bc, self._student.loss)
         return (loss_b * batch.weights_b.to(self._device)).sum()
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:

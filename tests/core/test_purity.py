@@ -12,7 +12,7 @@ ALLOWED_OWN = {"llkd.core", "llkd.errors", "llkd.schema"}
 
 
 def test_core_imports_nothing_forbidden() -> None:
-    for path in Path(llkd.core.__path__[0]).glob("*.py"):
+    for path in Path(llkd.core.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
             if isinstance(node, ast.Import):
@@ -28,7 +28,9 @@ def test_core_imports_nothing_forbidden() -> None:
 
 
 def test_importing_core_loads_no_framework() -> None:
-    modules = [p.stem for p in Path(llkd.core.__path__[0]).glob("*.py") if p.stem != "__init__"]
+    root = Path(llkd.core.__path__[0])
+    paths = [p.relative_to(root).with_suffix("") for p in root.rglob("*.py")]
+    modules = [".".join(p.parts) for p in paths if p.name != "__init__"]
     code = "\n".join(
         [*(f"import llkd.core.{name}" for name in modules), "import sys", "print(*sys.modules)"]
     )

@@ -10,15 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from llkd.arrays import matrix
+from llkd.arrays import fixed_lists, matrix
 from llkd.calibrate import calibrate
 from llkd.config import RunConfig
 from llkd.core.statistics import on_grid
+from llkd.core.thresholds import Thresholds
+from llkd.core.uncertainty import entropy
 from llkd.epochs import read_stats
 from llkd.errors import FingerprintError, ResourceError, StudentError
 from llkd.manifest import begun
 from llkd.schema import RunLayout
-from llkd.selection import Selector, shard_starts
+from llkd.selection import Selector, policy_of, shard_starts
 from llkd.stages.distill import distill, largest_share
 from llkd.stages.evaluate import measure_held_out
 from llkd.stages.export import export
@@ -150,7 +152,11 @@ def test_pseudo_labels_are_the_calibrated_argmax(finished: Finished) -> None:
         assert table["label"].to_pylist() == expected[table["row"].to_numpy()].tolist()
 
 
-@pytest.mark.parametrize("policy", ["llkd", "random", "teacher_confidence", "student_uncertainty"])
+@pytest.mark.parametrize(
+    "policy",
+    ["llkd", "random", "teacher_confidence", "student_uncertainty", "refined", "freematch",
+     "confident_learning"],
+)  # fmt: skip
 def test_the_same_selection_for_1_2_and_7_shards(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, policy: str
 ) -> None:
@@ -188,13 +194,55 @@ def hash_of(text: str) -> int:
 def write_uncertainty(config: RunConfig, epoch: int, shard: int, values: np.ndarray) -> None:
     import pyarrow as pa
 
-    from llkd.schema import UNCERTAINTY_SCHEMA
+    from llkd.schema import UNCERTAINTY_SCHEMA, with_probs
 
-    table = pa.table(
-        {"row": np.arange(len(values), dtype=np.int32), "uncertainty": values},
-        schema=UNCERTAINTY_SCHEMA,
-    )
+    columns = {"row": np.arange(len(values), dtype=np.int32), "uncertainty": values}
+    schema = UNCERTAINTY_SCHEMA
+    if policy_of(config).student_probs != "none":
+        probs = np.stack([values, (1 - values) / 3, 2 * (1 - values) / 3], axis=1)
+        columns["probs"] = fixed_lists(probs, np.float16)
+        schema = with_probs(schema, pa.float16(), 3)
+    table = pa.table(columns, schema=schema)
     Folder(RunLayout(config.run_dir).uncertainty(epoch)).write_shard(shard, table)
+
+
+def test_refined_labels_and_soft_targets_are_kept_and_made_again(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    config = make_config(
+        run_dir=str(tmp_path / "run"), test=None, selection={"policy": "refined"},
+        student={"epochs": 3, "loss": "mix"},
+    )  # fmt: skip
+    distilled(config, tracker)
+    layout = RunLayout(config.run_dir)
+    selector, policy = Selector(config, shard_starts([60] * 7)), policy_of(config)
+    found = []
+    for epoch in (1, 2):
+        stats = read_stats(config, epoch)
+        thresholds = Thresholds.from_json(stats["thresholds"])
+        assert 0 <= thresholds.parameters["beta"] <= 1
+        assert np.isfinite(stats["training_loss"])
+        _, signals = selector.signals(2, epoch, policy)
+        assert signals.student_nc is not None
+        assert signals.uncertainty_n is not None
+        ours = np.abs(entropy(signals.student_nc) - signals.uncertainty_n).max()
+        # of the first warm epoch its own distributions are the mean; of the next they are not
+        assert ours < 5e-3 if epoch == 1 else ours > 5e-3
+        chosen = Folder(layout.selection(epoch)).read_shard(2)
+        seen = policy.view(epoch, signals, thresholds)
+        assert chosen["label"].to_pylist() == seen.label_n[chosen["row"].to_numpy()].tolist()
+        assert seen.teacher_nc is not None
+        expected = seen.teacher_nc[chosen["row"].to_numpy()]
+        assert matrix(chosen["probs"]) == pytest.approx(expected, abs=1e-6)
+        found.append(selected_rows(config, epoch))
+    # As after a kill between the last epoch's scoring and its selection.
+    manifest = Folder(layout.epochs).read_json("manifest.json")
+    Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})
+    shutil.rmtree(layout.selection(2))
+    Path(layout.epoch(2), "stats.json").unlink()
+    forget_last_checkpoint(config)
+    distill(config, calibrate(config), live_tracker())
+    assert selected_rows(config, 2) == found[1]
 
 
 def test_gold_never_reaches_training(

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
+from llkd.arrays import fixed_lists
 from llkd.schema import SELECTION_SCHEMA, corpus_schema
 from llkd.storage import Folder
 from llkd.student.data import SelectedRows, portion
@@ -84,6 +85,21 @@ def test_batches_hold_each_selected_row_once_with_its_label_and_weight(
         assert sum(sizes) == 59 // workers
         assert sorted(sizes)[1:] == [4] * (len(sizes) - 1)
     assert len(seen) == len(set(seen)) == 59 - 59 % workers
+
+
+def test_targets_go_with_their_rows(tmp_path: Path, tiny_student: str) -> None:
+    rows, plain, _ = rows_and_selection(tmp_path)
+    selection = Folder(str(tmp_path / "with_targets"))
+    for shard in range(3):
+        table = plain.read_shard(shard)
+        probs = np.eye(3, dtype=np.float32)[table["label"].to_numpy()]
+        selection.write_shard(shard, table.append_column("probs", fixed_lists(probs)))
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_student)
+    reader = SelectedRows(rows, selection, tokenizer, batch_size=4, max_length=64, targets=True)
+    for (batch,) in reader.steps(portion([20, 20, 19], 0, 1, seed=1), 1, 1.0):
+        assert batch.targets_bc is not None
+        assert batch.targets_bc.argmax(dim=1).tolist() == batch.labels_b.tolist()
+        assert batch.targets_bc.shape == (len(batch.labels_b), 3)
 
 
 def test_workers_meet_batches_of_like_length_at_the_same_step(

@@ -3,13 +3,26 @@
 import numpy as np
 import pytest
 
-from llkd.core.policies import Policy, Signals, make_policy, uniform_by_position
+from llkd.core.policies import (
+    Policy,
+    PolicyName,
+    PolicySettings,
+    Rule,
+    Signals,
+    make_policy,
+    select_rows,
+    uniform_by_position,
+)
+from llkd.core.policies.threshold import entropy_terms
 from llkd.core.statistics import ClassStatistics, class_statistics, confidence_of_top
 from llkd.core.thresholds import Thresholds, moving_average, no_thresholds
+from llkd.core.uncertainty import entropy
 
 LABELS = np.array([0, 0, 0, 1, 1])
 CONFIDENCE = np.array([0.9, 0.6, 0.6, 0.8, 0.5])  # means 0.7 and 0.65
 UNCERTAINTY = np.array([0.1, 0.9, 0.5, 0.6, 0.8])  # means 0.5 and 0.7
+
+PLAIN = PolicySettings(rule=Rule(weights="none"))
 
 
 def signals(uncertainty: np.ndarray | None = UNCERTAINTY) -> Signals:
@@ -44,7 +57,7 @@ def test_statistics_merge_and_survive_json() -> None:
 
 
 def test_llkd_selects_confident_and_uncertain_rows_by_class() -> None:
-    policy = make_policy("llkd", product_weights=False)
+    policy = make_policy("llkd", PLAIN)
     # c >= (0.7, 0.65): rows 0 and 3; u >= (0.5, 0.7): rows 1, 2 and 4; both: none of them
     assert run(policy, epoch=1) == [0, 0, 0, 0, 0]
     # A cold student is not asked: the teacher's side alone.
@@ -52,7 +65,7 @@ def test_llkd_selects_confident_and_uncertain_rows_by_class() -> None:
 
 
 def test_llkd_takes_a_row_that_passes_both() -> None:
-    policy = make_policy("llkd", product_weights=True)
+    policy = make_policy("llkd")
     thresholds = Thresholds(np.array([0.6, 0.6]), np.array([0.5, 0.5]), np.full(2, np.inf))
     # rows 1, 2 and 3 pass both; weights are c * u
     weights = policy.weights(1, signals(), thresholds)
@@ -60,8 +73,9 @@ def test_llkd_takes_a_row_that_passes_both() -> None:
 
 
 def test_one_sided_baselines() -> None:
-    assert run(make_policy("teacher_confidence", product_weights=False), 3) == [1, 0, 0, 1, 0]
-    student = make_policy("student_uncertainty", product_weights=False)
+    teacher = make_policy("teacher_confidence", PLAIN)
+    assert run(teacher, 3) == [1, 0, 0, 1, 0]
+    student = make_policy("student_uncertainty", PLAIN)
     assert run(student, 3) == [0, 1, 1, 0, 1]
     assert run(student, 0) == [1, 1, 1, 1, 1]  # nothing known yet: all rows
     assert student.uses_uncertainty
@@ -77,7 +91,7 @@ def test_product_weights_use_the_sides_in_use() -> None:
 def test_a_mean_of_equal_numbers_does_not_push_them_out() -> None:
     same = np.full(7, 0.1)  # summed and divided, 0.1 comes out a rounding above itself
     found = class_statistics(np.zeros(7, int), same, same, 1)
-    policy = make_policy("llkd", product_weights=False)
+    policy = make_policy("llkd", PLAIN)
     weights = policy.weights(
         1, Signals(np.zeros(7, int), same, same, np.arange(7)), policy.thresholds(1, found, None)
     )
@@ -85,7 +99,7 @@ def test_a_mean_of_equal_numbers_does_not_push_them_out() -> None:
 
 
 def test_floor_fills_a_class_that_falls_short() -> None:
-    policy = make_policy("llkd", class_floor=0.5, product_weights=False)
+    policy = make_policy("llkd", PolicySettings(rule=Rule(weights="none"), class_floor=0.5))
     thresholds = policy.thresholds(1, statistics(), None)
     wider = policy.fill(statistics(), np.array([0, 0]), thresholds)
     assert wider is not None
@@ -95,7 +109,7 @@ def test_floor_fills_a_class_that_falls_short() -> None:
 
 
 def test_floor_leaves_full_classes_alone() -> None:
-    policy = make_policy("llkd", class_floor=0.5, product_weights=False)
+    policy = make_policy("llkd", PolicySettings(rule=Rule(weights="none"), class_floor=0.5))
     wider = policy.fill(statistics(), np.array([2, 0]), no_thresholds(2))
     assert wider is not None
     assert wider.floor_c[0] == np.inf
@@ -133,7 +147,7 @@ def test_moving_average() -> None:
 
 
 def test_thresholds_move_with_momentum() -> None:
-    policy = make_policy("llkd", momentum=0.5)
+    policy = make_policy("llkd", PolicySettings(rule=Rule(momentum=0.5)))
     previous = Thresholds(np.array([0.5, 0.45]), np.array([-np.inf, 0.9]), np.full(2, np.inf))
     found = policy.thresholds(1, statistics(), previous)
     assert found.confidence_c == pytest.approx([0.6, 0.55])
@@ -152,7 +166,7 @@ def test_class_without_rows_has_no_bar() -> None:
 
 
 def test_random_draws_its_share_anew_each_epoch() -> None:
-    policy = make_policy("random", fraction=0.25, seed=3)
+    policy = make_policy("random", PolicySettings(rule=Rule(fraction=0.25), seed=3))
     many = Signals(np.zeros(20000, int), np.ones(20000), None, np.arange(20000))
     first, second = (policy.weights(e, many, no_thresholds(1)) for e in (0, 1))
     assert first.mean() == pytest.approx(0.25, abs=0.02)
@@ -174,8 +188,8 @@ def test_all_selects_all() -> None:
 
 
 @pytest.mark.parametrize("name", ["llkd", "teacher_confidence", "student_uncertainty"])
-def test_selected_rows_have_weight(name: str) -> None:
-    policy = make_policy(name, class_floor=1.0)
+def test_selected_rows_have_weight(name: PolicyName) -> None:
+    policy = make_policy(name, PolicySettings(class_floor=1.0))
     zero = np.zeros(4)
     found = class_statistics(np.array([0, 0, 1, 1]), zero, zero, 2)
     thresholds = policy.thresholds(5, found, None)
@@ -183,3 +197,65 @@ def test_selected_rows_have_weight(name: str) -> None:
         5, Signals(np.array([0, 0, 1, 1]), zero, zero, np.arange(4)), thresholds
     )
     assert (weights > 0).all()
+
+
+def barred(rule: Rule, epoch: int = 1, **extra: np.ndarray) -> Thresholds:
+    """The thresholds of llkd on the five rows under a rule."""
+    policy = make_policy("llkd", PolicySettings(rule=rule))
+    found = Signals(LABELS, CONFIDENCE, UNCERTAINTY, np.arange(5), **extra)
+    state, _ = select_rows(policy, epoch, [found], statistics(), None)
+    return state.thresholds
+
+
+def test_quantile_thresholds_are_reached_by_a_share_of_each_class() -> None:
+    found = barred(Rule(thresholds="quantile", fraction=0.34))
+    # 0.34 of 3 rows is 2 and of 2 rows 1; two rows of class 0 tie at 0.6
+    assert (found.confidence_c[LABELS] <= CONFIDENCE).tolist() == [True, True, True, True, False]
+    assert found.uncertainty_c == pytest.approx([128 / 256, 204 / 256])
+
+
+def test_fixed_thresholds() -> None:
+    found = barred(Rule(thresholds="fixed", confidence=0.7, uncertainty=0.4))
+    assert found.confidence_c.tolist() == [0.7, 0.7]
+    assert found.uncertainty_c.tolist() == [0.4, 0.4]
+
+
+def test_freematch_thresholds_scale_the_mean_by_the_share_of_the_class() -> None:
+    teacher_nc = np.array([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
+    student_nc = np.full((5, 2), 0.5)
+    found = barred(Rule(thresholds="freematch"), teacher_nc=teacher_nc, student_nc=student_nc)
+    # mean confidence 3.4 / 5; class sums 2.8 and 2.2
+    assert found.confidence_c == pytest.approx([0.68, 0.68 * 2.2 / 2.8])
+    # mean uncertainty 2.9 / 5; both classes have the same share of the entropy
+    assert found.uncertainty_c == pytest.approx([0.58, 0.58])
+
+
+def test_entropy_terms_add_up_to_the_entropy() -> None:
+    probs_nc = np.array([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
+    assert entropy_terms(probs_nc).sum(axis=1) == pytest.approx(entropy(probs_nc))
+
+
+def test_sum_and_gaussian_weights() -> None:
+    thresholds = Thresholds(
+        np.array([0.6, 0.6]), np.array([0.5, 0.5]), np.full(2, np.inf),
+        {"confidence_spread": np.array([0.7, 0.01])},
+    )  # fmt: skip
+    added = make_policy("llkd", PolicySettings(rule=Rule(weights="sum")))
+    # rows 1, 2 and 3 pass: 0.6 + 0.9, 0.6 + 0.5, 0.8 + 0.6
+    assert added.weights(1, signals(), thresholds) == pytest.approx([0, 1.5, 1.1, 1.4, 0])
+    soft = make_policy("llkd", PolicySettings(rule=Rule(weights="softmatch")))
+    # 0.6 is a deviation below the mean: exp(-1/2); 0.8 is above it
+    expected = [0, np.exp(-0.5), np.exp(-0.5), 1, 0]
+    assert soft.weights(1, signals(), thresholds) == pytest.approx(expected)
+
+
+def test_the_spread_of_the_confidence_is_measured() -> None:
+    found = barred(Rule(weights="softmatch")).parameters["confidence_spread"]
+    # mean 0.68; squares 0.81 + 0.36 + 0.36 + 0.64 + 0.25 = 2.42
+    assert found == pytest.approx([0.68, 2.42 / 5 - 0.68**2], abs=1e-6)
+
+
+def test_one_side_of_llkd_is_the_baseline_of_that_side() -> None:
+    one = make_policy("llkd", PolicySettings(sides="teacher"))
+    assert run(one, 2) == run(make_policy("teacher_confidence"), 2)
+    assert not one.uses_uncertainty

@@ -1,0 +1,81 @@
+"""Which rows the student trains on in an epoch, as what, and with what weight."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llkd.core.draws import uniform_by_position
+from llkd.core.policies.base import (
+    SMALLEST_WEIGHT,
+    Choice,
+    Policy,
+    Signals,
+    State,
+    select_rows,
+    settle,
+)
+from llkd.core.policies.baselines import SelectAll, SelectRandom
+from llkd.core.policies.consistency import FreeMatch, SoftMatch
+from llkd.core.policies.noise import ConfidentLearning, SmallLoss
+from llkd.core.policies.refine import Refined
+from llkd.core.policies.threshold import Rule, ThresholdKind, ThresholdPolicy, WeightKind
+
+__all__ = [
+    "SMALLEST_WEIGHT", "Choice", "Policy", "PolicyName", "PolicySettings", "Rule", "Signals", "State",
+    "ThresholdKind", "WeightKind", "make_policy", "select_rows", "settle", "uniform_by_position",
+]  # fmt: skip
+
+PolicyName = Literal[
+    "llkd", "refined", "all", "random", "teacher_confidence", "student_uncertainty", "freematch",
+    "softmatch", "small_loss", "confident_learning",
+]  # fmt: skip
+
+Sides = Literal["both", "teacher", "student"]
+_SIDES: dict[str, Sides] = {"teacher_confidence": "teacher", "student_uncertainty": "student"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """What policies can be told; each takes what concerns it."""
+
+    rule: Rule = field(default_factory=Rule)
+    sides: Sides = "both"
+    """For `llkd` and `refined`: which signals have to reach their thresholds."""
+    warmup_epochs: int = 1
+    class_floor: float = 0.0
+    beta: float = 1.0
+    clean_probability: float = 0.5
+    seed: int = 0
+
+
+def make_policy(name: PolicyName, settings: PolicySettings | None = None) -> Policy:
+    """The policy of a name in `selection.policy`."""
+    s = settings or PolicySettings()
+    momentum, warmup, floor = s.rule.momentum, s.warmup_epochs, s.class_floor
+    match name:
+        case "all":
+            return SelectAll(s.seed)
+        case "random":
+            return SelectRandom(s.rule.fraction, s.seed)
+        case "softmatch":
+            return SoftMatch(momentum=momentum, warmup_epochs=warmup, seed=s.seed)
+        case "freematch":
+            return FreeMatch(
+                momentum=momentum, class_floor=floor, warmup_epochs=warmup, seed=s.seed
+            )
+        case "small_loss":
+            return SmallLoss(
+                clean_probability=s.clean_probability, class_floor=floor, warmup_epochs=warmup,
+                seed=s.seed,
+            )  # fmt: skip
+        case "confident_learning":
+            return ConfidentLearning(class_floor=floor, warmup_epochs=warmup, seed=s.seed)
+    sides = _SIDES.get(name, s.sides)
+    both = {
+        "teacher_side": sides != "student",
+        "student_side": sides != "teacher",
+        "rule": s.rule,
+        "warmup_epochs": warmup,
+        "class_floor": floor,
+        "seed": s.seed,
+    }
+    return Refined(beta=s.beta, **both) if name == "refined" else ThresholdPolicy(**both)  # type: ignore[arg-type]

@@ -1,0 +1,265 @@
+"""What every policy is.
+
+A policy sees a shard only through its signals. It works in two steps: parameters from statistics
+of all shards that merge by addition, then the choice of one shard's rows.
+
+    begin                      what the teacher's statistics tell
+    question -> measure, learn while there is a question: a pass over the shards, then its total
+    choose                     labels and weights of one shard's rows
+    fill                       wider thresholds, if a class fell short of its floor
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import Literal
+
+import numpy as np
+
+from llkd.core.statistics import ClassStatistics, class_statistics, confidence_of_top
+from llkd.core.tally import Tally
+from llkd.core.thresholds import Thresholds, no_thresholds
+
+SMALLEST_WEIGHT = 1e-6
+"""A selected row keeps at least this weight, so that zero means left out and nothing else."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a policy may know of N rows, of C classes."""
+
+    label_n: np.ndarray
+    """Pseudo-labels, int64, shape (N,)."""
+    confidence_n: np.ndarray
+    """The teacher's confidence in them, float64, shape (N,), in [0, 1]."""
+    uncertainty_n: np.ndarray | None
+    """The student's uncertainty, float64, shape (N,), in [0, 1]; None if not measured."""
+    position_n: np.ndarray
+    """Positions in the corpus, int64, shape (N,): the source of randomness, so that a draw does
+    not depend on how the corpus is cut into shards."""
+    student_nc: np.ndarray | None = None
+    """The student's distribution, shape (N, C), in multiples of the grid; None where the policy
+    does without. Of this epoch, or its mean over epochs: see `Policy.student_probs`."""
+    teacher_nc: np.ndarray | None = None
+    """The teacher's calibrated distribution, shape (N, C); None where the policy does without."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a policy knows of an epoch so far."""
+
+    statistics: ClassStatistics
+    """Of the labels and confidences that the policy goes by."""
+    thresholds: Thresholds
+    previous: Thresholds | None
+    """Those of the epoch before."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What N rows are trained on as."""
+
+    label_n: np.ndarray
+    """Integers, shape (N,)."""
+    weight_n: np.ndarray
+    """In the loss, float64, shape (N,); 0 leaves the row out."""
+    target_nc: np.ndarray | None = None
+    """The distribution that a soft loss goes towards, shape (N, C), where the signals hold the
+    teacher's."""
+
+    def without(self, held_n: np.ndarray) -> "Choice":
+        """The same, but for rows that are not to be trained on: bool, shape (N,)."""
+        return replace(self, weight_n=np.where(held_n, 0.0, self.weight_n))
+
+    def counts(self, classes: int) -> np.ndarray:
+        """Rows selected by label, int64, shape (C,)."""
+        return np.bincount(self.label_n[self.weight_n > 0], minlength=classes)
+
+
+class Policy(ABC):
+    """The interface; `seed` fixes everything random."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    uses_uncertainty: bool = False
+    """Whether the student has to score the corpus each epoch."""
+    student_probs: Literal["none", "epoch", "mean"] = "none"
+    """Whether the student's distribution is needed: this epoch's, or the mean over the epochs
+    since the student was no longer cold."""
+    warmup_epochs: int = 0
+    """Epochs in which the student is not asked, for a cold student's answer is noise."""
+    uses_teacher_probs: bool = False
+    """Whether the teacher's calibrated distribution is needed."""
+
+    def begin(self, epoch: int, statistics: ClassStatistics, previous: Thresholds | None) -> State:
+        """What is known before anything is measured.
+
+        Args:
+            epoch: from 0.
+            statistics: of the teacher's labels and confidences, and the student's uncertainty.
+            previous: the thresholds of the epoch before.
+        """
+        return State(statistics, self.thresholds(epoch, statistics, previous), previous)
+
+    def question(self, epoch: int, state: State, asked: Sequence[str]) -> str | None:
+        """What is to be measured over the shards next, after the questions
+        `asked`; None: nothing."""
+        return None
+
+    def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
+        """One shard's part of the answer."""
+        raise NotImplementedError(f"{type(self).__name__} asks no {question}")
+
+    def learn(self, epoch: int, question: str, total: Tally, state: State) -> State:
+        """What is known once the answers of all shards are added up."""
+        raise NotImplementedError(f"{type(self).__name__} asks no {question}")
+
+    def thresholds(
+        self, epoch: int, statistics: ClassStatistics, previous: Thresholds | None
+    ) -> Thresholds:
+        """The thresholds of an epoch, given those of the epoch before it."""
+        return no_thresholds(len(statistics.rows_c))
+
+    def view(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Signals:
+        """The signals with the labels and the confidence that this policy goes by."""
+        return signals
+
+    @abstractmethod
+    def weights(self, epoch: int, seen: Signals, thresholds: Thresholds) -> np.ndarray:
+        """Each row's weight in the loss, float64, shape (N,); 0 leaves the row out.
+
+        Args:
+            epoch: from 0.
+            seen: what `view` gave.
+            thresholds: of the epoch.
+        """
+
+    def choose(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Choice:
+        """One shard's part of the selection."""
+        seen = self.view(epoch, signals, thresholds)
+        return Choice(seen.label_n, self.weights(epoch, seen, thresholds), seen.teacher_nc)
+
+    def fill(
+        self, statistics: ClassStatistics, selected_c: np.ndarray, thresholds: Thresholds
+    ) -> Thresholds | None:
+        """Wider thresholds if a class fell short of its floor, else None."""
+        return None
+
+
+Measure = Callable[[str, Thresholds], Tally]
+"""The total of `Policy.measure` over all shards, of a question under some thresholds."""
+
+
+def settle(
+    policy: Policy,
+    epoch: int,
+    statistics: ClassStatistics,
+    previous: Thresholds | None,
+    measure: Measure,
+) -> State:
+    """All that a policy needs to know of an epoch before it chooses; see `Policy.begin`."""
+    state = policy.begin(epoch, statistics, previous)
+    asked: list[str] = []
+    while (question := policy.question(epoch, state, asked)) is not None:
+        state = policy.learn(epoch, question, measure(question, state.thresholds), state)
+        asked.append(question)
+    return state
+
+
+def select_rows(
+    policy: Policy,
+    epoch: int,
+    parts: Sequence[Signals],
+    statistics: ClassStatistics,
+    previous: Thresholds | None,
+    held: Sequence[np.ndarray] | None = None,
+) -> tuple[State, list[Choice]]:
+    """The whole selection of an epoch where all shards are in memory.
+
+    Args:
+        policy: which.
+        epoch: from 0.
+        parts: the signals of each shard.
+        statistics: see `Policy.begin`.
+        previous: see `Policy.begin`.
+        held: which rows of each shard are not to be trained on, bool, shape (N,).
+
+    Returns:
+        What was known, and each shard's choice.
+    """
+
+    def measure(question: str, thresholds: Thresholds) -> Tally:
+        return reduce(add, (policy.measure(epoch, question, p, thresholds) for p in parts))
+
+    def choose(thresholds: Thresholds) -> list[Choice]:
+        found = [policy.choose(epoch, part, thresholds) for part in parts]
+        if held is None:
+            return found
+        return [choice.without(held_n) for choice, held_n in zip(found, held, strict=True)]
+
+    state = settle(policy, epoch, statistics, previous, measure)
+    chosen = choose(state.thresholds)
+    selected_c = reduce(add, (choice.counts(len(statistics.rows_c)) for choice in chosen))
+    wider = policy.fill(state.statistics, selected_c, state.thresholds)
+    if wider is None:
+        return state, chosen
+    return replace(state, thresholds=wider), choose(wider)
+
+
+ROWS = "rows"
+"""The question after the statistics of the labels and confidences that a policy goes by."""
+
+
+class FilledPolicy(Policy):
+    """Fills a class that falls short of its floor with its most confident rows.
+
+    Args:
+        class_floor: least share of each class's rows to select, in [0, 1].
+        warmup_epochs: epochs in which the student is not asked.
+        seed: of everything random.
+    """
+
+    def __init__(self, *, class_floor: float = 0.0, warmup_epochs: int = 1, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.class_floor = class_floor
+        self.warmup_epochs = warmup_epochs
+
+    def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
+        """See Policy.measure: for ROWS the class statistics of what the policy goes by."""
+        return Tally(vars(self.class_statistics(self.view(epoch, signals, thresholds), thresholds)))
+
+    def class_statistics(self, seen: Signals, thresholds: Thresholds) -> ClassStatistics:
+        """Of a shard as the policy sees it."""
+        return class_statistics(
+            seen.label_n, seen.confidence_n, seen.uncertainty_n, len(thresholds.floor_c)
+        )
+
+    def learn(self, epoch: int, question: str, total: Tally, state: State) -> State:
+        """See Policy.learn: thresholds from the statistics of what the policy goes by."""
+        statistics = statistics_of(total)
+        thresholds = self.thresholds(epoch, statistics, state.previous)
+        kept = {**state.thresholds.parameters, **thresholds.parameters}
+        return replace(
+            state, statistics=statistics, thresholds=replace(thresholds, parameters=kept)
+        )
+
+    def fill(
+        self, statistics: ClassStatistics, selected_c: np.ndarray, thresholds: Thresholds
+    ) -> Thresholds | None:
+        """See Policy.fill."""
+        wanted_c = np.ceil(self.class_floor * statistics.rows_c).astype(np.int64)
+        if self.class_floor > 0:
+            wanted_c = np.minimum(np.maximum(wanted_c, 1), statistics.rows_c)
+        short_c = selected_c < wanted_c
+        if not short_c.any():
+            return None
+        floor_c = confidence_of_top(statistics.histogram_cb, np.where(short_c, wanted_c, 0))
+        return thresholds.with_floor(floor_c)
+
+
+def statistics_of(total: Tally) -> ClassStatistics:
+    """The class statistics in a tally."""
+    return ClassStatistics(*(total[name] for name in ClassStatistics.__dataclass_fields__))

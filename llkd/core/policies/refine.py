@@ -1,0 +1,248 @@
+"""Labels and confidence refined by the student: what the teacher says of a row, times what the
+student has come to say of it.
+
+    r ∝ p^α · q̄^(β · trust[a]) · exp(−bias)
+
+p is the teacher's calibrated distribution, a its label, and q̄ the mean of the student's
+distributions over the epochs in which it was not cold: a student that learnt from thousands of
+confident rows knows what the teacher, asked about one row, does not. Label and confidence are
+then those of r, and rows are selected by thresholds as ever. Three things keep it from running
+away with the student's mistakes, and none of them needs gold:
+
+- Some rows are guard rows, which are never trained on. β is the exponent under which q̄ best
+  predicts the teacher's labels of those of them that the teacher is confident of: a student that
+  knows nothing gets 0, one that is too sure of itself little. trust[a] is how often the student
+  finds label a there, above chance: a class that it does not know keeps the teacher's labels.
+- Where student and teacher agree on guard rows more often than the teacher's confidence allows
+  for, the teacher is better than it says; α sharpens it until its mean confidence is that share.
+- The bias holds the mean of r over the corpus to that of p, so that no class grows on the others.
+
+No paper's: the product of experts with the bias of batch calibration (arXiv 2309.17249), guarded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from llkd.core.draws import uniform_by_position
+from llkd.core.policies.base import ROWS, Choice, Signals, State
+from llkd.core.policies.threshold import ThresholdPolicy
+from llkd.core.statistics import ClassStatistics, on_grid
+from llkd.core.tally import Tally, grid_sum
+from llkd.core.thresholds import TOLERANCE, Thresholds
+
+TRUST, MARGINAL = "trust", "marginal"
+
+GUARD_FRACTION = 0.1
+"""Share of the rows that are guard rows."""
+MOST_GUARD_ROWS = 16384
+SMALL_CLASS = 40
+"""A class with fewer rows gives no guard rows, and so no trust: it needs them to be learnt from."""
+BENEFIT_OF_DOUBT = 2.0
+"""Guard rows that each class's student is taken to have missed besides those it was seen to."""
+BETA_STEPS = np.linspace(0.0, 1.0, 9)
+"""Of the largest exponent of the student, those that are tried."""
+ALPHAS = np.array([1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0])
+"""The exponents of the teacher that are tried."""
+SMALLEST_PROB = 1e-4
+"""Neither teacher nor student rules a label out altogether."""
+MARGINAL_ROUNDS = 4
+MARGINAL_TOLERANCE = 0.02
+"""The bias is good enough when each class's mean is within this share of its own."""
+_COARSE = 2.0**-12
+"""Products of multiples of it are multiples of the grid, and their sums exact."""
+_STREAM = 0x6A7D5EED
+"""Tells this draw from those of other policies of the same seed."""
+
+
+class Refined(ThresholdPolicy):
+    """Thresholds on refined labels and confidence; see the top of this file.
+
+    Args:
+        beta: the largest exponent of the student; 0 leaves the labels as they are.
+        threshold_settings: those of ThresholdPolicy.
+    """
+
+    student_probs = "mean"
+    uses_teacher_probs = True
+
+    def __init__(self, *, beta: float = 1.0, **threshold_settings: Any) -> None:
+        super().__init__(**threshold_settings)
+        self.student_probs, self.uses_teacher_probs = "mean", True
+        self.uses_uncertainty = True
+        self.beta = beta
+
+    def begin(self, epoch: int, statistics: ClassStatistics, previous: Thresholds | None) -> State:
+        """See Policy.begin: which rows are guard rows."""
+        state = super().begin(epoch, statistics, previous)
+        rows_c = statistics.rows_c
+        rate = min(GUARD_FRACTION, MOST_GUARD_ROWS / max(int(rows_c.sum()), 1))
+        kept = {
+            "guard_rate": np.where(rows_c >= SMALL_CLASS, rate, 0.0),
+            "guard_confidence": np.nan_to_num(statistics.mean_confidence_c),
+        }
+        return replace(state, thresholds=replace(state.thresholds, parameters=kept))
+
+    def question(self, epoch: int, state: State, asked: Sequence[str]) -> str | None:
+        """See Policy.question."""
+        if epoch < self.warmup_epochs:
+            return super().question(epoch, state, asked)
+        if not asked:
+            return TRUST
+        if ROWS in asked:
+            return None
+        settled = state.thresholds.parameters["marginal_gap"] <= MARGINAL_TOLERANCE
+        return ROWS if settled or len(asked) > MARGINAL_ROUNDS else MARGINAL
+
+    def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
+        """See Policy.measure."""
+        if question == TRUST:
+            return self._measure_trust(signals, thresholds)
+        if question == MARGINAL:
+            refined_nc = refine(signals, thresholds)
+            coarse_nc = np.rint(refined_nc / _COARSE) * _COARSE
+            return Tally(
+                {"mean_c": grid_sum(refined_nc, axis=0), "second_cc": coarse_nc.T @ coarse_nc}
+            )
+        return super().measure(epoch, question, signals, thresholds)
+
+    def _measure_trust(self, signals: Signals, thresholds: Thresholds) -> Tally:
+        assert signals.student_nc is not None
+        assert signals.teacher_nc is not None
+        guard_n = self.guards(signals, thresholds)
+        bar_c = thresholds.parameters["guard_confidence"]
+        label_g, student_gc = signals.label_n[guard_n], signals.student_nc[guard_n]
+        confident_g = signals.confidence_n[guard_n] >= bar_c[label_g] - TOLERANCE
+        found_g = student_gc.argmax(axis=1) == label_g
+        classes = len(bar_c)
+        sure_g = label_g[confident_g]
+        return Tally(
+            {
+                "teacher_c": grid_sum(signals.teacher_nc, axis=0),
+                "rows": np.asarray(len(signals.label_n)),
+                "guards": np.asarray(len(label_g)),
+                "agreed": np.asarray(int(found_g.sum())),
+                "confident_c": np.bincount(sure_g, minlength=classes),
+                "found_c": np.bincount(label_g[confident_g & found_g], minlength=classes),
+                "loss_b": _losses(student_gc[confident_g], sure_g, self.beta * BETA_STEPS),
+                "confidence_a": _confidences(signals.teacher_nc[guard_n], ALPHAS),
+            }
+        )
+
+    def learn(self, epoch: int, question: str, total: Tally, state: State) -> State:
+        """See Policy.learn."""
+        if question == ROWS:
+            return super().learn(epoch, question, total, state)
+        kept = dict(state.thresholds.parameters)
+        if question == TRUST:
+            kept |= self._trust(total, state.previous)
+        else:
+            kept |= move_bias(kept["bias"], kept["target"], total, float(kept["rows"]))
+        return replace(state, thresholds=replace(state.thresholds, parameters=kept))
+
+    def _trust(self, total: Tally, previous: Thresholds | None) -> dict[str, np.ndarray]:
+        """Exponents, trust and the marginal to hold."""
+        classes, rows = len(total["teacher_c"]), max(int(total["rows"]), 1)
+        before = {} if previous is None else previous.parameters
+        found_c = total["found_c"] / (total["confident_c"] + BENEFIT_OF_DOUBT)
+        agreed = float(total["agreed"]) / max(int(total["guards"]), 1)
+        confidence_a = total["confidence_a"] / max(int(total["guards"]), 1)
+        reached_a = np.flatnonzero(confidence_a >= agreed)
+        alpha = ALPHAS[reached_a[0]] if len(reached_a) else ALPHAS[-1]
+        return {
+            "alpha": np.asarray(alpha),
+            "beta": np.asarray(self.beta * BETA_STEPS[int(total["loss_b"].argmin())]),
+            "trust": np.clip((found_c - 1 / classes) / (1 - 1 / classes), 0.0, 1.0),
+            "agreement": np.asarray(agreed),
+            "target": np.maximum(total["teacher_c"] / rows, 1e-6),
+            "rows": np.asarray(rows),
+            "bias": before.get("bias", np.zeros(classes)),
+            "marginal_gap": np.asarray(1.0),
+        }
+
+    def guards(self, signals: Signals, thresholds: Thresholds) -> np.ndarray:
+        """Which rows are guard rows, by the teacher's label: bool, shape (N,)."""
+        draw_n = uniform_by_position(signals.position_n, self.seed, _STREAM)
+        return np.asarray(draw_n < thresholds.parameters["guard_rate"][signals.label_n])
+
+    def view(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Signals:
+        """See Policy.view: labels, confidence and distribution of r, once it is known."""
+        if "bias" not in thresholds.parameters:
+            return signals
+        refined_nc = refine(signals, thresholds)
+        return replace(
+            signals,
+            label_n=refined_nc.argmax(axis=1).astype(signals.label_n.dtype),
+            confidence_n=on_grid(refined_nc.max(axis=1)),
+            teacher_nc=refined_nc,
+        )
+
+    def choose(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Choice:
+        """See Policy.choose: guard rows are left out."""
+        chosen = super().choose(epoch, signals, thresholds)
+        return chosen.without(self.guards(signals, thresholds))
+
+
+def refine(signals: Signals, thresholds: Thresholds) -> np.ndarray:
+    """The refined distributions r, float64, shape (N, C); rows sum to 1."""
+    assert signals.student_nc is not None
+    assert signals.teacher_nc is not None
+    kept = thresholds.parameters
+    exponent_n = kept["beta"] * kept["trust"][signals.label_n]
+    logits_nc = kept["alpha"] * _logs(signals.teacher_nc)
+    logits_nc += exponent_n[:, None] * _logs(signals.student_nc)
+    return _softmax(logits_nc - kept["bias"])
+
+
+def move_bias(
+    bias_c: np.ndarray, target_c: np.ndarray, total: Tally, rows: float
+) -> dict[str, np.ndarray]:
+    """A damped Newton step towards the bias under which the mean of r is the target.
+
+    The mean m falls with the bias as −(diag(m) − E[r rᵀ]); that this is a covariance makes the
+    problem convex. A little less of E[r rᵀ] keeps it from being singular.
+
+    Args:
+        bias_c: under which r was measured, shape (C,).
+        target_c: the marginal to hold, shape (C,).
+        total: sums of r, shape (C,), and of r rᵀ, shape (C, C), over all rows.
+        rows: how many there are.
+
+    Returns:
+        The bias, and by what share of its target the farthest class was off before the step.
+    """
+    mean_c = np.maximum(total["mean_c"] / rows, 1e-9)
+    gap = float(np.abs(mean_c / target_c - 1).max())
+    if gap <= MARGINAL_TOLERANCE:
+        return {"bias": bias_c, "marginal_gap": np.asarray(gap)}
+    slope_cc = np.diag(mean_c) - 0.98 * total["second_cc"] / rows + 1e-9 * np.eye(len(mean_c))
+    step_c = np.clip(np.linalg.solve(slope_cc, mean_c - target_c), -2.0, 2.0)
+    moved_c = bias_c + step_c
+    return {"bias": moved_c - moved_c.mean(), "marginal_gap": np.asarray(gap)}
+
+
+def _losses(probs_nc: np.ndarray, label_n: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """Sums over rows of −log softmax(e log q)[label], one an exponent: shape (E,)."""
+    logs_nc, row_n = _logs(probs_nc), np.arange(len(label_n))
+    found = []
+    for exponent in exponents:
+        own_n = _softmax(exponent * logs_nc)[row_n, label_n]
+        found.append(grid_sum(-np.log(np.maximum(own_n, SMALLEST_PROB**2))))
+    return np.array(found)
+
+
+def _confidences(probs_nc: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """Sums over rows of the largest probability under each exponent: shape (E,)."""
+    logs_nc = _logs(probs_nc)
+    return np.array([grid_sum(_softmax(e * logs_nc).max(axis=1, initial=0.0)) for e in exponents])
+
+
+def _logs(probs_nc: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probs_nc.astype(np.float64), SMALLEST_PROB))
+
+
+def _softmax(logits_nc: np.ndarray) -> np.ndarray:
+    exp_nc = np.exp(logits_nc - logits_nc.max(axis=1, keepdims=True))
+    return np.asarray(exp_nc / exp_nc.sum(axis=1, keepdims=True))

@@ -1,0 +1,1 @@
+"""Comparing policies: many runs on the same labels, by fine-tuning or on a frozen student."""

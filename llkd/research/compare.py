@@ -1,0 +1,186 @@
+"""Policies by seeds, on the same rows and labels.
+
+By fine-tuning each run is a run directory of its own, `<run_dir>/compare/<policy>-<seed>`, that
+reads the rows and labels of `<run_dir>` (see RunLayout) and resumes like any other. On a frozen
+student a run takes seconds and leaves nothing but its figures.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from llkd.config import RunConfig
+from llkd.config_file import changed
+from llkd.core.policies import Signals
+from llkd.errors import ConfigError
+from llkd.manifest import read_manifest
+from llkd.research.results import RunResult, Summary, reliability
+from llkd.schema import GOLD, RunLayout
+from llkd.storage import Folder
+
+
+def require_comparable(config: RunConfig, policies: Sequence[str]) -> None:
+    """See that runs can be compared, before any is made.
+
+    Raises:
+        ConfigError: there is no test set, or no such policy or setting.
+    """
+    if config.test is None:
+        raise ConfigError("Policies are compared on a test set: name its files in test.path")
+    for what in policies:
+        variant(config, what)
+
+
+def variant(config: RunConfig, what: str) -> RunConfig:
+    """The config of a policy, with settings of its own if it has any.
+
+    Args:
+        config: what all have in common.
+        what: a value of `selection.policy`, or `POLICY:dotted.key=value;dotted.key=value`.
+
+    Raises:
+        ConfigError: there is no such policy or setting.
+    """
+    policy, _, settings = what.partition(":")
+    overrides = [setting for setting in settings.split(";") if setting]
+    return changed(config, [f"selection.policy={policy}", *overrides])
+
+
+def variants(
+    config: RunConfig, policies: Sequence[str], seeds: int
+) -> Iterator[tuple[str, RunConfig]]:
+    """(what, config) of each run, policy by policy; see `variant`.
+
+    Args:
+        config: what they have in common.
+        policies: what to compare.
+        seeds: how many, from the config's own on.
+    """
+    layout = RunLayout(config.run_dir)
+    for what in policies:
+        found = variant(config, what)
+        name = re.sub(r"[^\w.=-]+", "-", what)
+        for seed in range(config.seed, config.seed + seeds):
+            run_dir = layout.comparison(f"{name}-{seed}")
+            yield what, found.model_copy(update={"run_dir": run_dir, "seed": seed})
+
+
+def is_labelled(config: RunConfig) -> bool:
+    """Whether rows and labels are there, those of the test set too."""
+    layout = RunLayout(config.run_dir)
+    folders = [layout.rows("corpus"), layout.rows("test"), layout.labels("corpus")]
+    found = [read_manifest(Folder(folder)) for folder in folders]
+    return all(manifest is not None and manifest.complete for manifest in found)
+
+
+def run_cheap(
+    config: RunConfig, policies: Sequence[str], seeds: int, console: Console
+) -> list[RunResult]:
+    """All runs on the frozen student. Rows and labels must be there."""
+    from llkd.research.cheap import CheapRun, read_problem
+
+    problem, results = read_problem(config), []
+    for what, run in variants(config, policies, seeds):
+        results.append(replace(CheapRun(run, problem).run(), policy=what))
+        _say(results[-1], console)
+    return results
+
+
+def run_fine_tuned(
+    config: RunConfig, policies: Sequence[str], seeds: int, console: Console
+) -> list[RunResult]:
+    """All runs by fine-tuning; those that are done are not done again. Needs Ray."""
+    from llkd.pipeline import METRICS, check_run, run_all
+
+    results = []
+    for what, run in variants(config, policies, seeds):
+        check_run(run)
+        if not Folder(run.run_dir).exists(METRICS):
+            run_all(run, console)
+        results.append(_read_result(what, run, Folder(run.run_dir).read_json(METRICS)))
+        _say(results[-1], console)
+    return results
+
+
+def _read_result(what: str, config: RunConfig, metrics: dict[str, Any]) -> RunResult:
+    """What a finished run came to."""
+    from llkd.epochs import read_stats
+
+    tested, selection = metrics["student"]["test"], metrics["selection"]
+    return RunResult(
+        policy=what,
+        seed=config.seed,
+        accuracy=tested["accuracy"],
+        macro_f1=tested["macro_f1"],
+        row_visits_fraction=selection["row_visits_fraction"],
+        unique_rows_fraction=selection["unique_rows_fraction"],
+        seconds=metrics["seconds"]["distill"],
+        epochs=tuple(read_stats(config, epoch) for epoch in range(selection["epochs"])),
+        reliability=_read_reliability(config, selection["epochs"] - 1),
+    )
+
+
+def _read_reliability(config: RunConfig, epoch: int) -> dict[str, Any]:
+    """How often the teacher is right, by the signals of an epoch."""
+    from llkd.selection import Selector, policy_of, shard_starts
+
+    if config.corpus.label_column is None:
+        return {}
+    rows = Folder(RunLayout(config.run_dir).rows("corpus"))
+    manifest = read_manifest(rows)
+    assert manifest is not None
+    counts = manifest.results["rows"]
+    selector = Selector(config, shard_starts(counts))
+    scored = epoch if policy_of(config).uses_uncertainty else None
+    found = []
+    for shard in range(len(counts)):
+        row_n, signals = selector.signals(shard, scored)
+        gold_n = rows.read_shard(shard, [GOLD])[GOLD].fill_null(-1).to_numpy()[row_n]
+        found.append((signals, gold_n))
+    gold_n = np.concatenate([gold for _, gold in found])
+    return reliability(reduce(_joined, (signals for signals, _ in found)), gold_n)
+
+
+def _joined(one: Signals, other: Signals) -> Signals:
+    uncertainty_n = None
+    if one.uncertainty_n is not None and other.uncertainty_n is not None:
+        uncertainty_n = np.concatenate([one.uncertainty_n, other.uncertainty_n])
+    label_n, confidence_n, position_n = (
+        np.concatenate([getattr(one, name), getattr(other, name)])
+        for name in ("label_n", "confidence_n", "position_n")
+    )
+    return Signals(label_n, confidence_n, uncertainty_n, position_n)
+
+
+def _say(result: RunResult, console: Console) -> None:
+    console.print(
+        f"  {result.policy} seed {result.seed}: macro-F1 {result.macro_f1:.3f}, accuracy "
+        f"{result.accuracy:.3f}, row visits {result.row_visits_fraction:.1%}, "
+        f"{result.seconds:.1f} s"
+    )
+
+
+def summary_table(summaries: Sequence[Summary]) -> Table:
+    """The policies, the best first."""
+    seeded = "mean ± standard deviation over the seeds"
+    table = Table(title=f"Policies, {seeded}", title_justify="left")
+    heads = ("policy", "macro-F1", "accuracy", "row visits", "unique rows", "seconds")
+    for head in (*heads, "macro-F1 against the best baseline", "p"):
+        table.add_column(head, justify="left" if head == "policy" else "right")
+    for found in summaries:
+        mean, deviation = found.mean, found.deviation
+        table.add_row(
+            found.policy,
+            *(f"{mean[name]:.3f} ± {deviation[name]:.3f}" for name in ("macro_f1", "accuracy")),
+            *(f"{mean[name]:.1%}" for name in ("row_visits_fraction", "unique_rows_fraction")),
+            f"{mean['seconds']:.1f}",
+            "(it)" if found.difference is None else f"{found.difference:+.3f}",
+            "" if found.p_value is None else f"{found.p_value:.3f}",
+        )
+    return table

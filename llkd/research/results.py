@@ -1,0 +1,137 @@
+"""What a compared run came to, and what the runs say together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llkd.core.policies import Signals
+
+OURS = ("llkd", "refined")
+"""The policies that are compared with the others, the baselines."""
+
+
+FIGURES = (
+    "accuracy", "macro_f1", "row_visits_fraction", "unique_rows_fraction", "seconds",
+)  # fmt: skip
+
+Bin = tuple[float, float, int]
+"""(mean of a signal, share of rows whose pseudo-label is right, rows)."""
+BINS = 10
+"""Of a signal, with as many rows each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One policy, one seed."""
+
+    policy: str
+    """With the settings of its own, where it has any."""
+    seed: int
+    accuracy: float
+    """On the test set."""
+    macro_f1: float
+    row_visits_fraction: float
+    """Rows trained on, summed over the epochs, of rows times epochs."""
+    unique_rows_fraction: float
+    """Rows trained on in at least one epoch, of all."""
+    seconds: float
+    """Of scoring, selection and training."""
+    epochs: tuple[dict[str, Any], ...] = ()
+    """The stats of each epoch, as in stats.json."""
+    reliability: dict[str, list[Bin]] = field(default_factory=dict)
+    """How often the teacher is right, by `confidence` and `uncertainty` in the last epoch; empty
+    where the corpus has no gold."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures alone."""
+        return {name: getattr(self, name) for name in ("policy", "seed", *FIGURES)}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A policy over its seeds, beside the best baseline."""
+
+    policy: str
+    mean: dict[str, float]
+    """Of each figure."""
+    deviation: dict[str, float]
+    """The standard deviation over the seeds, with one degree of freedom less; 0 for one seed."""
+    difference: float | None
+    """Mean macro-F1 less that of the best baseline; None for that baseline itself."""
+    p_value: float | None
+    """Of a paired t-test of it over the seeds, two-sided; None where there are too few."""
+
+
+def summarise(results: Sequence[RunResult]) -> list[Summary]:
+    """Each policy of some runs, the best first by mean macro-F1.
+
+    The best baseline is that of the highest mean macro-F1 among the policies that are not OURS;
+    where there is none, among all.
+    """
+    by_policy: dict[str, list[RunResult]] = {}
+    for result in results:
+        by_policy.setdefault(result.policy, []).append(result)
+    score = {name: float(np.mean([r.macro_f1 for r in runs])) for name, runs in by_policy.items()}
+    baselines = [name for name in score if name.partition(":")[0] not in OURS] or list(score)
+    best = max(baselines, key=lambda name: score[name])
+    found = []
+    for name in sorted(score, key=lambda name: -score[name]):
+        runs = by_policy[name]
+        columns = {figure: [float(getattr(r, figure)) for r in runs] for figure in FIGURES}
+        found.append(
+            Summary(
+                name,
+                {figure: float(np.mean(values)) for figure, values in columns.items()},
+                {
+                    figure: float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                    for figure, values in columns.items()
+                },
+                None if name == best else score[name] - score[best],
+                None if name == best else paired_p_value(runs, by_policy[best]),
+            )
+        )
+    return found
+
+
+def paired_p_value(runs: Sequence[RunResult], others: Sequence[RunResult]) -> float | None:
+    """The two-sided p-value of a paired t-test of macro-F1 over the seeds that both have; None
+    for fewer than two, or where all differences are equal."""
+    from scipy.stats import ttest_rel
+
+    other = {run.seed: run.macro_f1 for run in others}
+    pairs = [(run.macro_f1, other[run.seed]) for run in runs if run.seed in other]
+    if len(pairs) < 2:
+        return None
+    ours, theirs = np.array(pairs).T
+    if np.ptp(ours - theirs) == 0:  # the test divides by the deviation of the differences
+        return None
+    return float(ttest_rel(ours, theirs).pvalue)
+
+
+def reliability(signals: Signals, gold_n: np.ndarray | None) -> dict[str, list[Bin]]:
+    """How often pseudo-labels are right, by bins of each signal that was measured.
+
+    Args:
+        signals: of N rows.
+        gold_n: gold classes, −1 where there is none, shape (N,); None: nothing is known.
+    """
+    if gold_n is None or not (gold_n >= 0).any():
+        return {}
+    known_n = gold_n >= 0
+    right_n = (signals.label_n == gold_n)[known_n]
+    measured = {"confidence": signals.confidence_n, "uncertainty": signals.uncertainty_n}
+    return {
+        name: _bins(signal_n[known_n].astype(np.float64), right_n)
+        for name, signal_n in measured.items()
+        if signal_n is not None
+    }
+
+
+def _bins(signal_n: np.ndarray, right_n: np.ndarray) -> list[Bin]:
+    order_n = np.argsort(signal_n, kind="stable")
+    return [
+        (float(signal_n[part].mean()), float(right_n[part].mean()), len(part))
+        for part in np.array_split(order_n, min(BINS, len(order_n)))
+    ]

@@ -1,0 +1,178 @@
+"""Policies compared: on a frozen student, by fine-tuning, and as a job."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from llkd.calibrate import calibrate
+from llkd.config import RunConfig
+from llkd.errors import ConfigError, IncompleteError
+from llkd.pipeline import datasets_of
+from llkd.research.cheap import CheapRun, Head, read_problem
+from llkd.research.compare import (
+    is_labelled,
+    require_comparable,
+    run_cheap,
+    run_fine_tuned,
+    variants,
+)
+from llkd.stages.ingest import ingest
+from llkd.stages.label import label
+from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
+from tests.test_jobs import environment, written
+
+CHEAP = ["llkd", "refined", "all", "small_loss", "confident_learning", "freematch", "softmatch"]
+
+
+@pytest.fixture(scope="module")
+def labelled(
+    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
+    corpus_files: tuple[str, str],
+) -> tuple[RunConfig, MakeConfig]:  # fmt: skip
+    """A labelled run, not to be changed but for what comparing leaves."""
+    make = config_maker(tmp_path_factory.mktemp("labelled"), tiny_student, corpus_files)
+    config = make(corpus={"label_column": "label"}, student={"loss": "mix"})
+    for dataset in datasets_of(config):
+        ingest(config, dataset, SilentTracker())
+    label(config, datasets_of(config), SilentTracker())
+    calibrate(config)
+    return config, make
+
+
+def silent() -> Console:
+    return Console(file=io.StringIO())
+
+
+def test_each_policy_and_seed_is_a_run_of_its_own(labelled: tuple[RunConfig, MakeConfig]) -> None:
+    policies = ["all", "refined:selection.beta=0.5;student.epochs=3"]
+    found = list(variants(labelled[0], policies, 2))
+    assert [run.run_dir.rsplit("/compare/", 1)[1] for _, run in found] == [
+        "all-0", "all-1", "refined-selection.beta=0.5-student.epochs=3-0",
+        "refined-selection.beta=0.5-student.epochs=3-1",
+    ]  # fmt: skip
+    assert [run.seed for _, run in found] == [0, 1, 0, 1]
+    what, run = found[3]
+    assert what == policies[1]
+    assert (run.selection.policy, run.selection.beta, run.student.epochs) == ("refined", 0.5, 3)
+
+
+def test_cheap_runs_learn_and_are_the_same_again(labelled: tuple[RunConfig, MakeConfig]) -> None:
+    config, _ = labelled
+    assert is_labelled(config)
+    first = run_cheap(config, CHEAP, 2, silent())
+    kept = sorted(Path(config.run_dir, "compare/embeddings").rglob("*.parquet"))
+    assert len(kept) == 2  # of the corpus and of the test set
+    written_at = [path.stat().st_mtime_ns for path in kept]
+    again = run_cheap(config, CHEAP, 2, silent())
+    assert [replace(run, seconds=0.0) for run in again] == [replace(r, seconds=0.0) for r in first]
+    assert [path.stat().st_mtime_ns for path in kept] == written_at
+    assert len({run.macro_f1 for run in first}) > 3
+    for run in first:
+        assert run.macro_f1 > 0.6  # three topics, a teacher that is right most of the time
+        assert 0 < run.row_visits_fraction <= run.unique_rows_fraction <= 1
+        assert len(run.epochs) == 2
+        assert run.reliability["confidence"][-1][1] > run.reliability["confidence"][0][1]
+    of_all = [run for run in first if run.policy == "all"]
+    assert {run.row_visits_fraction for run in of_all} == {1.0}
+
+
+def test_gold_of_the_corpus_changes_no_run(labelled: tuple[RunConfig, MakeConfig]) -> None:
+    config, _ = labelled
+    problem = read_problem(config)
+    assert problem.gold_n is not None
+    other = replace(problem, gold_n=1 - problem.gold_n)
+    runs = [CheapRun(config, p).run() for p in (problem, other)]
+    assert runs[0].macro_f1 == runs[1].macro_f1
+    assert runs[0].reliability != runs[1].reliability
+
+
+def test_a_cheap_run_keeps_the_best_epoch_by_rows_held_out(
+    labelled: tuple[RunConfig, MakeConfig],
+) -> None:
+    config, _ = labelled
+    student = config.student.model_copy(update={"validation_fraction": 0.3})
+    run = CheapRun(config.model_copy(update={"student": student}), read_problem(config)).run()
+    assert [entry["validation"]["rows"] for entry in run.epochs] == [
+        run.epochs[0]["validation"]["rows"]
+    ] * 2
+    assert run.epochs[0]["validation"]["rows"] > 20
+
+
+def test_passes_with_dropout_are_a_mean() -> None:
+    head = Head(4, 8, 3, 0.5)
+    features = np.ones((2, 4), dtype=np.float32)
+    plain = head.probabilities(features)
+    assert plain == pytest.approx(head.probabilities(features))
+    mixed = head.probabilities(features, passes=4)
+    assert mixed.sum(axis=1) == pytest.approx([1, 1])
+    assert not np.allclose(mixed, plain)
+
+
+def test_what_cannot_be_compared_is_refused(
+    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
+) -> None:
+    _, make = labelled
+    with pytest.raises(ConfigError, match="test.path"):
+        require_comparable(make(test=None), ["all"])
+    empty = make(run_dir=str(tmp_path / "empty"))
+    assert not is_labelled(empty)
+    with pytest.raises(ConfigError, match="selection.betta"):
+        require_comparable(empty, ["refined:selection.betta=1"])
+    with pytest.raises(IncompleteError):
+        run_cheap(empty, ["all"], 1, silent())
+
+
+def test_fine_tuned_runs_share_rows_and_labels_and_resume(
+    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
+) -> None:
+    config = labelled[0].model_copy(update={"run_dir": str(tmp_path / "run")})
+    shutil.copytree(labelled[0].run_dir, config.run_dir)
+    first = run_fine_tuned(config, ["refined", "random"], 1, silent())
+    assert [(run.policy, run.seed, len(run.epochs)) for run in first] == [
+        ("refined", 0, 2), ("random", 0, 2),
+    ]  # fmt: skip
+    assert set(first[0].reliability) == {"confidence", "uncertainty"}
+    folder = Path(config.run_dir, "compare/refined-0")
+    assert (folder / "student/model.safetensors").exists()
+    assert not (folder / "corpus").exists()
+    assert not (folder / "labels").exists()
+    students = sorted(Path(config.run_dir).rglob("model.safetensors"))
+    written_at = [path.stat().st_mtime_ns for path in students]
+    assert run_fine_tuned(config, ["refined", "random"], 1, silent()) == first
+    assert [path.stat().st_mtime_ns for path in students] == written_at
+
+
+def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
+    path = written(tmp_path / "config.yaml", labelled[0])
+    done = subprocess.run(
+        [sys.executable, "jobs/compare.py", str(path), "--policies", "llkd,all", "--seeds", "2",
+         "--cheap", "--json", str(tmp_path / "figures.json"), "--plots", str(tmp_path / "plots"),
+         "student.epochs=2"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [(entry["policy"], entry["seed"]) for entry in figures] == [
+        ("llkd", 0), ("llkd", 1), ("all", 0), ("all", 1),
+    ]  # fmt: skip
+    plots = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert plots == {"score.png", "selected.png", "thresholds.png", "reliability.png"}
+    assert "best baseline" in done.stdout
+
+
+def test_a_policy_that_there_is_not(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
+    path = written(tmp_path / "config.yaml", labelled[0])
+    done = subprocess.run(
+        [sys.executable, "jobs/compare.py", str(path), "--policies", "none"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "none" in done.stderr
