@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         _speed_parser(what, "training", "speed of the student's training", 1024, _PLAIN),
     ]
     selection = what.add_parser("selection", help="speed and memory of selecting, by rows")
-    selection.add_argument("--sizes", default="1e6,1e7,5e7,2e8", help="rows, by commas")
+    selection.add_argument(
+        "--sizes", type=_sizes, default="1e6,1e7,5e7,2e8", help="rows, by commas"
+    )
     selection.add_argument("--rows-per-shard", type=int, default=65536)
     selection.add_argument("--rounds", type=int, default=3, help="figures are medians over these")
     selection.add_argument("--plot", type=Path, metavar="FILE", help="where a plot goes (PNG)")
@@ -101,11 +103,17 @@ def _speed(arguments: argparse.Namespace) -> tuple[Any, str]:
     return result, module.table(result)
 
 
+def _sizes(text: str) -> list[int]:
+    sizes = sorted(int(float(size)) for size in text.split(","))
+    if not sizes or sizes[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} are not numbers of rows")
+    return sizes
+
+
 def _selection(arguments: argparse.Namespace) -> tuple[Any, str]:
     from llkd.benchmarks.selection import benchmark_selection, plot, table
 
-    sizes = sorted(int(float(size)) for size in arguments.sizes.split(","))
-    result = benchmark_selection(sizes, arguments.rows_per_shard, arguments.rounds, _say)
+    result = benchmark_selection(arguments.sizes, arguments.rows_per_shard, arguments.rounds, _say)
     if arguments.plot is not None:
         plot(result, arguments.plot)
     return result, table(result)
