@@ -171,6 +171,12 @@ def _say(result: RunResult, console: Console) -> None:
     )
 
 
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
 def summary_table(summaries: Sequence[Summary]) -> Table:
     """The policies, the best first."""
     title = (
@@ -179,7 +185,7 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
     table = Table(title=title, title_justify="left")
     heads = ("policy", "macro-F1", "accuracy", "row visits", "unique rows", "seconds")
     for head in (*heads, "difference", "p"):
-        table.add_column(head, justify="left" if head == "policy" else "right")
+        table.add_column(head, justify="left" if head == "policy" else "right", overflow="fold")
     for found in summaries:
         mean, deviation = found.mean, found.deviation
         table.add_row(
@@ -188,6 +194,6 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
             *(f"{mean[name]:.1%}" for name in ("row_visits_fraction", "unique_rows_fraction")),
             f"{mean['seconds']:.1f}",
             "(it)" if found.difference is None else f"{found.difference:+.3f}",
-            "" if found.p_value is None else f"{found.p_value:.3f}",
+            _p_value(found.p_value),
         )
     return table
