@@ -210,7 +210,7 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
 ) -> None:
     config = make_config(
         run_dir=str(tmp_path / "run"), test=None, selection={"policy": "refined"},
-        student={"epochs": 3, "loss": "mix"},
+        student={"epochs": 3, "loss": "mix", "learning_rate": 1e-2},
     )  # fmt: skip
     distilled(config, tracker)
     layout = RunLayout(config.run_dir)
@@ -233,7 +233,7 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
         expected = seen.teacher_nc[chosen["row"].to_numpy()]
         assert matrix(chosen["probs"]) == pytest.approx(expected, abs=1e-6)
         found.append(selected_rows(config, epoch))
-    assert apart[0] < 2e-3 < apart[1], apart
+    assert 2 * apart[0] < apart[1], apart
     # As after a kill between the last epoch's scoring and its selection.
     manifest = Folder(layout.epochs).read_json("manifest.json")
     Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})
