@@ -165,7 +165,7 @@ def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None
     ]  # fmt: skip
     plots = {path.name for path in (tmp_path / "plots").iterdir()}
     assert plots == {"score.png", "selected.png", "thresholds.png", "reliability.png"}
-    assert "best baseline" in done.stdout
+    assert "difference" in done.stdout
 
 
 def test_a_policy_that_there_is_not(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
