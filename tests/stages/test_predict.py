@@ -79,7 +79,7 @@ def scored(config: RunConfig, texts: list[str]) -> np.ndarray:
     """The scorer's own distributions."""
     tokenizer, model = load_finished(RunLayout(config.run_dir).student)
     torch.set_num_threads(1)
-    scorer = Scorer(tokenizer, model, max_length=config.student.max_length, bfloat16=False)
+    scorer = Scorer(tokenizer, model, max_length=config.student.max_length)
     return scorer.probabilities(texts)
 
 
