@@ -42,7 +42,7 @@ class TransformersEngine:
             )
             if teacher.lora is not None:
                 self._model.load_adapter(teacher.lora)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, TypeError, ImportError) as error:
             raise TeacherError(f"transformers cannot load {teacher.model}: {error}") from error
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if "device_map" not in arguments:

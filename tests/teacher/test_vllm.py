@@ -124,13 +124,16 @@ def ask(engine):
     return engine.label(["shares fell", "the cup final", "a"], [None] * 3, lambda _: 0).logprobs_nc
 
 task = TaskConfig(instruction="What is it?", labels=["money", "sport", "other"])
-teacher = TeacherConfig(
+loop = TeacherConfig(
     model=str(folder / "base"), verbalizer="code",
-    engine_args={"dtype": "float32", "max_model_len": 512, "enforce_eager": True},
+    engine_args={"dtype": "float32", "max_model_len": 512},
 )
-plain = ask(TransformersEngine(teacher, task))
-merged = ask(TransformersEngine(teacher.model_copy(update={"model": str(folder / "merged")}), task))
-adapted = ask(VLLMEngine(teacher.model_copy(update={"lora": str(folder / "adapter")}), task))
+plain = ask(TransformersEngine(loop, task))
+merged = ask(TransformersEngine(loop.model_copy(update={"model": str(folder / "merged")}), task))
+teacher = loop.model_copy(update={
+    "lora": str(folder / "adapter"), "engine_args": {**loop.engine_args, "enforce_eager": True},
+})
+adapted = ask(VLLMEngine(teacher, task))
 print("RESULT" + json.dumps([float(np.abs(adapted - x).max()) for x in (merged, plain)]))
 """
 
