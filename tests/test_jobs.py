@@ -74,12 +74,16 @@ def logprobs_of(run_dir: Path) -> dict[int, np.ndarray]:
 
 
 def wait_until(
-    condition: Callable[[], bool], process: subprocess.Popen[str], addresses: set[str]
+    condition: Callable[[], bool],
+    process: subprocess.Popen[str],
+    addresses: set[str] | None = None,
 ) -> None:
-    """Wait, and note meanwhile on which addresses the process and its descendants listen."""
+    """Wait, and note meanwhile on which addresses the process and its descendants listen; without
+    `addresses` only wait, for looking takes a while."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        addresses |= listening_addresses(process.pid)
+        if addresses is not None:
+            addresses |= listening_addresses(process.pid)
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -181,6 +185,7 @@ def ordeal(
         make(
             test=None, teacher={"engine_args": {"calls": str(calls), "delay": 0.02}},
             student={"epochs": 3, "workers": 2, "batch_size": 2},
+            selection={"class_floor": 1.0},  # all rows: training lasts long enough to be killed in
         ),
     )  # fmt: skip
     addresses: set[str] = set()
@@ -192,17 +197,19 @@ def ordeal(
     labels_at_kill = times(run_dir.glob("labels/part-*"))
 
     process = start("run", config)
-    wait_until(lambda: trained(run_dir, 0) and selected(run_dir, 1), process, addresses)
+    wait_until(lambda: selected(run_dir, 0), process, addresses)
+    wait_until(lambda: trained(run_dir, 0) and selected(run_dir, 1), process)
     kill(process)
     assert not trained(run_dir, 1)
     assert not (run_dir / "student").exists()
 
     process = start("run", config)
-    wait_until(lambda: selected(run_dir, 2), process, addresses)
+    wait_until(lambda: selected(run_dir, 2), process)
+    worker = training_workers(process)[0]
     epochs_at_kill = times(
         [*run_dir.glob("epochs/00/**/*.*"), *run_dir.glob("epochs/0[12]/*/part-*")]
     )
-    training_workers(process)[0].kill()
+    worker.kill()
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
 
