@@ -53,3 +53,11 @@ def test_a_free_worker_helps_a_slow_one_with_its_last_pieces() -> None:
 def test_only_the_shards_asked_for() -> None:
     whole, _ = drain(PieceQueue([5, 6, 7], [2]), [0, 1])
     assert whole.keys() == {2}
+
+
+def test_pieces_that_end_out_of_order_make_the_shard_in_its_order() -> None:
+    queue = PieceQueue([3 * PIECE_ROWS], [0])
+    pieces = [piece for worker in (0, 1, 0) if (piece := queue.take(worker)) is not None]
+    assert [piece.start for piece in pieces] == [0, 2 * PIECE_ROWS, PIECE_ROWS]
+    assert [queue.done(piece, values(piece)) is None for piece in pieces[:2]] == [True, True]
+    assert np.array_equal(queue.done(pieces[2], values(pieces[2])), np.arange(3 * PIECE_ROWS))
