@@ -76,7 +76,7 @@ def compare(config: RunConfig, arguments: argparse.Namespace, console: Console) 
     summaries = summarise(results)
     console.print(summary_table(summaries))
     if arguments.json is not None:
-        figures = [result.to_json() for result in results]
+        figures = [result.figures() for result in results]
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     plots = Folder(arguments.plots or RunLayout(config.run_dir).comparison("plots"))
     draw_all(plots, results, summaries)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,16 +109,26 @@ def _measured(config: RunConfig, wanted: Pass) -> dict[str, Any] | None:
 def run_all(config: RunConfig, console: Console) -> None:
     """All stages; each leaves what is done as it is."""
     started = time.monotonic()
-    with _stage(config, console) as tracker:
+    with _stage(config, console) as tracker, ThreadPoolExecutor(1) as beside:
+        loadable = beside.submit(_require_loadable, config)
         _ingest(config, tracker, console)
-        if not Folder(RunLayout(config.run_dir).student).names():
-            from llkd.student.model import require_loadable  # it imports torch
-
-            require_loadable(config.student)
+        loadable.result()
         _label(config, tracker, console)
         _distill(config, tracker, console)
         metrics = _evaluate(config, tracker, started)
     show_summary(config, metrics, console)
+
+
+def _require_loadable(config: RunConfig) -> None:
+    """See that the student can be loaded; also what takes seconds to import for it, which this
+    process would otherwise wait for later."""
+    if Folder(RunLayout(config.run_dir).student).names():
+        return
+    import ray.train.torch  # noqa: F401
+
+    from llkd.student.model import require_loadable
+
+    require_loadable(config.student)
 
 
 @contextmanager

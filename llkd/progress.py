@@ -6,7 +6,7 @@ it and draws. On a terminal that is one live line, elsewhere a plain line now an
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -203,6 +203,19 @@ def now_and_then(tell: Callable[[int], Any]) -> Callable[[int], None]:
             tell(done)
 
     return maybe
+
+
+def rows_per_second(done: Sequence[Mapping[str, Any]]) -> float | None:
+    """The rate of some actors together, without their start: from the first one's first row to
+    the last one's last; None where nothing was done.
+
+    Args:
+        done: of each unit of work `rows`, and when it `started` and `ended`, in seconds.
+    """
+    if not done:
+        return None
+    seconds = max(item["ended"] for item in done) - min(item["started"] for item in done)
+    return float(sum(item["rows"] for item in done) / max(seconds, 1e-9))
 
 
 def running_line(state: PhaseState) -> str:

@@ -4,10 +4,10 @@
 the time is read from what it left behind:
 
     teacher   from the first engine's first row to the last one's last
-    student   scoring, training and measuring, less what the workers waited
+    student   scoring, training and measuring, less what the workers waited; the test set, from
+              its first row to its last
     rows      ingest, and what the workers waited for rows to be read and tokenised
-    rest      Python, Ray and the engines starting, models loading, selection, checkpoints, export,
-              the evaluation
+    rest      Python, Ray and the engines starting, models loading, selection, checkpoints, export
 """
 
 import subprocess
@@ -21,7 +21,7 @@ from typing import Any
 from llkd.config import RunConfig
 from llkd.epochs import read_stats
 from llkd.errors import IncompleteError
-from llkd.manifest import require_complete
+from llkd.manifest import read_manifest, require_complete
 from llkd.pipeline import datasets_of
 from llkd.schema import RunLayout
 from llkd.storage import Folder
@@ -81,7 +81,7 @@ def account(config: RunConfig, total: float) -> dict[str, Any]:
     for_rows = sum(entry["batches"] for entry in waits)
     seconds = {
         "teacher": sum(sum(entry["rows"]) / entry["rows_per_second"] for entry in labelled),
-        "student": computing - for_rows - sum(entry["others"] for entry in waits),
+        "student": computing - for_rows - sum(entry["others"] for entry in waits) + _tested(layout),
         "rows": for_rows + sum(entry["seconds"] for entry in ingested),
     }
     useful = sum(seconds.values())
@@ -96,6 +96,15 @@ def account(config: RunConfig, total: float) -> dict[str, Any]:
         "waiting_share": [entry["waiting"]["share"] for entry in stats],
         "ratios": {"useful_share": useful / total},
     }
+
+
+def _tested(layout: RunLayout) -> float:
+    """Seconds in which the student labelled the test set."""
+    folder = Folder(layout.test_predictions)
+    if read_manifest(folder) is None:
+        return 0.0
+    predicted = require_complete(folder, "predict").results
+    return float(sum(predicted["rows"]) / predicted["rows_per_second"])
 
 
 def table(result: Mapping[str, Any]) -> str:

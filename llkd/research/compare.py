@@ -2,7 +2,7 @@
 
 By fine-tuning each run is a run directory of its own, `<run_dir>/compare/<policy>-<seed>`, that
 reads the rows and labels of `<run_dir>` (see RunLayout) and resumes like any other. On a frozen
-student a run takes seconds and leaves nothing but its figures.
+student a run takes seconds and leaves its figures, in `<run_dir>/compare/cheap`.
 """
 
 import re
@@ -15,11 +15,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from llkd import __version__
+from llkd.calibrate import calibration_settings
 from llkd.config import RunConfig
 from llkd.config_file import changed
 from llkd.core.policies import Signals
 from llkd.errors import ConfigError
-from llkd.manifest import read_manifest
+from llkd.manifest import Manifest, read_manifest, require_complete
 from llkd.research.results import RunResult, Summary, reliability
 from llkd.schema import GOLD, RunLayout
 from llkd.storage import Folder
@@ -88,13 +90,32 @@ def run_cheap(
     from llkd.research.cheap import CheapRun, read_problem
 
     problem, results = read_problem(config), []
+    kept = Folder(RunLayout(config.run_dir).comparison("cheap"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # its products are too small to share
     for what, run in variants(config, policies, seeds):
-        results.append(replace(CheapRun(run, problem).run(), policy=what))
-        _say(results[-1], console)
+        name = f"{run.run_dir.rpartition('/')[2]}-{_cheap_identity(run)}.json"
+        if kept.exists(name):
+            found = RunResult.from_json(kept.read_json(name))
+        else:
+            found = replace(CheapRun(run, problem).run(), policy=what)
+            kept.write_json(name, found.to_json())
+        results.append(found)
+        _say(found, console)
     torch.set_num_threads(threads)
     return results
+
+
+def _cheap_identity(config: RunConfig) -> str:
+    """A hash of all that a run on the frozen student comes from."""
+    from llkd.stages.distill import manifest_of
+
+    layout = RunLayout(config.run_dir)
+    labelled = require_complete(Folder(layout.labels("corpus")), "label")
+    tested = require_complete(Folder(layout.rows("test")), "ingest")
+    settings = {"version": __version__, "test": tested.fingerprint, **config.cheap.model_dump()}
+    distilled = manifest_of(config, labelled)
+    return Manifest("cheap", settings, distilled.fingerprint).fingerprint
 
 
 def run_fine_tuned(
@@ -103,14 +124,48 @@ def run_fine_tuned(
     """All runs by fine-tuning; those that are done are not done again. Needs Ray."""
     from llkd.pipeline import METRICS, check_run, run_all
 
-    results = []
+    results: list[RunResult] = []
+    done: list[RunConfig] = []
     for what, run in variants(config, policies, seeds):
         check_run(run)
         if not Folder(run.run_dir).exists(METRICS):
+            _borrow_first_scores(run, done)
             run_all(run, console)
+        done.append(run)
         results.append(_read_result(what, run, Folder(run.run_dir).read_json(METRICS)))
         _say(results[-1], console)
     return results
+
+
+def _borrow_first_scores(config: RunConfig, done: Sequence[RunConfig]) -> None:
+    """Let a run begin with the first epoch's scores of one that is done: students of a seed start
+    as the same."""
+    mine = Folder(RunLayout(config.run_dir).uncertainty(0))
+    wanted = _first_scores(config)
+    if wanted is None or mine.names():
+        return
+    for other in done:
+        found = _first_scores(other)
+        if found is not None and found[0] == wanted[0] and found[1] >= wanted[1]:
+            theirs = Folder(RunLayout(other.run_dir).uncertainty(0))
+            for name in theirs.names():
+                mine.write_bytes(name, theirs.read_bytes(name))
+            return
+
+
+def _first_scores(config: RunConfig) -> tuple[tuple[Any, ...], bool] | None:
+    """What the scores of epoch 0 come from, and whether whole distributions are kept; None for a
+    policy that needs none."""
+    from llkd.selection import policy_of
+
+    policy, student, selection = policy_of(config), config.student, config.selection
+    if not policy.uses_uncertainty:
+        return None
+    comes_from = (
+        student.model, student.revision, student.max_length, student.precision, student.lora,
+        config.seed, selection.uncertainty, selection.mc_dropout, calibration_settings(config),
+    )  # fmt: skip
+    return comes_from, policy.student_probs != "none"
 
 
 def _read_result(what: str, config: RunConfig, metrics: dict[str, Any]) -> RunResult:

@@ -1,6 +1,6 @@
 """What a compared run came to, and what the runs say together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,9 +44,22 @@ class RunResult:
     """How often the teacher is right, by `confidence` and `uncertainty` in the last epoch; empty
     where the corpus has no gold."""
 
-    def to_json(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """The figures alone."""
         return {name: getattr(self, name) for name in ("policy", "seed", *FIGURES)}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return dict(vars(self))
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "RunResult":
+        """The inverse of `to_json`."""
+        reliability = {
+            name: [(mean, share, rows) for mean, share, rows in bins]
+            for name, bins in data["reliability"].items()
+        }
+        return RunResult(**{**data, "epochs": tuple(data["epochs"]), "reliability": reliability})
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from llkd.manifest import (
     write_manifest,
 )
 from llkd.models import model_identity
-from llkd.progress import now_and_then
+from llkd.progress import now_and_then, rows_per_second
 from llkd.schema import (
     ID,
     LABEL_MASS,
@@ -98,10 +98,11 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
         tracker.begin.remote(name, sum(rows.values()), skipped)
         done = _run_pool(config, work, tracker)
         tracker.end.remote()
+    rate = rows_per_second([item for item in done if item["dataset"] != CONTENT_FREE_ITEM[0]])
     for dataset in datasets:
         if not manifests[dataset].complete:
             counts = {item["shard"]: item for item in done if item["dataset"] == dataset}
-            times = {"seconds": time.monotonic() - started, "rows_per_second": _rate(done)}
+            times = {"seconds": time.monotonic() - started, "rows_per_second": rate}
             manifests[dataset] = _finish(config, dataset, manifests[dataset], counts, times)
     return manifests
 
@@ -257,15 +258,6 @@ def _run_pool(
         resources=resources,
         max_failures=config.teacher.max_actor_failures,
     )
-
-
-def _rate(done: Sequence[dict[str, Any]]) -> float | None:
-    """Rows per second, from the first engine's first row to the last one's last."""
-    shards = [item for item in done if item["dataset"] != CONTENT_FREE_ITEM[0]]
-    if not shards:
-        return None
-    seconds = max(item["ended"] for item in shards) - min(item["started"] for item in shards)
-    return sum(item["rows"] for item in shards) / max(seconds, 1e-9)
 
 
 def default_resources(config: RunConfig) -> runtime.Resources:

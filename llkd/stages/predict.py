@@ -21,7 +21,7 @@ from llkd.config import RunConfig
 from llkd.core.tally import Tally
 from llkd.errors import DataError, IncompleteError
 from llkd.manifest import FILES, Manifest, open_stage, require_complete, write_manifest
-from llkd.progress import now_and_then
+from llkd.progress import now_and_then, rows_per_second
 from llkd.schema import (
     CONFIDENCE,
     ID,
@@ -64,8 +64,8 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     """Write the finished student's labels of a data set; shards that are there are left alone.
 
     Returns:
-        The manifest, whose results hold `rows` by shard, and by label its `rows` and its mean
-        `confidence`.
+        The manifest, whose results hold `rows` by shard, by label its `rows` and its mean
+        `confidence`, and `rows_per_second` of the model at work.
 
     Raises:
         IncompleteError: the student is not finished, or shards are missing at the end.
@@ -86,9 +86,10 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     missing = sorted(set(range(len(expected))) - wanted.folder.shards())
     skipped = sum(expected) - sum(expected[shard] for shard in missing)
     tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped)
-    _run_pool(config, wanted, missing, tracker)
+    done = _run_pool(config, wanted, missing, tracker)
     tracker.end.remote()
-    return _finish(config, wanted, manifest, expected, time.monotonic() - started)
+    times = {"seconds": time.monotonic() - started, "rows_per_second": rows_per_second(done)}
+    return _finish(config, wanted, manifest, expected, times)
 
 
 def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Folder) -> Manifest:
@@ -103,17 +104,25 @@ def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Fold
     return Manifest("predict", settings, "")
 
 
-def _run_pool(config: RunConfig, wanted: Pass, missing: Sequence[int], tracker: Any) -> None:
-    """Map the pool of students over the shards that are missing."""
+def _run_pool(
+    config: RunConfig, wanted: Pass, missing: Sequence[int], tracker: Any
+) -> list[dict[str, Any]]:
+    """Map the pool of students over the shards that are missing; returns what each told of them."""
     if not missing:
-        return
+        return []
     resources = config.predict.resources or _default_resources(config)
     runtime.require_resources(resources, "predict.resources")
     precision = settled_precision(config, resources)
     threads = max(int(resources.get("CPU", 1)), 1)
-    runtime.run_on_actors(
+    arguments = (config, wanted, precision, threads, tracker)
+    if wanted.dataset == "test" and runtime.is_local() and len(missing) <= runtime.FEW_SHARDS:
+        # On this machine, where this process has just exported the student and nothing else is
+        # at work, an actor would take longer to start than a test set to be scored.
+        here = StudentActor(*arguments)
+        return [here(shard) for shard in missing]
+    return runtime.run_on_actors(
         StudentActor,
-        (config, wanted, precision, threads, tracker),
+        arguments,
         missing,
         pool=config.predict.replicas,
         resources=resources,
@@ -157,8 +166,9 @@ class StudentActor:
             tokenizer, model, max_length=config.student.max_length, compiled=config.student.compile
         )
 
-    def __call__(self, shard: int) -> int:
-        """Predict one shard; returns its number."""
+    def __call__(self, shard: int) -> dict[str, Any]:
+        """Predict one shard; returns how many rows, and when it began and ended."""
+        started = time.time()
         rows = self._rows.read_shard(shard, [ROW, TEXT, *([ID] if self._with_id else [])])
         tell = partial(self._tracker.update.remote, f"{shard}")
         with self._turn:
@@ -166,7 +176,7 @@ class StudentActor:
         table = self._table(rows, probs_nc)
         self._wanted.folder.write_shard(shard, table)
         tell(len(table))
-        return shard
+        return {"rows": len(table), "started": started, "ended": time.time()}
 
     def _table(self, rows: pa.Table, probs_nc: np.ndarray) -> pa.Table:
         columns: dict[str, Any] = {
@@ -199,7 +209,7 @@ def _finish(
     wanted: Pass,
     manifest: Manifest,
     expected: Sequence[int],
-    seconds: float,
+    times: dict[str, Any],
 ) -> Manifest:
     """See that all shards are there, add up their counts, and close the stage."""
     folder, names = wanted.folder, config.task.label_names
@@ -216,6 +226,6 @@ def _finish(
         name: {"rows": int(rows_c[i]), "confidence": float(mean_c[i])}
         for i, name in enumerate(names)
     }
-    finished = manifest.finished({"rows": list(expected), "labels": labels, "seconds": seconds})
+    finished = manifest.finished({"rows": list(expected), "labels": labels, **times})
     write_manifest(folder, finished)
     return finished

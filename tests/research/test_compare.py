@@ -71,6 +71,8 @@ def test_cheap_runs_learn_and_are_the_same_again(labelled: tuple[RunConfig, Make
     kept = sorted(Path(config.run_dir, "compare/embeddings").rglob("*.parquet"))
     assert len(kept) == 2  # of the corpus and of the test set
     written_at = [path.stat().st_mtime_ns for path in kept]
+    assert run_cheap(config, CHEAP, 2, silent()) == first  # as they were kept
+    shutil.rmtree(Path(config.run_dir, "compare/cheap"))
     again = run_cheap(config, CHEAP, 2, silent())
     assert [replace(run, seconds=0.0) for run in again] == [replace(r, seconds=0.0) for r in first]
     assert [path.stat().st_mtime_ns for path in kept] == written_at
@@ -148,6 +150,22 @@ def test_fine_tuned_runs_share_rows_and_labels_and_resume(
     written_at = [path.stat().st_mtime_ns for path in students]
     assert run_fine_tuned(config, ["refined", "random"], 1, silent()) == first
     assert [path.stat().st_mtime_ns for path in students] == written_at
+
+
+def test_students_of_a_seed_share_the_first_scores(
+    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
+) -> None:
+    config = labelled[0].model_copy(update={"run_dir": str(tmp_path / "run")})
+    shutil.copytree(labelled[0].run_dir, config.run_dir)
+    policies = ["refined", "llkd", "llkd:selection.uncertainty=margin;student.epochs=1"]
+    run_fine_tuned(config, policies, 1, silent())
+    refined, llkd, margin = (
+        [path.read_bytes() for path in sorted(folder.glob("epochs/00/uncertainty/part-*"))]
+        for folder in (Path(run.run_dir) for _, run in variants(config, policies, 1))
+    )
+    assert llkd == refined  # with the distributions, which only the refined policy asks for
+    assert len(margin) == len(llkd)
+    assert margin != llkd
 
 
 def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_ours_alone_are_compared_among_themselves() -> None:
 
 
 def test_figures_as_the_file_has_them() -> None:
-    assert list(RESULTS[0].to_json()) == [
+    assert list(RESULTS[0].figures()) == [
         "policy", "seed", "accuracy", "macro_f1", "row_visits_fraction", "unique_rows_fraction",
         "seconds",
     ]  # fmt: skip
