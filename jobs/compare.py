@@ -1,12 +1,13 @@
 """Compare selection policies on the same labels, over several seeds.
 
-    python jobs/compare.py CONFIG --policies llkd,refined,all,random [--seeds 3] [--cheap]
-        [--json FILE] [--plots FOLDER] [dotted.key=value ...]
+    python jobs/compare.py CONFIG [CONFIG ...] [--policies llkd,refined,all,random] [--seeds 3]
+        [--cheap] [--json FILE] [--plots FOLDER] [dotted.key=value ...]
 
 Ingests and labels what is not yet there, then trains a student for each policy and seed: by
 fine-tuning, in <run_dir>/compare/<policy>-<seed>, which resumes where it was broken off; or, with
---cheap, a head on the frozen student, in seconds a run and without Ray. Shows a table; writes the
-figures to FILE and plots to FOLDER (by default <run_dir>/compare/plots). Needs a test set.
+--cheap, a head on the frozen student, in seconds a run and without Ray. Shows a table for each
+config, and one over all; writes the figures to FILE and plots to FOLDER (by default
+<run_dir>/compare/plots). Needs a test set.
 
 A policy can have settings of its own: --policies 'llkd,llkd:selection.weights=none;student.epochs=2'.
 """
@@ -15,72 +16,98 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from llkd.cli import connected, job_parser, read_config, run_logged
+from llkd.cli import config_of, connected, do_logged, plain_parser
 from llkd.config import RunConfig
 from llkd.errors import LLKDError
 from llkd.research.compare import require_comparable
 
 
 def main() -> None:
-    """Run the comparison."""
-    parser = job_parser("compare", __doc__)
+    """Run the comparisons."""
+    parser = plain_parser("compare", __doc__)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML configs")
     parser.add_argument(
         "--policies", help="by commas", default="llkd,refined,all,random,teacher_confidence"
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many (3)")
     parser.add_argument("--cheap", action="store_true", help="a head on the frozen student")
     parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--plots", help="where the plots go")
+    parser.add_argument("--plots", help="where the plots go; a folder in it for each config")
     arguments = parser.parse_intermixed_args()
+    paths = [path for path in arguments.configs if "=" not in path or Path(path).exists()]
+    overrides = [text for text in arguments.configs if text not in paths]
     if arguments.seeds < 1:
         parser.error("--seeds must be 1 or more")
-    config = read_config(arguments)
+    if not paths:
+        parser.error("name a config")
     arguments.policies = list(dict.fromkeys(arguments.policies.split(",")))
     try:
-        require_comparable(config, arguments.policies)
+        configs = {Path(path).stem: config_of(path, overrides) for path in paths}
+        for config in configs.values():
+            require_comparable(config, arguments.policies)
     except LLKDError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
-    run_logged("compare", config, lambda console: compare(config, arguments, console))
+    if len({config.run_dir for config in configs.values()}) < len(paths):
+        parser.error("each config needs a name and a run_dir of its own")
+    sys.exit(_compare_all(configs, arguments))
 
 
-def compare(config: RunConfig, arguments: argparse.Namespace, console: Console) -> None:
-    """Make the runs, and show and write what they came to."""
-    from llkd.research.compare import (
-        is_labelled,
-        run_cheap,
-        run_fine_tuned,
-        summary_table,
-    )
+def _compare_all(configs: dict[str, RunConfig], arguments: argparse.Namespace) -> int:
+    """Compare on each config; returns the exit status."""
+    from llkd.research.compare import Comparison
+    from llkd.research.tables import overview_table
+
+    found: dict[str, Comparison] = {}
+    for name, config in configs.items():
+
+        def work(console: Console, name: str = name, config: RunConfig = config) -> None:
+            found[name] = compare(name, config, arguments, console)
+
+        if status := do_logged("compare", config, work):
+            return status
+    if len(found) > 1:
+        Console(soft_wrap=True).print(overview_table(found))
+    if arguments.json is not None:
+        figures: list[dict[str, Any]] = []
+        for name, one in found.items():
+            config_name = {"config": name} if len(found) > 1 else {}
+            figures += [{**config_name, **result.figures()} for result in one.results]
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def compare(name: str, config: RunConfig, arguments: argparse.Namespace, console: Console) -> Any:
+    """Make the runs of a config, and show and draw what they came to."""
+    from llkd.research.compare import comparison, is_labelled
     from llkd.research.plots import draw_all
-    from llkd.research.results import summarise
+    from llkd.research.tables import summary_table
     from llkd.schema import RunLayout
     from llkd.storage import Folder
     from llkd.teacher.examples import with_drawn_examples
 
     config = with_drawn_examples(config)
-    policies = arguments.policies
     if arguments.cheap and is_labelled(config):
-        results = run_cheap(config, policies, arguments.seeds, console)
+        found = comparison(config, arguments.policies, arguments.seeds, True, console)
     else:
         with connected():
             from llkd.pipeline import run_ingest, run_label
 
             run_ingest(config, console)
             run_label(config, console)
-            run = run_cheap if arguments.cheap else run_fine_tuned
-            results = run(config, policies, arguments.seeds, console)
-    summaries = summarise(results)
-    console.print(summary_table(summaries))
-    if arguments.json is not None:
-        figures = [result.figures() for result in results]
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    plots = Folder(arguments.plots or RunLayout(config.run_dir).comparison("plots"))
-    draw_all(plots, results, summaries)
+            found = comparison(
+                config, arguments.policies, arguments.seeds, arguments.cheap, console
+            )
+    console.print(summary_table(found))
+    folder = RunLayout(config.run_dir).comparison("plots")
+    plots = Folder(f"{arguments.plots}/{name}" if arguments.plots else folder)
+    draw_all(plots, found.results, found.summaries)
     console.print(f"Plots     {plots.uri}", highlight=False)
+    return found
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -28,7 +28,11 @@ def run_job(name: str, description: str | None) -> None:
     or config; 130 when interrupted.
     """
     arguments = job_parser(name, description).parse_args()
-    config = read_config(arguments)
+    try:
+        config = config_of(arguments.config, arguments.overrides)
+    except LLKDError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
 
     def work(console: Console) -> None:
         # Only now: importing Ray and connecting to it talk too.
@@ -37,25 +41,26 @@ def run_job(name: str, description: str | None) -> None:
         with connected():
             run_stage(name, config, console)
 
-    run_logged(name, config, work)
+    sys.exit(do_logged(name, config, work))
 
 
-def read_config(arguments: argparse.Namespace) -> RunConfig:
-    """The config that the command line names; exits with status 2 if it is wrong."""
+def config_of(path: str, overrides: Sequence[str]) -> RunConfig:
+    """The config of a file with settings that replace its own, as a job works with it.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
+    return absolute_paths(load_config(path, overrides))
+
+
+def do_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
+    """Do some work, with all that the libraries say in a log; returns the exit status, see
+    `run_job`."""
     try:
-        return absolute_paths(load_config(arguments.config, arguments.overrides))
-    except LLKDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def run_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> None:
-    """Do some work, with all that the libraries say in a log, and exit; see `run_job`."""
-    try:
-        sys.exit(_run(name, config, work))
+        return _run(name, config, work)
     except OSError as error:  # before there is a log
         print(f"StorageError: cannot write into run_dir: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
 
 
 @contextlib.contextmanager
@@ -70,13 +75,18 @@ def connected() -> Iterator[None]:
         runtime.disconnect()
 
 
-def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of a config and of settings that replace its own."""
-    parser = argparse.ArgumentParser(
+def plain_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of no arguments yet."""
+    return argparse.ArgumentParser(
         prog=f"jobs/{name}.py",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of a config and of settings that replace its own."""
+    parser = plain_parser(name, description)
     parser.add_argument("config", help="a YAML config, such as jobs/configs/bbc.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="dotted.key=value", help="settings that replace the file's"

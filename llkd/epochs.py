@@ -14,31 +14,18 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 
-from llkd.arrays import fixed_lists, matrix
 from llkd.config import RunConfig
 from llkd.core.holdout import Holdout
-from llkd.core.statistics import on_grid
 from llkd.core.thresholds import Thresholds
-from llkd.core.uncertainty import MEASURES, running_mean
 from llkd.errors import LLKDError, StorageError, StudentError
 from llkd.prefetch import Ahead
 from llkd.progress import now_and_then
-from llkd.schema import (
-    LABEL,
-    PROBS,
-    ROW,
-    TEXT,
-    UNCERTAINTY,
-    UNCERTAINTY_SCHEMA,
-    RunLayout,
-    with_probs,
-)
-from llkd.selection import Selector, policy_of, sums_by_class
-from llkd.shard_queue import Piece
+from llkd.schema import RunLayout
+from llkd.selection import Selector, policy_of
 from llkd.storage import Folder, local_copy
+from llkd.uncertainty_pass import UncertaintyPass
 from llkd.validation import best_epoch, holdout_of, read_validation, write_predictions
 from llkd.waits import Waits
 
@@ -113,6 +100,9 @@ class EpochLoop:
             self.tokenizer, self._scored, max_length=student.max_length, compiled=student.compile,
             dropout_passes=config.selection.mc_dropout,
         )  # fmt: skip
+        self.uncertainty = UncertaintyPass(
+            config, selector, shard_rows, self.scorer, queue, tracker, self.rank, self.workers
+        )
         self.model = parallel_model(whole, student.parallel, self.workers, self.device)
         self._weights = whole  # inside what makes it parallel
         self.trainer = Trainer(self.model, student, self.device, bfloat16)
@@ -132,7 +122,12 @@ class EpochLoop:
     def _epoch(self, epoch: int) -> dict[str, Any]:
         started = time.monotonic()
         if self.policy.uses_uncertainty:
-            self._score(epoch)
+            self.uncertainty.begin(epoch, self._name(epoch, "scoring"))
+            self._agreed(None)
+            self.uncertainty.run(epoch)
+            self.waits.add("batches", self.scorer.taken_wait())
+            with self.waits.on("others"):
+                self._agreed(None)
         scored = time.monotonic()
         with self.waits.on("selection"):
             stats = self._select(epoch)
@@ -190,68 +185,6 @@ class EpochLoop:
     def _name(self, epoch: int, what: str) -> str:
         return f"epoch {epoch + 1}/{self.config.student.epochs} {what}"
 
-    def _score(self, epoch: int) -> None:
-        """The uncertainty pass: shards of this epoch that are not there yet."""
-        folder = Folder(self.layout.uncertainty(epoch))
-        if self.rank == 0:
-            missing = sorted(set(range(len(self.shard_rows))) - folder.shards())
-            ray.get(self.queue.begin.remote(list(self.shard_rows), missing))
-            skipped = sum(self.shard_rows) - sum(self.shard_rows[shard] for shard in missing)
-            self.tracker.begin.remote(self._name(epoch, "scoring"), sum(self.shard_rows), skipped)
-        self._agreed(None)
-        measure = MEASURES[self.config.selection.uncertainty]
-        done, seed = 0, self.config.seed * 1009 + epoch
-        for piece, probs_nc in self.scorer.stream(self._pieces(), seed):
-            found_n = on_grid(measure(probs_nc))
-            if self.policy.student_probs != "none":
-                found_n = np.column_stack([found_n, probs_nc])
-            whole_n = ray.get(self.queue.done.remote(piece, found_n))
-            done += len(probs_nc)
-            self.tracker.update.remote(f"{epoch}/{self.rank}", done)
-            if whole_n is not None:
-                self._write_uncertainty(epoch, piece.shard, whole_n)
-        self.waits.add("batches", self.scorer.taken_wait())
-        with self.waits.on("others"):
-            self._agreed(None)
-
-    def _pieces(self) -> Iterator[tuple[Piece, list[str]]]:
-        """Pieces as this worker gets free for them, with their texts."""
-        shard, texts = -1, pa.array([], pa.large_string())
-        while (piece := ray.get(self.queue.take.remote(self.rank))) is not None:
-            if piece.shard != shard:
-                shard = piece.shard
-                row_n = Folder(self.layout.pseudo_labels).read_shard(shard, [ROW])[ROW]
-                texts = Folder(self.layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
-                texts = texts.take(row_n)
-            yield piece, texts[piece.start : piece.stop].to_pylist()
-
-    def _write_uncertainty(self, epoch: int, shard: int, found: np.ndarray) -> None:
-        """Write a shard's uncertainty, and tell its sums by class.
-
-        Args:
-            epoch: from 0.
-            shard: its number.
-            found: uncertainty, shape (N,); or, with the student's distribution, (N, 1 + C).
-        """
-        labels = Folder(self.layout.pseudo_labels).read_shard(shard, [ROW, LABEL])
-        folder = Folder(self.layout.uncertainty(epoch))
-        uncertainty_n = found if found.ndim == 1 else np.ascontiguousarray(found[:, 0])
-        columns, schema = {ROW: labels[ROW], UNCERTAINTY: uncertainty_n}, UNCERTAINTY_SCHEMA
-        if found.ndim == 2:
-            columns[PROBS] = fixed_lists(self._kept(epoch, shard, found[:, 1:]), np.float16)
-            schema = with_probs(schema, pa.float16(), self.selector.classes)
-        folder.write_shard(shard, pa.table(columns, schema=schema))
-        sums_c = sums_by_class(labels[LABEL].to_numpy(), uncertainty_n, self.selector.classes)
-        ray.get(self.queue.scored.remote(shard, sums_c))
-
-    def _kept(self, epoch: int, shard: int, probs_nc: np.ndarray) -> np.ndarray:
-        """What is kept of the student's distributions of a shard, shape (N, C)."""
-        earlier = epoch - self.policy.warmup_epochs
-        if self.policy.student_probs == "epoch" or earlier <= 0:
-            return probs_nc
-        before = Folder(self.layout.uncertainty(epoch - 1)).read_shard(shard, [PROBS])[PROBS]
-        return running_mean(matrix(before), probs_nc, earlier)
-
     def _select(self, epoch: int) -> dict[str, Any]:
         """The selection of this epoch: made by rank 0, read by all."""
         folder = Folder(self.layout.epoch(epoch))
@@ -262,19 +195,13 @@ class EpochLoop:
             stats = self.selector.select(
                 epoch,
                 self.selector.teacher_statistics(),
-                self._merged_uncertainty(epoch) if self.policy.uses_uncertainty else None,
+                self.uncertainty.merged(epoch) if self.policy.uses_uncertainty else None,
                 previous,
                 self.holdout,
             )
             folder.write_json(STATS, stats)
         self._agreed(None)
         return read_stats(self.config, epoch)
-
-    def _merged_uncertainty(self, epoch: int) -> np.ndarray:
-        """Sums of uncertainty by class over the corpus, shape (C,)."""
-        scored, sum_c = ray.get(self.queue.sums.remote())
-        earlier = [shard for shard in range(len(self.shard_rows)) if shard not in scored]
-        return np.asarray(self.selector.uncertainty_sums(earlier, epoch) + sum_c)
 
     def _train(self, epoch: int, stats: dict[str, Any]) -> tuple[float, int]:
         """Train on this worker's part; returns the mean loss over all workers, and the rows that

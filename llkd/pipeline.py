@@ -111,6 +111,7 @@ def run_all(config: RunConfig, console: Console) -> None:
     started = time.monotonic()
     with _stage(config, console) as tracker, ThreadPoolExecutor(1) as beside:
         loadable = beside.submit(_require_loadable, config)
+        beside.submit(_import_ahead, config)
         _ingest(config, tracker, console)
         loadable.result()
         _label(config, tracker, console)
@@ -120,15 +121,21 @@ def run_all(config: RunConfig, console: Console) -> None:
 
 
 def _require_loadable(config: RunConfig) -> None:
-    """See that the student can be loaded; also what takes seconds to import for it, which this
-    process would otherwise wait for later."""
+    """See that the student can be loaded, if it still has to be."""
     if Folder(RunLayout(config.run_dir).student).names():
         return
-    import ray.train.torch  # noqa: F401
-
     from llkd.student.model import require_loadable
 
     require_loadable(config.student)
+
+
+def _import_ahead(config: RunConfig) -> None:
+    """Import what takes seconds, and what this process would otherwise wait for later."""
+    import ray.train.torch  # noqa: F401
+
+    from llkd.student.model import model_class
+
+    model_class(config.student)
 
 
 @contextmanager

@@ -27,6 +27,8 @@ if not os.environ.get(ADDRESS_VARIABLE):
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     # This machine is not taken away; the watcher is one process more that each training starts.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Seconds between Ray Train's looks at its workers, by which it notices that they are done.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 import ray  # noqa: E402
 

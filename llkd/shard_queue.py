@@ -1,6 +1,5 @@
 """Hands the corpus to the workers that score it, piece by piece as they get free."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,8 +7,9 @@ import numpy as np
 import ray
 
 PIECE_ROWS = 1024
-"""Rows a worker scores at a time: a window that is sorted by length, and what a slow worker can
-hold up the others by."""
+"""Most rows a worker scores at a time: a window that is sorted by length."""
+SMALLEST_PIECE = 64
+"""Rows that a piece has at least: smaller ones would pad more than they spare others waiting."""
 
 
 @dataclass(frozen=True)
@@ -23,53 +23,75 @@ class Piece:
 
 @dataclass
 class _Open:
-    """A shard that was begun."""
+    """A shard that was begun: rows [start, stop) are not taken yet."""
 
-    waiting: list[Piece]
+    start: int
+    stop: int
     missing: int
+    """Rows whose values are not there yet."""
     parts: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 class PieceQueue:
     """Whole shards go to one worker each, so that each is read once. When there are none left,
-    workers that are free take pieces of the shards that others are busy with."""
+    workers that are free take pieces of the shards that others are busy with.
 
-    def __init__(self, shard_rows: Sequence[int], shards: Sequence[int]) -> None:
+    The fewer rows are left, the smaller are the pieces of several workers, so that all end at
+    about the same time: guided self-scheduling (Polychronopoulos and Kuck 1987).
+    """
+
+    def __init__(self, shard_rows: Sequence[int], shards: Sequence[int], workers: int = 1) -> None:
         self._rows = shard_rows
+        self._workers = workers
         self._waiting = list(reversed(shards))
+        self._left = sum(shard_rows[shard] for shard in shards)
         self._open: dict[int, _Open] = {}
         self._of_worker: dict[int, int] = {}
 
     def take(self, worker: int) -> Piece | None:
         """The next piece for a worker; None when there is none left."""
         mine = self._of_worker.get(worker)
-        if mine in self._open and self._open[mine].waiting:
-            return self._open[mine].waiting.pop(0)
+        if mine in self._open and self._open[mine].start < self._open[mine].stop:
+            return self._first(mine)
         if self._waiting:
             shard = self._waiting.pop()
-            pieces = _cut(shard, self._rows[shard])
-            self._open[shard] = _Open(pieces, len(pieces))
+            self._open[shard] = _Open(0, self._rows[shard], self._rows[shard])
             self._of_worker[worker] = shard
-            return pieces.pop(0)
-        fullest = max(self._open.values(), key=lambda shard: len(shard.waiting), default=None)
-        return fullest.waiting.pop() if fullest and fullest.waiting else None
+            return self._first(shard)
+        untaken = {shard: entry.stop - entry.start for shard, entry in self._open.items()}
+        fullest = max(untaken, key=untaken.__getitem__, default=None)
+        return self._last(fullest) if fullest is not None and untaken[fullest] else None
 
     def done(self, piece: Piece, values_n: np.ndarray) -> np.ndarray | None:
         """Keep what a piece gave; the values of the whole shard if it was the last one."""
         shard = self._open[piece.shard]
         shard.parts[piece.start] = values_n
-        shard.missing -= 1
+        shard.missing -= piece.stop - piece.start
         if shard.missing:
             return None
         del self._open[piece.shard]
         return np.concatenate([shard.parts[start] for start in sorted(shard.parts)])
 
+    def _first(self, shard: int) -> Piece:
+        entry, size = self._open[shard], self._size(shard)
+        entry.start += size
+        return Piece(shard, entry.start - size, entry.start)
 
-def _cut(shard: int, rows: int) -> list[Piece]:
-    """A shard's pieces, equal to a row; one for a shard without rows."""
-    count = max(-(-rows // PIECE_ROWS), 1)
-    edges = [rows * i // count for i in range(count + 1)]
-    return [Piece(shard, start, stop) for start, stop in itertools.pairwise(edges)]
+    def _last(self, shard: int) -> Piece:
+        entry, size = self._open[shard], self._size(shard)
+        entry.stop -= size
+        return Piece(shard, entry.stop, entry.stop + size)
+
+    def _size(self, shard: int) -> int:
+        """Rows of the next piece of a shard: its pieces are of like size."""
+        most = PIECE_ROWS
+        if self._workers > 1:
+            share = -(-self._left // (2 * self._workers))
+            most = min(most, max(share, SMALLEST_PIECE))
+        untaken = self._open[shard].stop - self._open[shard].start
+        size = -(-untaken // max(-(-untaken // most), 1))
+        self._left -= size
+        return size
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
@@ -85,14 +107,15 @@ class ShardQueue:
         self._sum_c: np.ndarray | float = 0.0
         self._failure: tuple[str, str] | None = None
 
-    def begin(self, shard_rows: Sequence[int], shards: Sequence[int]) -> None:
+    def begin(self, shard_rows: Sequence[int], shards: Sequence[int], workers: int) -> None:
         """Start a pass over these shards.
 
         Args:
             shard_rows: labelled rows of every shard of the corpus.
             shards: those to score.
+            workers: how many share them.
         """
-        self._pieces = PieceQueue(shard_rows, shards)
+        self._pieces = PieceQueue(shard_rows, shards, workers)
         self._scored, self._sum_c = set(), 0.0
 
     def take(self, worker: int) -> Piece | None:

@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from llkd.benchmarks.overhead import account
 from llkd.config import RunConfig
+from llkd.epochs import read_stats
 from llkd.errors import FingerprintError, IncompleteError, StudentError
+from llkd.manifest import MANIFEST
 from llkd.pipeline import run_stage
+from llkd.schema import RunLayout
+from llkd.storage import Folder
 from tests.conftest import MakeConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -40,6 +45,16 @@ def test_the_stages_one_by_one(tmp_path: Path, make_config: MakeConfig) -> None:
         run("evaluate", config)
     assert "epoch 1/1 training" in run("distill", config)
     assert "macro-F1" in run("evaluate", config)
+    shares = account(config, 1000.0)
+    seconds = shares["seconds"]
+    assert sum(seconds[name] for name in ("teacher", "student", "rows", "rest")) == 1000.0
+    assert shares["ratios"]["useful_share"] == pytest.approx(1 - seconds["rest"] / 1000)
+    tested = Folder(RunLayout(config.run_dir).test_predictions).read_json(MANIFEST)["results"]
+    stats = read_stats(config, 0)
+    trained = stats["seconds"]["score"] + stats["seconds"]["train"]
+    student = trained + 120 / tested["rows_per_second"]
+    idle = stats["waiting"]["seconds"]
+    assert seconds["student"] == pytest.approx(student - idle["batches"] - idle["others"])
     assert (tmp_path / "run/student/model.safetensors").exists()
     with pytest.raises(FingerprintError, match=r"student.epochs: was 1, now 2"):
         run("evaluate", make_config(student={"epochs": 2}))

@@ -1,4 +1,4 @@
-from llkd.progress import PhaseState, closing_line, duration, running_line
+from llkd.progress import PhaseState, closing_line, duration, rows_per_second, running_line
 
 
 def test_running_line_has_rate_and_time_left() -> None:
@@ -21,3 +21,12 @@ def test_closing_line_tells_what_was_done_before() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (3.4, 89, 90, 7200)] == ["3 s", "89 s", "1.5 min", "2.0 h"]
+
+
+def test_the_rate_of_actors_is_from_the_first_row_of_any_to_the_last() -> None:
+    done = [
+        {"rows": 60, "started": 100.0, "ended": 104.0},
+        {"rows": 40, "started": 102.0, "ended": 110.0},
+    ]
+    assert rows_per_second(done) == 10.0
+    assert rows_per_second([]) is None

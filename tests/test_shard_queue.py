@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llkd.shard_queue import PIECE_ROWS, Piece, PieceQueue
+from llkd.shard_queue import PIECE_ROWS, SMALLEST_PIECE, Piece, PieceQueue
 
 
 def values(piece: Piece) -> np.ndarray:
@@ -48,6 +48,28 @@ def test_a_free_worker_helps_a_slow_one_with_its_last_pieces() -> None:
     assert first == Piece(0, 0, PIECE_ROWS)
     assert help_ == Piece(0, 3 * PIECE_ROWS, 4 * PIECE_ROWS)
     assert queue.take(0) == Piece(0, PIECE_ROWS, 2 * PIECE_ROWS)
+
+
+def test_pieces_shrink_towards_the_end_so_that_workers_end_together() -> None:
+    rows = [4 * PIECE_ROWS]
+    whole, taken = drain(PieceQueue(rows, [0], workers=2), [0, 1])
+    assert np.array_equal(whole[0], np.arange(rows[0]))
+    sizes = [piece.stop - piece.start for piece in taken]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == PIECE_ROWS
+    assert sizes[-1] <= SMALLEST_PIECE
+    assert all(size >= SMALLEST_PIECE / 2 for size in sizes)
+
+    # One worker takes a second a row, another three.
+    speed, free, ended, queue = {0: 1, 1: 3}, {0: 0.0, 1: 0.0}, [0.0], PieceQueue(rows, [0], 2)
+    while free:
+        worker = min(free, key=free.__getitem__)
+        piece = queue.take(worker)
+        if piece is None:
+            ended.append(free.pop(worker))
+        else:
+            free[worker] += speed[worker] * (piece.stop - piece.start)
+    assert abs(ended[-1] - ended[-2]) <= 3 * SMALLEST_PIECE
 
 
 def test_only_the_shards_asked_for() -> None:

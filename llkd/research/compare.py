@@ -7,22 +7,21 @@ student a run takes seconds and leaves its figures, in `<run_dir>/compare/cheap`
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from llkd import __version__
-from llkd.calibrate import calibration_settings
+from llkd.calibrate import calibrate, calibration_settings
 from llkd.config import RunConfig
 from llkd.config_file import changed
 from llkd.core.policies import Signals
 from llkd.errors import ConfigError
 from llkd.manifest import Manifest, read_manifest, require_complete
-from llkd.research.results import RunResult, Summary, reliability
+from llkd.research.results import RunResult, Summary, reliability, summarise
 from llkd.schema import GOLD, RunLayout
 from llkd.storage import Folder
 
@@ -79,6 +78,28 @@ def is_labelled(config: RunConfig) -> bool:
     folders = [layout.rows("corpus"), layout.rows("test"), layout.labels("corpus")]
     found = [read_manifest(Folder(folder)) for folder in folders]
     return all(manifest is not None and manifest.complete for manifest in found)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared on one data set."""
+
+    results: list[RunResult]
+    summaries: list[Summary]
+    teacher_macro_f1: float
+    """On the test set."""
+
+
+def comparison(
+    config: RunConfig, policies: Sequence[str], seeds: int, cheap: bool, console: Console
+) -> Comparison:
+    """Make all runs on labels that are there; see `run_cheap` and `run_fine_tuned`."""
+    from llkd.stages.evaluate import measure_teacher
+
+    run = run_cheap if cheap else run_fine_tuned
+    results = run(config, policies, seeds, console)
+    teacher = measure_teacher(config, "test", calibrate(config))
+    return Comparison(results, summarise(results), teacher.macro_f1)
 
 
 def run_cheap(
@@ -224,31 +245,3 @@ def _say(result: RunResult, console: Console) -> None:
         f"{result.accuracy:.3f}, row visits {result.row_visits_fraction:.1%}, "
         f"{result.seconds:.1f} s"
     )
-
-
-def _p_value(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" if value >= 0.001 else "<0.001"
-
-
-def summary_table(summaries: Sequence[Summary]) -> Table:
-    """The policies, the best first."""
-    title = (
-        "Mean ± standard deviation over the seeds; difference of macro-F1 from the best baseline"
-    )
-    table = Table(title=title, title_justify="left")
-    heads = ("policy", "macro-F1", "accuracy", "row visits", "unique rows", "seconds")
-    for head in (*heads, "difference", "p"):
-        table.add_column(head, justify="left" if head == "policy" else "right", overflow="fold")
-    for found in summaries:
-        mean, deviation = found.mean, found.deviation
-        table.add_row(
-            found.policy,
-            *(f"{mean[name]:.3f} ± {deviation[name]:.3f}" for name in ("macro_f1", "accuracy")),
-            *(f"{mean[name]:.1%}" for name in ("row_visits_fraction", "unique_rows_fraction")),
-            f"{mean['seconds']:.1f}",
-            "(it)" if found.difference is None else f"{found.difference:+.3f}",
-            _p_value(found.p_value),
-        )
-    return table

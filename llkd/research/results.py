@@ -108,6 +108,49 @@ def summarise(results: Sequence[RunResult]) -> list[Summary]:
     return found
 
 
+@dataclass(frozen=True)
+class Overview:
+    """A policy over several data sets."""
+
+    policy: str
+    macro_f1: list[float]
+    """Mean over the seeds on each data set."""
+    deviation: list[float]
+    gain: float
+    """Mean over the data sets of macro-F1 relative to that of the best baseline there, less 1."""
+    worst: float
+    """The same of the data set where it is least."""
+    row_visits_fraction: float
+    """Mean over the data sets."""
+
+
+def overview(by_set: Sequence[Sequence[Summary]]) -> list[Overview]:
+    """Each policy over the data sets that all have been compared on, the largest gain first.
+
+    Args:
+        by_set: what `summarise` gave of each data set, of the same policies.
+    """
+    found = []
+    for policy in (summary.policy for summary in by_set[0]):
+        here = [next(entry for entry in one if entry.policy == policy) for one in by_set]
+        best = [next(entry for entry in one if entry.difference is None) for one in by_set]
+        relative = [
+            own.mean["macro_f1"] / max(other.mean["macro_f1"], 1e-9) - 1
+            for own, other in zip(here, best, strict=True)
+        ]
+        found.append(
+            Overview(
+                policy,
+                [entry.mean["macro_f1"] for entry in here],
+                [entry.deviation["macro_f1"] for entry in here],
+                float(np.mean(relative)),
+                min(relative),
+                float(np.mean([entry.mean["row_visits_fraction"] for entry in here])),
+            )
+        )
+    return sorted(found, key=lambda entry: -entry.gain)
+
+
 def paired_p_value(runs: Sequence[RunResult], others: Sequence[RunResult]) -> float | None:
     """The two-sided p-value of a paired t-test of macro-F1 over the seeds that both have; None
     for fewer than two, or where all differences are equal."""

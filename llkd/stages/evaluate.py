@@ -33,15 +33,20 @@ def evaluate(config: RunConfig, calibration: Calibration) -> dict[str, Evaluatio
     """
     found: dict[str, Evaluation] = {}
     if config.corpus.label_column is not None:
-        found["teacher.corpus"] = _measure_teacher(config, "corpus", calibration)
+        found["teacher.corpus"] = measure_teacher(config, "corpus", calibration)
     if config.test is not None:
-        found["teacher.test"] = _measure_teacher(config, "test", calibration)
+        found["teacher.test"] = measure_teacher(config, "test", calibration)
         predicted = Folder(RunLayout(config.run_dir).test_predictions)
         found["student.test"] = measure_predictions(config, "test", predicted)
     return found
 
 
-def _measure_teacher(config: RunConfig, dataset: str, calibration: Calibration) -> Evaluation:
+def measure_teacher(config: RunConfig, dataset: str, calibration: Calibration) -> Evaluation:
+    """Compare the calibrated labels of a data set with its gold.
+
+    Raises:
+        IncompleteError: they are not there.
+    """
     layout = RunLayout(config.run_dir)
     folder = Folder(layout.labels(dataset))
     labelled = require_complete(folder, "label")

@@ -5,7 +5,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from llkd.config import LoraSettings, StudentConfig
 from llkd.errors import StudentError
@@ -86,6 +91,13 @@ def require_loadable(student: StudentConfig) -> None:
         AutoTokenizer.from_pretrained(student.model, revision=student.revision)
     except (OSError, ValueError) as error:
         raise _cannot_load(student.model, error) from error
+
+
+def model_class(student: StudentConfig) -> type[Any] | None:
+    """The class of the student, imported; None for one that is not transformers' own."""
+    config = AutoConfig.from_pretrained(student.model, revision=student.revision)
+    found: type[Any] | None = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    return found
 
 
 def _cannot_load(name: str, error: Exception) -> StudentError:

@@ -169,21 +169,40 @@ def test_students_of_a_seed_share_the_first_scores(
 
 
 def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
-    path = written(tmp_path / "config.yaml", labelled[0])
+    other = labelled[0].model_copy(update={"run_dir": str(tmp_path / "other")})
+    shutil.copytree(labelled[0].run_dir, other.run_dir)
+    paths = [written(tmp_path / "one.yaml", labelled[0]), written(tmp_path / "two.yaml", other)]
     done = subprocess.run(
-        [sys.executable, "jobs/compare.py", str(path), "--policies", "llkd,all", "--seeds", "2",
-         "--cheap", "--json", str(tmp_path / "figures.json"), "--plots", str(tmp_path / "plots"),
-         "student.epochs=2"],
+        [sys.executable, "jobs/compare.py", *map(str, paths), "--policies", "llkd,all", "--seeds",
+         "2", "--cheap", "--json", str(tmp_path / "figures.json"), "--plots",
+         str(tmp_path / "plots"), "student.epochs=2"],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [(entry["policy"], entry["seed"]) for entry in figures] == [
-        ("llkd", 0), ("llkd", 1), ("all", 0), ("all", 1),
+    found = [(entry["config"], entry["policy"], entry["seed"]) for entry in figures]
+    assert found == [
+        (name, policy, seed)
+        for name in ("one", "two") for policy in ("llkd", "all") for seed in (0, 1)
     ]  # fmt: skip
-    plots = {path.name for path in (tmp_path / "plots").iterdir()}
-    assert plots == {"score.png", "selected.png", "thresholds.png", "reliability.png"}
-    assert "difference" in done.stdout
+    for name in ("one", "two"):
+        plots = {path.name for path in (tmp_path / "plots" / name).iterdir()}
+        assert plots == {"score.png", "selected.png", "thresholds.png", "reliability.png"}
+    assert done.stdout.count("difference") == 2
+    assert "gain" in done.stdout
+    assert done.stdout.count("the teacher") == 3
+
+
+def test_two_configs_in_one_run_directory(
+    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
+) -> None:
+    paths = [written(tmp_path / f"{name}.yaml", labelled[0]) for name in ("one", "two")]
+    done = subprocess.run(
+        [sys.executable, "jobs/compare.py", *map(str, paths), "--cheap"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "run_dir of its own" in done.stderr
 
 
 def test_a_policy_that_there_is_not(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:

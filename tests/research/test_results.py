@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llkd.core.policies import Signals
-from llkd.research.results import RunResult, paired_p_value, reliability, summarise
+from llkd.research.results import RunResult, overview, paired_p_value, reliability, summarise
 
 
 def result(policy: str, seed: int, macro_f1: float) -> RunResult:
@@ -69,3 +69,19 @@ def test_reliability_by_bins_of_as_many_rows() -> None:
     assert found["confidence"][0][1] == 0
     assert found["confidence"][-1] == (pytest.approx(0.95), 1.0, 1)
     assert reliability(Signals(label_n, confidence_n, None, np.arange(20)), None) == {}
+
+
+def test_policies_over_data_sets() -> None:
+    other = [
+        *(result("llkd", seed, 0.45) for seed in range(3)),
+        *(result("all", seed, 0.4) for seed in range(3)),
+        *(result("random", seed, 0.5) for seed in range(3)),
+    ]
+    first, second, third = overview([summarise(RESULTS), summarise(other)])
+    assert [entry.policy for entry in (first, second, third)] == ["llkd", "random", "all"]
+    # the best baselines are `all` with 0.72 and `random` with 0.5
+    assert first.macro_f1 == pytest.approx([0.82, 0.45])
+    assert first.gain == pytest.approx((0.82 / 0.72 - 1 + 0.45 / 0.5 - 1) / 2)
+    assert first.worst == pytest.approx(-0.1)
+    assert second.gain == pytest.approx((0.6 / 0.72 - 1) / 2)
+    assert first.row_visits_fraction == pytest.approx(0.1)
