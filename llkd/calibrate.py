@@ -122,11 +122,8 @@ def _sample(config: RunConfig, folder: Folder, labelled: Manifest) -> np.ndarray
     if kept is None:
         parts = [matrix(folder.read_shard(shard, [LOGPROBS])[LOGPROBS]) for shard in chosen]
     else:
-        parts = [
-            _logprobs_of(RandomSlice(**kept), folder, shard, start)
-            for shard, start in enumerate(_starts(config))
-            if shard in set(chosen)
-        ]
+        random, starts = RandomSlice(**kept), _starts(config)
+        parts = [_logprobs_of(random, folder, shard, starts[shard]) for shard in chosen]
     return np.concatenate([part.reshape(-1, len(config.task.labels)) for part in parts])
 
 
