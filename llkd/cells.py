@@ -14,8 +14,7 @@ MOST_BITS = 16
 def text_cells(texts: pa.ChunkedArray, bits: int) -> np.ndarray:
     """The SimHash (Charikar 2002) of each text's lower-cased words: int64, shape (N,).
 
-    Texts that share most of their words share most of its bits, and near-duplicates nearly always
-    all of them.
+    Texts that share most of their words share most of its bits, near-duplicates all or nearly all.
 
     Args:
         texts: N strings.
