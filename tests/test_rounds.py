@@ -19,6 +19,7 @@ from llkd.config import RunConfig
 from llkd.errors import DataError, FingerprintError, StudentError
 from llkd.manifest import MANIFEST, read_manifest
 from llkd.pipeline import run_stage
+from llkd.research.compare import variants
 from llkd.schema import RunLayout, shard_name
 from llkd.storage import Folder
 from tests.conftest import MakeConfig, config_maker
@@ -149,6 +150,11 @@ def test_a_run_goes_on_from_there(tmp_path: Path, labelled: Labelled) -> None:
     assert metrics["teacher"]["labelled_fraction"] == pytest.approx(0.4)
     assert metrics["teacher"]["corpus"]["rows"] == 168
     assert metrics["student"]["test"]["rows"] == 120
+    for _, compared in variants(again.config(), ["random"], 2):
+        run("label", compared)
+        assert calibrate(compared).bias_c.tolist() == calibrate(again.config()).bias_c.tolist()
+    assert again.asked() == {}
+    assert not (again.folder / "compare/random-0/rounds").exists()
     with pytest.raises(FingerprintError, match=r"label.budget: was 0.4, now 0.5"):
         run("label", again.config(label={"budget": 0.5}))
 
