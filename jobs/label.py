@@ -3,6 +3,7 @@
     python jobs/label.py jobs/configs/bbc.yaml [dotted.key=value ...]
 
 Reads <run_dir>/corpus and <run_dir>/test, writes <run_dir>/labels and <run_dir>/test_labels, a file per shard.
+With label.budget below 1 a part of the corpus, in rounds that are kept in <run_dir>/rounds.
 Safe to run again: what is there is not done twice.
 """
 

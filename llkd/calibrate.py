@@ -11,6 +11,7 @@ import numpy as np
 from llkd.arrays import matrix
 from llkd.config import RunConfig
 from llkd.config_file import portable_path
+from llkd.core.acquisition import RandomSlice
 from llkd.core.calibration import (
     Calibration,
     contextual_bias,
@@ -20,11 +21,14 @@ from llkd.core.calibration import (
     no_calibration,
 )
 from llkd.errors import DataError
-from llkd.manifest import require_complete
+from llkd.manifest import Manifest, require_complete
 from llkd.schema import GOLD, LOGPROBS, ROW, RunLayout
+from llkd.selection import shard_starts
 from llkd.storage import Folder
 
 CALIBRATION = "calibration.json"
+RANDOM_SLICE = "random_slice"
+"""Among the results of labels of a part of the corpus: which of the rows are a fair sample."""
 CALIBRATION_VALUES = 2**25
 """Log-probabilities that calibration looks at, at most: 128 MiB of them."""
 
@@ -38,12 +42,13 @@ def calibrate(config: RunConfig) -> Calibration:
     """
     folder = Folder(RunLayout(config.run_dir, config.teacher_number).labels("corpus"))
     settings = {**calibration_settings(config), "labels": config.task.label_names}
-    settings["upstream"] = require_complete(folder, "label").fingerprint
+    labelled = require_complete(folder, "label")
+    settings["upstream"] = labelled.fingerprint
     if folder.exists(CALIBRATION):
         found = folder.read_json(CALIBRATION)
         if found["settings"] == settings:
             return Calibration(np.asarray(found["log_bias"]), found["temperature"])
-    calibration = _fit(config, folder)
+    calibration = _fit(config, folder, labelled)
     folder.write_json(
         CALIBRATION,
         {
@@ -69,7 +74,7 @@ def calibration_settings(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def _fit(config: RunConfig, folder: Folder) -> Calibration:
+def _fit(config: RunConfig, folder: Folder, labelled: Manifest) -> Calibration:
     classes = len(config.task.labels)
     method = config.teacher.calibration
     if method == "none" or config.teachers:  # combined labels are made of calibrated ones
@@ -85,7 +90,7 @@ def _fit(config: RunConfig, folder: Folder) -> Calibration:
                 "content, and this engine gave none; use batch"
             )
         return Calibration(contextual_bias(logprobs_mc))
-    corpus_marginal = partial(marginal, _sample(folder, classes))
+    corpus_marginal = partial(marginal, _sample(config, folder, labelled))
     bias_c = fit_batch_bias(corpus_marginal, _prior(config))
     if method == "batch":
         return Calibration(bias_c)
@@ -102,18 +107,37 @@ def _prior(config: RunConfig) -> np.ndarray:
     return np.asarray(share_c / share_c.sum())
 
 
-def _sample(folder: Folder, classes: int) -> np.ndarray:
+def _sample(config: RunConfig, folder: Folder, labelled: Manifest) -> np.ndarray:
     """Log-probabilities of whole shards spread evenly over the corpus, shape (N, C).
 
     All shards of a corpus that fits CALIBRATION_VALUES; of a larger one as many as fit. The bias
-    is a mean over rows, and millions of them settle it far below what matters.
+    is a mean over rows, and millions of them settle it far below what matters. Of a corpus that is
+    labelled in part it is that of the random rows: the marginal of chosen ones is not the corpus's.
     """
     shards = len(folder.shards())
     first = matrix(folder.read_shard(0, [LOGPROBS])[LOGPROBS])
     count = min(max(CALIBRATION_VALUES // max(first.size, 1), 1), shards)
-    chosen = np.unique(np.linspace(0, shards - 1, count).round().astype(int))
-    parts = [matrix(folder.read_shard(int(shard), [LOGPROBS])[LOGPROBS]) for shard in chosen]
-    return np.concatenate([part.reshape(-1, classes) for part in parts])
+    chosen = np.unique(np.linspace(0, shards - 1, count).round().astype(int)).tolist()
+    kept = labelled.results.get(RANDOM_SLICE)
+    if kept is None:
+        parts = [matrix(folder.read_shard(shard, [LOGPROBS])[LOGPROBS]) for shard in chosen]
+    else:
+        random, starts = RandomSlice(**kept), _starts(config)
+        parts = [_logprobs_of(random, folder, shard, starts[shard]) for shard in chosen]
+    return np.concatenate([part.reshape(-1, len(config.task.labels)) for part in parts])
+
+
+def _starts(config: RunConfig) -> tuple[int, ...]:
+    """The position of each shard's first row in the corpus."""
+    rows = Folder(RunLayout(config.run_dir).rows("corpus"))
+    return shard_starts(require_complete(rows, "ingest").results["rows"])
+
+
+def _logprobs_of(random: RandomSlice, folder: Folder, shard: int, start: int) -> np.ndarray:
+    """The log-probabilities of a shard's random rows, shape (N, C)."""
+    table = folder.read_shard(shard, [ROW, LOGPROBS])
+    position_n = start + table[ROW].to_numpy().astype(np.int64)
+    return matrix(table[LOGPROBS])[random.rows(position_n)]
 
 
 def _labelled_rows(config: RunConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from llkd.config_learning import CheapConfig, Loss, LossSettings, SelectionConfig
+from llkd.config_learning import CheapConfig, LabelConfig, Loss, LossSettings, SelectionConfig
 from llkd.config_sources import (
     PREDICT,
     CorpusConfig,
@@ -48,8 +48,9 @@ def _run_dir(path: str) -> str:
     scheme, separator, _ = path.partition("://")
     if separator and scheme not in SCHEMES:
         raise ValueError(f"must be a directory or a URI of {', '.join(SCHEMES)}")
-    if path.rstrip("/").split("/")[-2:-1] == ["compare"]:
-        raise ValueError("must not be in a folder named compare: jobs/compare.py makes such runs")
+    for folder, maker in (("compare", "jobs/compare.py"), ("rounds", "labelling in rounds")):
+        if path.rstrip("/").split("/")[-2:-1] == [folder]:
+            raise ValueError(f"must not be in a folder named {folder}: {maker} makes such runs")
     return path
 
 
@@ -329,6 +330,7 @@ class RunConfig(Section):
     teacher_number: int | None = Field(default=None, exclude=True)
     """Which of several teachers this config is for; LLKD sets it."""
     student: StudentConfig
+    label: LabelConfig = LabelConfig()
     selection: SelectionConfig = SelectionConfig()
     plan: PlanConfig = PlanConfig()
     predict: PredictConfig = PredictConfig()
@@ -365,6 +367,13 @@ class RunConfig(Section):
     def _check(self) -> "RunConfig":
         for teacher in (self.teacher, *self.teachers):
             self._check_teacher(teacher)
+        if self.label.in_part and self.teachers:
+            raise ValueError(
+                f"label.budget ({self.label.budget:g}) is not supported with several teachers: set "
+                "it to 1, or give one teacher"
+            )
+        if self.label.patience is not None and self.student.validation_fraction == 0:
+            raise ValueError("label.patience needs rows held out: set student.validation_fraction")
         return self
 
     def _check_teacher(self, teacher: TeacherConfig) -> None:

@@ -56,6 +56,35 @@ class SelectionConfig(Section):
     """For `small_loss`: least probability that a row's loss is of the smaller component."""
 
 
+class LabelConfig(Section):
+    """Which rows of the corpus the teacher labels."""
+
+    budget: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the rows that it labels; 1: all. With less it labels in rounds: a random part of
+    the rows first, then those that a student trained on the labels so far is least sure of."""
+    rounds: Annotated[int, Field(ge=1)] = 3
+    """How many; 1: all of the budget at random. A student is trained after each but the last."""
+    first: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the budget in the first, random round; the others share the rest equally."""
+    diversity: bool = True
+    """Spread the rows of a round over cells of like texts (llkd/cells.py), as evenly as there are
+    rows for, and take the most uncertain of each; else the most uncertain of all."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many rounds without a better student on the rows held out, whatever is left
+    of the budget; null: never. Needs `student.validation_fraction`."""
+
+    @property
+    def in_part(self) -> bool:
+        """Whether some rows are left without a label."""
+        return self.budget < 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What they add to a fingerprint, by dotted name: nothing where all rows are labelled."""
+        named = {f"label.{key}": value for key, value in self.model_dump().items()}
+        return named if self.in_part else {}
+
+
 class LossSettings(Section):
     """What a selected row costs the student; `student.loss: gce` is short for the kind alone."""
 

@@ -102,6 +102,17 @@ def open_stage(folder: Folder, wanted: Manifest) -> Manifest:
     return found
 
 
+def check_begun(folder: Folder, wanted: Manifest) -> None:
+    """See that a stage, if it was begun, was begun with the settings that are wanted now.
+
+    Raises:
+        FingerprintError: naming the settings that differ, and what to do.
+    """
+    found = read_manifest(folder)
+    if found is not None and begun(folder):
+        check_settings(folder, found, wanted)
+
+
 def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
     """Compare what a folder was made with to what is asked for now.
 

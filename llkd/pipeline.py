@@ -16,9 +16,10 @@ from llkd.config_file import dump_config, portable_path
 from llkd.core.metrics import Evaluation
 from llkd.epochs import read_stats
 from llkd.errors import FingerprintError
-from llkd.manifest import FILES, Manifest, begun, check_settings, read_manifest, require_complete
+from llkd.manifest import FILES, Manifest, check_begun, require_complete
 from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay, duration
+from llkd.rounds import label_in_rounds
 from llkd.schema import RunLayout
 from llkd.stages.combine import combine
 from llkd.stages.combine import manifest_of as combine_manifest
@@ -54,6 +55,8 @@ def run_ingest(config: RunConfig, console: Console) -> None:
 def run_label(config: RunConfig, console: Console) -> None:
     """Label both, from their shards."""
     with _stage(config, console) as tracker:
+        if config.label.in_part:
+            _require_loadable(config)
         _label(config, tracker, console)
 
 
@@ -160,17 +163,17 @@ def check_run(config: RunConfig) -> None:
     layout = RunLayout(config.run_dir)
     for dataset in datasets_of(config):
         ingested = ingest_manifest(config, dataset)
-        _agrees(Folder(layout.rows(dataset)), ingested)
+        check_begun(Folder(layout.rows(dataset)), ingested)
         labelled = _check_labels(config, dataset, ingested)
         if dataset == "corpus":
             distilled = distill_manifest(config, labelled)
-            _agrees(Folder(layout.epochs), distilled)
+            check_begun(Folder(layout.epochs), distilled)
             exported = export_manifest(distilled)
-            _agrees(Folder(layout.student), exported)
+            check_begun(Folder(layout.student), exported)
         rows = Folder(layout.rows(dataset))
         if dataset == "test" and rows.exists(FILES):
             wanted = pass_over_test(config)
-            _agrees(wanted.folder, predict_manifest(wanted, exported, ingested, rows))
+            check_begun(wanted.folder, predict_manifest(wanted, exported, ingested, rows))
 
 
 def _check_labels(config: RunConfig, dataset: str, ingested: Manifest) -> Manifest:
@@ -178,18 +181,13 @@ def _check_labels(config: RunConfig, dataset: str, ingested: Manifest) -> Manife
     apart = []
     for alone in config.of_each_teacher:
         labelled = label_manifest(alone, dataset, ingested)
-        _agrees(Folder(RunLayout(config.run_dir, alone.teacher_number).labels(dataset)), labelled)
+        check_begun(
+            Folder(RunLayout(config.run_dir, alone.teacher_number).labels(dataset)), labelled
+        )
         apart.append((alone, labelled))
     labelled = combine_manifest(apart) if apart else label_manifest(config, dataset, ingested)
-    _agrees(Folder(RunLayout(config.run_dir).labels(dataset)), labelled)
+    check_begun(Folder(RunLayout(config.run_dir).labels(dataset)), labelled)
     return labelled
-
-
-def _agrees(folder: Folder, wanted: Manifest) -> None:
-    """An error if the stage was begun with other settings."""
-    found = read_manifest(folder)
-    if found is not None and begun(folder):
-        check_settings(folder, found, wanted)
 
 
 def _ingest(config: RunConfig, tracker: Any, console: Console) -> None:
@@ -201,7 +199,9 @@ def _label(config: RunConfig, tracker: Any, console: Console) -> None:
     datasets = datasets_of(config)
     for alone in config.of_each_teacher:
         label(alone, datasets, tracker)
-    if config.teachers:
+    if config.label.in_part:
+        label_in_rounds(config, datasets, tracker)
+    elif config.teachers:
         teachers = [(alone, calibrate(alone)) for alone in config.of_each_teacher]
         combine(config, teachers, datasets)
     else:
@@ -259,6 +259,8 @@ def collect_metrics(
     }
     if labelled["rows_per_second"] is not None:
         teacher["rows_per_second"] = labelled["rows_per_second"]
+    if config.label.in_part:
+        teacher["labelled_fraction"] = teacher["rows"] / sum(ingested[0]["rows"])
     metrics: dict[str, Any] = {"teacher": teacher}
     if "teacher.corpus" in found:
         teacher["corpus"] = _figures(found["teacher.corpus"], names, auroc=True)

@@ -167,9 +167,15 @@ def show_plan(config: RunConfig, sample: Sample, total: int, console: Console) -
     speed = f", {tokens:,.0f} tokens/s beside the shared beginning" if tokens else ""
     say(f"Speed     {rate:,.1f} rows/s a replica{speed}")
     replicas = config.teacher.replicas[1]
-    hours = total / rate / replicas / 3600
+    hours = total * config.label.budget / rate / replicas / 3600
     price = config.plan.price_per_hour
     cost = f", {hours * replicas * price:,.2f} at {price:,.2f} a replica and hour" if price else ""
+    if config.label.in_part:
+        say(
+            f"Budget    {total * config.label.budget:,.0f} rows in {config.label.rounds} round(s); "
+            f"{config.label.rounds - 1} student(s) are trained and predict the corpus in between, "
+            "which is not counted"
+        )
     say(f"In all    {duration(hours * 3600)} with {replicas} replicas{cost}")
     if sample.refused:
         say(f"Refused   {sample.refused} of {sample.rows} rows")

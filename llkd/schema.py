@@ -8,11 +8,13 @@ from llkd.errors import StorageError
 
 ROW, TEXT, ID, GOLD = "row", "text", "id", "gold"
 LOGPROBS, LABEL_MASS, DISAGREEMENT = "logprobs", "label_mass", "disagreement"
-UNCERTAINTY, PROBS = "uncertainty", "probs"
+UNCERTAINTY, PROBS, STRATUM = "uncertainty", "probs", "stratum"
 LABEL, CONFIDENCE, WEIGHT = "label", "confidence", "weight"
 
 COMPARE = "compare"
 """The folder of a run that holds runs on the same rows and labels."""
+ROUNDS = "rounds"
+"""The folder of a run that holds a run for each round of labelling, on the same rows."""
 
 FORMAT_VERSION = 1
 """Raised when a run directory of an older LLKD can no longer be read."""
@@ -67,6 +69,18 @@ PSEUDO_LABELS_SCHEMA = pa.schema(
 UNCERTAINTY_SCHEMA = pa.schema(
     [pa.field(ROW, pa.int32(), False), pa.field(UNCERTAINTY, pa.float32(), False)]
 )
+
+WANTED_SCHEMA = pa.schema([pa.field(ROW, pa.int32(), False)])
+"""Rows that the teacher is asked about in a round."""
+
+CANDIDATES_SCHEMA = pa.schema(
+    [
+        pa.field(ROW, pa.int32(), False),
+        pa.field(STRATUM, pa.int32(), False),
+        pa.field(UNCERTAINTY, pa.float32(), False),
+    ]
+)
+"""Rows that it was not asked about yet, as they are chosen from."""
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -124,11 +138,11 @@ class RunLayout:
     def _at(self, *parts: str) -> str:
         return "/".join((self.run_dir.rstrip("/"), *parts))
 
-    def _input(self, *parts: str) -> str:
+    def _input(self, *parts: str, shared_by: tuple[str, ...] = (COMPARE,)) -> str:
         """Where rows and labels are: of a run in RUN/compare/NAME those of RUN, so that runs which
         differ in the student share them on any filesystem."""
         *outer, folder, _ = ["", *self.run_dir.rstrip("/").split("/")]
-        return "/".join((*outer[1:], *parts)) if folder == COMPARE else self._at(*parts)
+        return "/".join((*outer[1:], *parts)) if folder in shared_by else self._at(*parts)
 
     def comparison(self, name: str) -> str:
         """A run on this run's rows and labels; or what such runs have in common."""
@@ -141,13 +155,57 @@ class RunLayout:
 
     def rows(self, dataset: str) -> str:
         """Shards of rows; `dataset` is `corpus`, `test`, `validation` or `predict/NAME`."""
-        return self._input(dataset)
+        return self._input(dataset, shared_by=(COMPARE, ROUNDS))
 
     def labels(self, dataset: str) -> str:
-        """The teacher's labels of a data set; one of several teachers has a folder of its own."""
+        """The teacher's labels of a data set; one of several teachers has a folder of its own. A
+        round has all labels of the corpus up to and with it, and shares those of the rest."""
         name = "labels" if dataset == "corpus" else f"{dataset}_labels"
         parts = () if self.teacher is None else ("teachers", self._number)
-        return self._input(*parts, name)
+        shared_by = (COMPARE,) if dataset == "corpus" else (COMPARE, ROUNDS)
+        return self._input(*parts, name, shared_by=shared_by)
+
+    @property
+    def teacher_choices(self) -> str:
+        """Where it is kept what a teacher chose for the machine."""
+        parts = () if self.teacher is None else ("teachers", self._number)
+        return self._input(*parts, "labels", shared_by=(COMPARE, ROUNDS))
+
+    @property
+    def rounds(self) -> str:
+        """The runs of all rounds of labelling."""
+        return self._input(ROUNDS, shared_by=(COMPARE, ROUNDS))
+
+    def round(self, number: int) -> str:
+        """The run of a round of labelling."""
+        return f"{self.rounds}/{number:02d}"
+
+    @property
+    def is_round(self) -> bool:
+        """Whether this run is a round of another."""
+        return self.root.split("/")[-2:-1] == [ROUNDS]
+
+    @property
+    def wanted(self) -> str:
+        """In a round: the rows that the teacher is asked about."""
+        return self._at("wanted")
+
+    @property
+    def candidates(self) -> str:
+        """In a round: the rows that they are chosen from, while they are."""
+        return self._at("candidates")
+
+    def answers(self, dataset: str) -> str:
+        """What the teacher is asked for: in a round, of the corpus, the labels of its wanted rows
+        alone; else all labels of a data set."""
+        return self._at("answers") if self._asks_in_part(dataset) else self.labels(dataset)
+
+    def asked(self, dataset: str) -> str:
+        """The folder whose manifest tells how many rows of each shard the teacher is asked."""
+        return self.wanted if self._asks_in_part(dataset) else self.rows(dataset)
+
+    def _asks_in_part(self, dataset: str) -> bool:
+        return self.is_round and dataset == "corpus"
 
     @property
     def _number(self) -> str:
@@ -156,7 +214,8 @@ class RunLayout:
     def label_rejects(self, dataset: str) -> str:
         """Rows that the teacher refused."""
         number = "" if self.teacher is None else f"-{self._number}"
-        return self.rejects(f"label-{dataset}{number}")
+        shared_by = (COMPARE,) if dataset == "corpus" else (COMPARE, ROUNDS)
+        return self._input("rejects", f"label-{dataset}{number}", shared_by=shared_by)
 
     def predictions(self, name: str) -> str:
         """The finished student's labels of a whole corpus."""

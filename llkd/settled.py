@@ -46,7 +46,7 @@ def settled_teacher(
     def decide() -> dict[str, Any]:
         return dict(choose(teacher))
 
-    folder = Folder(RunLayout(config.run_dir, config.teacher_number).labels("corpus"))
+    folder = Folder(RunLayout(config.run_dir, config.teacher_number).teacher_choices)
     chosen = settle(folder, decide, resources) if keep else _asked(decide, resources)
     return teacher.model_copy(update={"engine_args": {**chosen, **teacher.engine_args}})
 

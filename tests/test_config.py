@@ -130,6 +130,17 @@ WRONG = {
     "unknown engine": (merged(teacher__engine="vlm"), "engine must be one of vllm.*'vlm'"),
     "yes as a label": (merged(task__labels={True: None, "b": None}), "label True is not text; YAML needs quotes"),
     "no path": (merged(corpus={}), "corpus.path: missing"),
+    "no budget": (merged(label__budget=0), "label.budget.*0"),
+    "budget over one": (merged(label__budget=1.5), "label.budget.*1.5"),
+    "all at random": (merged(label__first=1.0), "label.first.*1.0"),
+    "no round": (merged(label__rounds=0), "label.rounds.*0"),
+    "patience without rows held out": (
+        merged(label__budget=0.5, label__patience=1), "label.patience needs rows held out",
+    ),
+    "budget with several teachers": (
+        merged(label__budget=0.5, teacher=None, teachers=[{"model": "m"}, {"model": "n"}]),
+        r"label.budget \(0.5\) is not supported with several teachers",
+    ),
 }  # fmt: skip
 
 
@@ -218,3 +229,5 @@ def test_the_policies_of_the_config_are_those_there_are() -> None:
 def test_a_run_of_ones_own_is_not_put_among_compared_runs() -> None:
     with pytest.raises(ConfigError, match="jobs/compare.py"):
         parse_config({**MINIMAL, "run_dir": "runs/x/compare/llkd-0"})
+    with pytest.raises(ConfigError, match="labelling in rounds"):
+        parse_config({**MINIMAL, "run_dir": "runs/x/rounds/00"})

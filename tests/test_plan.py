@@ -49,6 +49,16 @@ def test_hours_and_cost_of_the_whole_corpus(make_config: MakeConfig) -> None:
     assert "2.50" not in shown(make_config, SAMPLE, 1000, price=None)
 
 
+def test_a_budget_is_a_share_of_the_hours(make_config: MakeConfig) -> None:
+    screen = io.StringIO()
+    config = make_config(
+        teacher={"replicas": [1, 4]}, plan={"price_per_hour": 2.5}, label={"budget": 0.25}
+    )
+    show_plan(config, SAMPLE, 1_440_000, Console(file=screen, width=200))
+    assert "360,000 rows in 3 round(s); 2 student(s) are trained" in screen.getvalue()
+    assert "2.5 h with 4 replicas, 25.00 at 2.50 a replica and hour" in screen.getvalue()
+
+
 def test_warning_signs(make_config: MakeConfig) -> None:
     config = make_config()
     fine = np.eye(3)[[0, 1, 2] * 33]

@@ -2,6 +2,7 @@
 
 An actor is handed shard numbers; it reads the shard, labels it and writes the sidecar itself.
 So text and results travel through storage, and a shard that is there is never labelled again.
+In a round of labelling it is the rows that are wanted of each shard (see RunLayout).
 """
 
 import contextlib
@@ -76,16 +77,16 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
     rows: dict[tuple[str, int], int] = {}
     work: list[tuple[str, int]] = []
     for dataset in datasets:
-        ingested = require_complete(Folder(layout.rows(dataset)), "ingest")
-        folder = Folder(layout.labels(dataset))
+        asked = require_complete(Folder(layout.asked(dataset)), "ingest")
+        folder = Folder(layout.answers(dataset))
         if not begun(folder):  # what is beside it belongs to labels that were deleted
             Folder(layout.label_rejects(dataset)).delete()
-            if dataset == "corpus":
+            if dataset == "corpus" and not layout.is_round:
                 Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()
-        manifests[dataset] = open_stage(folder, manifest_of(config, dataset, ingested))
-        rows |= {(dataset, shard): n for shard, n in enumerate(ingested.results["rows"])}
+        manifests[dataset] = open_stage(folder, manifest_of(config, dataset, asked))
+        rows |= {(dataset, shard): n for shard, n in enumerate(asked.results["rows"])}
         if not manifests[dataset].complete:
-            missing = set(range(len(ingested.results["rows"]))) - folder.shards()
+            missing = set(range(len(asked.results["rows"]))) - folder.shards()
             work += [(dataset, shard) for shard in sorted(missing)]
     if all(manifest.complete for manifest in manifests.values()):
         return manifests
@@ -107,8 +108,14 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
     return manifests
 
 
-def manifest_of(config: RunConfig, dataset: str, ingested: Manifest) -> Manifest:
-    """What determines the labels of a data set."""
+def manifest_of(config: RunConfig, dataset: str, asked: Manifest) -> Manifest:
+    """What determines the labels of a data set.
+
+    Args:
+        config: the run.
+        dataset: whose labels.
+        asked: the manifest of its rows; in a round of labelling of those that are wanted.
+    """
     teacher = config.teacher
     settings = {
         "teacher.engine": teacher.engine,
@@ -131,7 +138,9 @@ def manifest_of(config: RunConfig, dataset: str, ingested: Manifest) -> Manifest
         settings["task.examples_from.embedder"] = source.embedder and model_identity(
             source.embedder, None, "task.examples_from.embedder"
         )
-    return Manifest("label", settings, ingested.fingerprint)
+    if dataset == "corpus":
+        settings |= config.label.settings
+    return Manifest("label", settings, asked.fingerprint)
 
 
 def _model_identity(teacher: TeacherConfig) -> str:
@@ -181,6 +190,8 @@ class TeacherActor:
             return self._label_content_free()
         unit = f"{dataset}/{shard}"
         rows = Folder(self._layout.rows(dataset)).read_shard(shard)
+        if self._layout.asked(dataset) != self._layout.rows(dataset):
+            rows = rows.take(Folder(self._layout.asked(dataset)).read_shard(shard, [ROW])[ROW])
         texts = rows[TEXT].to_pylist()
         ids = rows[ID].to_pylist() if ID in rows.column_names else [None] * len(texts)
         batch = self._label(texts, ids, now_and_then(partial(self._tracker.update.remote, unit)))
@@ -189,7 +200,8 @@ class TeacherActor:
         if refused:
             self._write_rejects(dataset, shard, rows, refused)
         kept = [i for i in range(len(texts)) if i not in refused]
-        table = self._write_labels((dataset, shard), kept, batch.logprobs_nc[kept])
+        row_n = rows[ROW].to_numpy()[kept]
+        table = self._write_labels((dataset, shard), row_n, batch.logprobs_nc[kept])
         self._tracker.update.remote(unit, len(texts))
         return _counts(table)
 
@@ -197,6 +209,8 @@ class TeacherActor:
         self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
     ) -> LabelBatch:
         """Ask the engine, once for texts that are the same."""
+        if not texts:
+            return LabelBatch(np.zeros((0, len(self._config.task.labels)), dtype=np.float32))
         if getattr(self._engine, "by_id", False):
             with self._turn:
                 return self._engine.label(texts, ids, progress)
@@ -212,29 +226,31 @@ class TeacherActor:
     def _label_content_free(self) -> dict[str, Any]:
         batch = self._label(CONTENT_FREE, [None] * len(CONTENT_FREE), lambda done: None)
         kept = [i for i in range(len(CONTENT_FREE)) if i not in batch.refused]
-        return _counts(self._write_labels(CONTENT_FREE_ITEM, kept, batch.logprobs_nc[kept]))
+        row_n = np.array(kept, dtype=np.int32)
+        return _counts(self._write_labels(CONTENT_FREE_ITEM, row_n, batch.logprobs_nc[kept]))
 
     def _write_labels(
-        self, item: tuple[str, int], kept: Sequence[int], logprobs_nc: np.ndarray
+        self, item: tuple[str, int], row_n: np.ndarray, logprobs_nc: np.ndarray
     ) -> pa.Table:
         dataset, shard = item
         table = pa.table(
             {
-                ROW: np.asarray(kept, dtype=np.int32),
+                ROW: row_n,
                 LOGPROBS: fixed_lists(logprobs_nc),
                 LABEL_MASS: np.exp(logprobs_nc.astype(np.float64)).sum(axis=1).astype(np.float32),
             },
             schema=labels_schema(len(self._config.task.labels)),
         )
-        Folder(self._layout.labels(dataset)).write_shard(shard, table)
+        Folder(self._layout.answers(dataset)).write_shard(shard, table)
         return table
 
     def _write_rejects(
         self, dataset: str, shard: int, rows: pa.Table, refused: dict[int, str]
     ) -> None:
         ids = rows[ID].to_pylist() if ID in rows.column_names else None
+        row_n = rows[ROW].to_pylist()
         rejected = [
-            {"stage": "label", "shard": shard, "row": i, "id": ids[i] if ids else None,
+            {"stage": "label", "shard": shard, "row": row_n[i], "id": ids[i] if ids else None,
              "reason": reason, "detail": None}
             for i, reason in sorted(refused.items())
         ]  # fmt: skip
@@ -278,10 +294,10 @@ def _finish(
 ) -> Manifest:
     """See that all shards are there, add up their counts, and close the stage."""
     layout = RunLayout(config.run_dir, config.teacher_number)
-    folder = Folder(layout.labels(dataset))
-    ingested = read_manifest(Folder(layout.rows(dataset)))
-    assert ingested is not None
-    expected = ingested.results["rows"]
+    folder = Folder(layout.answers(dataset))
+    asked = read_manifest(Folder(layout.asked(dataset)))
+    assert asked is not None
+    expected = asked.results["rows"]
     if absent := sorted(set(range(len(expected))) - folder.shards()):
         raise IncompleteError(
             f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}. "
@@ -295,7 +311,7 @@ def _finish(
         raise RejectLimitError(
             f"The teacher refused {rejected:,} of {sum(expected):,} {dataset} rows, more than "
             f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
-            f"{layout.rejects(f'label-{dataset}')}."
+            f"{layout.label_rejects(dataset)}."
         )
     mass = sum(entry["label_mass"] for entry in counts.values()) / max(sum(rows), 1)
     results = {"rows": rows, "rejected": rejected, "label_mass": mass, **times}
