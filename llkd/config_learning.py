@@ -16,13 +16,13 @@ class SelectionConfig(Section):
     """Which rows the student trains on, chosen anew each epoch."""
 
     policy: PolicyName = "llkd"
-    """`llkd`: the teacher is confident and the student is uncertain. `refined`: the same of labels
-    and confidences that the student helps to mend. Baselines: `all`, `random`,
+    """`llkd`: the teacher is confident and the student is uncertain. `refined`: a part of the corpus
+    each epoch, with labels that the student, which has not learnt it, helps to mend. Baselines: `all`, `random`,
     `teacher_confidence`, `student_uncertainty`; `freematch` and `softmatch`, by the student's own
     confidence; `small_loss` and `confident_learning`, which leave out rows that look labelled
     wrong. Each with its source in llkd/core/policies."""
     sides: Literal["both", "teacher", "student"] = "both"
-    """For `llkd` and `refined`: which signals have to reach their thresholds."""
+    """For `llkd`: which signals have to reach their thresholds."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"
     """How the student's uncertainty is read off its distribution."""
     mc_dropout: Annotated[int, Field(ge=0)] = 0
@@ -51,7 +51,13 @@ class SelectionConfig(Section):
     """For `random`: the share of rows drawn each epoch. For `quantile`: see there."""
     beta: Annotated[float, Field(ge=0, le=4)] = 1.0
     """For `refined`: the most that the student's word counts beside the teacher's. How much it
-    does is found out from rows that are held back, and falls to 0 for a student that is no good."""
+    does is found out from rows that it has not learnt, and falls to 0 for a student that is no
+    good."""
+    parts: Annotated[int, Field(ge=1, le=1000)] = 4
+    """For `refined`: parts that the corpus is drawn into, no more than there are epochs. Epoch n
+    trains on part n modulo `parts`."""
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """For `refined`: share of each class's rows of the part that are taken, the most confident."""
     clean_probability: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """For `small_loss`: least probability that a row's loss is of the smaller component."""
 

@@ -65,6 +65,8 @@ def policy_of(config: RunConfig) -> Policy:
         warmup_epochs=selection.warmup_epochs,
         class_floor=selection.class_floor,
         beta=selection.beta,
+        parts=min(selection.parts, config.student.epochs),
+        keep=selection.keep,
         clean_probability=selection.clean_probability,
         seed=config.seed,
     )
@@ -214,7 +216,7 @@ class Selector:
         uncertainty_n = student_nc = None
         if epoch is not None:
             folder = Folder(self._layout.uncertainty(epoch))
-            student = policy is not None and policy.student_probs != "none"
+            student = policy is not None and policy.uses_student_probs
             scored = folder.read_shard(shard, [ROW, UNCERTAINTY, *([PROBS] if student else [])])
             if not np.array_equal(scored[ROW].to_numpy(), row_n):
                 raise StorageError(

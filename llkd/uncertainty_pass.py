@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from llkd.arrays import fixed_lists, matrix
+from llkd.arrays import fixed_lists
 from llkd.config import RunConfig
 from llkd.core.statistics import on_grid
-from llkd.core.uncertainty import MEASURES, running_mean
+from llkd.core.uncertainty import MEASURES
 from llkd.schema import (
     LABEL,
     PROBS,
@@ -81,7 +81,7 @@ class UncertaintyPass:
         done, seed = 0, self._config.seed * 1009 + epoch
         for piece, probs_nc in self._scorer.stream(self._pieces(), seed):
             found_n = on_grid(measure(probs_nc))
-            if self._policy.student_probs != "none":
+            if self._policy.uses_student_probs:
                 found_n = np.column_stack([found_n, probs_nc])
             whole_n = ray.get(self._queue.done.remote(piece, found_n))
             done += len(probs_nc)
@@ -119,16 +119,8 @@ class UncertaintyPass:
         uncertainty_n = found if found.ndim == 1 else np.ascontiguousarray(found[:, 0])
         columns, schema = {ROW: labels[ROW], UNCERTAINTY: uncertainty_n}, UNCERTAINTY_SCHEMA
         if found.ndim == 2:
-            columns[PROBS] = fixed_lists(self._kept(epoch, shard, found[:, 1:]), np.float16)
+            columns[PROBS] = fixed_lists(found[:, 1:], np.float16)
             schema = with_probs(schema, pa.float16(), self._selector.classes)
         folder.write_shard(shard, pa.table(columns, schema=schema))
         sums_c = sums_by_class(labels[LABEL].to_numpy(), uncertainty_n, self._selector.classes)
         ray.get(self._queue.scored.remote(shard, sums_c))
-
-    def _kept(self, epoch: int, shard: int, probs_nc: np.ndarray) -> np.ndarray:
-        """What is kept of the student's distributions of a shard, shape (N, C)."""
-        earlier = epoch - self._policy.warmup_epochs
-        if self._policy.student_probs == "epoch" or earlier <= 0:
-            return probs_nc
-        before = Folder(self._layout.uncertainty(epoch - 1)).read_shard(shard, [PROBS])[PROBS]
-        return running_mean(matrix(before), probs_nc, earlier)

@@ -23,18 +23,6 @@ def margin(probs_nc: np.ndarray) -> np.ndarray:
     return 1.0 - (top_two[:, 1] - top_two[:, 0])
 
 
-def running_mean(mean_nc: np.ndarray, found_nc: np.ndarray, count: int) -> np.ndarray:
-    """The mean of distributions over one more epoch: float16, shape (N, C).
-
-    Args:
-        mean_nc: over the epochs before, shape (N, C).
-        found_nc: of this epoch, shape (N, C).
-        count: epochs before.
-    """
-    mean_nc = mean_nc.astype(np.float64)
-    return np.asarray(mean_nc + (found_nc - mean_nc) / (count + 1), dtype=np.float16)
-
-
 MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "entropy": entropy,
     "least_confidence": least_confidence,

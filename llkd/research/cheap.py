@@ -22,7 +22,7 @@ from llkd.core.metrics import evaluate
 from llkd.core.policies import Choice, Policy, Signals, select_rows
 from llkd.core.statistics import class_statistics, on_grid
 from llkd.core.thresholds import Thresholds
-from llkd.core.uncertainty import MEASURES, running_mean
+from llkd.core.uncertainty import MEASURES
 from llkd.errors import StudentError
 from llkd.manifest import require_complete
 from llkd.research.embeddings import embeddings
@@ -160,9 +160,8 @@ class CheapRun:
         signals = self.signals
         tested: list[np.ndarray] = []
         seen_n = np.zeros(len(self.held_n), dtype=bool)
-        mean_nc: np.ndarray | None = None
         for epoch in range(epochs):
-            signals, mean_nc = self._scored(epoch, mean_nc)
+            signals = self._scored()
             found, previous, chosen_n = self._epoch(epoch, signals, previous)
             seen_n[chosen_n] = True
             stats.append(found)
@@ -184,16 +183,14 @@ class CheapRun:
             reliability=reliability(signals, self.problem.gold_n),
         )
 
-    def _scored(self, epoch: int, mean_nc: np.ndarray | None) -> tuple[Signals, np.ndarray | None]:
-        """(signals, what is kept of the student's distributions) as the student is now."""
+    def _scored(self) -> Signals:
+        """The signals as the student is now."""
         if not self.policy.uses_uncertainty:
-            return self.signals, None
+            return self.signals
         probs_nc = self.head.probabilities(self.problem.corpus_nd, self.config.selection.mc_dropout)
         uncertainty_n = on_grid(MEASURES[self.config.selection.uncertainty](probs_nc))
-        kept_nc, earlier = probs_nc.astype(np.float16), epoch - self.policy.warmup_epochs
-        if self.policy.student_probs == "mean" and earlier > 0 and mean_nc is not None:
-            kept_nc = running_mean(mean_nc, probs_nc, earlier)
-        return replace(self.signals, uncertainty_n=uncertainty_n, student_nc=kept_nc), kept_nc
+        student_nc = probs_nc.astype(np.float16)
+        return replace(self.signals, uncertainty_n=uncertainty_n, student_nc=student_nc)
 
     def _epoch(
         self, epoch: int, signals: Signals, previous: Thresholds | None

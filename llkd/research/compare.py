@@ -186,7 +186,7 @@ def _first_scores(config: RunConfig) -> tuple[tuple[Any, ...], bool] | None:
         student.model, student.revision, student.max_length, student.precision, student.lora,
         config.seed, selection.uncertainty, selection.mc_dropout, calibration_settings(config),
     )  # fmt: skip
-    return comes_from, policy.student_probs != "none"
+    return comes_from, policy.uses_student_probs
 
 
 def _read_result(what: str, config: RunConfig, metrics: dict[str, Any]) -> RunResult:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from llkd.core.uncertainty import MEASURES, entropy, least_confidence, margin, running_mean
+from llkd.core.uncertainty import MEASURES, entropy, least_confidence, margin
 
 PROBS = np.array([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]])
 
@@ -23,11 +23,3 @@ def test_margin() -> None:
 def test_more_even_is_more_uncertain(name: str) -> None:
     sharp, even = np.array([[0.8, 0.15, 0.05]]), np.array([[0.4, 0.35, 0.25]])
     assert MEASURES[name](sharp)[0] < MEASURES[name](even)[0]
-
-
-def test_running_mean_counts_every_epoch_alike() -> None:
-    mean_nc = np.array([[1.0, 0.0]], dtype=np.float16)
-    for count, found in enumerate(([0.0, 1.0], [0.5, 0.5], [0.5, 0.5]), start=1):
-        mean_nc = running_mean(mean_nc, np.array([found]), count)
-    assert mean_nc.dtype == np.float16
-    assert mean_nc[0] == pytest.approx([0.5, 0.5], abs=1e-3)

@@ -188,7 +188,7 @@ def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None
     for name in ("one", "two"):
         plots = {path.name for path in (tmp_path / "plots" / name).iterdir()}
         assert plots == {"score.png", "selected.png", "thresholds.png", "reliability.png"}
-    assert done.stdout.count("difference") == 2
+    assert done.stdout.count("difference of macro-F1") == 2
     assert "gain" in done.stdout
     assert done.stdout.count("the teacher") == 3
 

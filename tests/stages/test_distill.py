@@ -197,7 +197,7 @@ def write_uncertainty(config: RunConfig, epoch: int, shard: int, values: np.ndar
 
     columns = {"row": np.arange(len(values), dtype=np.int32), "uncertainty": values}
     schema = UNCERTAINTY_SCHEMA
-    if policy_of(config).student_probs != "none":
+    if policy_of(config).uses_student_probs:
         probs = np.stack([values, (1 - values) / 3, 2 * (1 - values) / 3], axis=1)
         columns["probs"] = fixed_lists(probs, np.float16)
         schema = with_probs(schema, pa.float16(), 3)
@@ -215,7 +215,7 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
     distilled(config, tracker)
     layout = RunLayout(config.run_dir)
     selector, policy = Selector(config, shard_starts([60] * 7)), policy_of(config)
-    found, apart = [], []
+    found = []
     for epoch in (1, 2):
         stats = read_stats(config, epoch)
         thresholds = Thresholds.from_json(stats["thresholds"])
@@ -224,8 +224,8 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
         _, signals = selector.signals(2, epoch, policy)
         assert signals.student_nc is not None
         assert signals.uncertainty_n is not None
-        # of the first warm epoch its own distributions are the mean; of the next they are not
-        apart.append(np.abs(entropy(signals.student_nc) - signals.uncertainty_n).max())
+        # the distributions are the epoch's own, to the two bytes that a number is kept in
+        assert entropy(signals.student_nc) == pytest.approx(signals.uncertainty_n, abs=2e-3)
         chosen = Folder(layout.selection(epoch)).read_shard(2)
         seen = policy.view(epoch, signals, thresholds)
         assert chosen["label"].to_pylist() == seen.label_n[chosen["row"].to_numpy()].tolist()
@@ -233,7 +233,6 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
         expected = seen.teacher_nc[chosen["row"].to_numpy()]
         assert matrix(chosen["probs"]) == pytest.approx(expected, abs=1e-6)
         found.append(selected_rows(config, epoch))
-    assert 2 * apart[0] < apart[1], apart
     # As after a kill between the last epoch's scoring and its selection.
     manifest = Folder(layout.epochs).read_json("manifest.json")
     Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})

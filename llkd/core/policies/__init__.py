@@ -39,10 +39,12 @@ class PolicySettings:
 
     rule: Rule = field(default_factory=Rule)
     sides: Sides = "both"
-    """For `llkd` and `refined`: which signals have to reach their thresholds."""
+    """For `llkd`: which signals have to reach their thresholds."""
     warmup_epochs: int = 1
     class_floor: float = 0.0
     beta: float = 1.0
+    parts: int = 4
+    keep: float = 0.9
     clean_probability: float = 0.5
     seed: int = 0
 
@@ -69,13 +71,13 @@ def make_policy(name: PolicyName, settings: PolicySettings | None = None) -> Pol
             )  # fmt: skip
         case "confident_learning":
             return ConfidentLearning(class_floor=floor, warmup_epochs=warmup, seed=s.seed)
+        case "refined":
+            return Refined(
+                beta=s.beta, parts=s.parts, keep=s.keep, weights=s.rule.weights, momentum=momentum,
+                warmup_epochs=warmup, class_floor=floor, seed=s.seed,
+            )  # fmt: skip
     sides = _SIDES.get(name, s.sides)
-    both = {
-        "teacher_side": sides != "student",
-        "student_side": sides != "teacher",
-        "rule": s.rule,
-        "warmup_epochs": warmup,
-        "class_floor": floor,
-        "seed": s.seed,
-    }
-    return Refined(beta=s.beta, **both) if name == "refined" else ThresholdPolicy(**both)  # type: ignore[arg-type]
+    return ThresholdPolicy(
+        teacher_side=sides != "student", student_side=sides != "teacher", rule=s.rule,
+        warmup_epochs=warmup, class_floor=floor, seed=s.seed,
+    )  # fmt: skip

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Literal
 
 import numpy as np
 
@@ -41,7 +40,7 @@ class Signals:
     not depend on how the corpus is cut into shards."""
     student_nc: np.ndarray | None = None
     """The student's distribution, shape (N, C), in multiples of the grid; None where the policy
-    does without. Of this epoch, or its mean over epochs: see `Policy.student_probs`."""
+    does without."""
     teacher_nc: np.ndarray | None = None
     """The teacher's calibrated distribution, shape (N, C); None where the policy does without."""
 
@@ -86,9 +85,8 @@ class Policy(ABC):
 
     uses_uncertainty: bool = False
     """Whether the student has to score the corpus each epoch."""
-    student_probs: Literal["none", "epoch", "mean"] = "none"
-    """Whether the student's distribution is needed: this epoch's, or the mean over the epochs
-    since the student was no longer cold."""
+    uses_student_probs: bool = False
+    """Whether the student's distribution is needed, beside its uncertainty."""
     warmup_epochs: int = 0
     """Epochs in which the student is not asked, for a cold student's answer is noise."""
     uses_teacher_probs: bool = False

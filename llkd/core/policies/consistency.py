@@ -21,7 +21,7 @@ class StudentConfidencePolicy(FilledPolicy):
     """Goes by the student's probability of the teacher's label, once the student is warm; until
     then by all rows, weight 1."""
 
-    student_probs = "epoch"
+    uses_student_probs = True
     uses_uncertainty = True  # it comes with the student's distribution
 
     def student_speaks(self, epoch: int) -> bool:

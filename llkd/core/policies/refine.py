@@ -1,20 +1,24 @@
 """Labels and confidence refined by the student: what the teacher says of a row, times what the
-student has come to say of it.
+student says of it, where the student has not learnt the row.
 
-    r ∝ p^α · q̄^(β · trust[a]) · exp(−bias)
+    r ∝ p^α · q^(β · trust[a]) · exp(−bias)
 
-p is the teacher's calibrated distribution, a its label, and q̄ the mean of the student's
-distributions over the epochs in which it was not cold: a student that learnt from thousands of
-confident rows knows what the teacher, asked about one row, does not. Label and confidence are
-then those of r, and rows are selected by thresholds as ever. Three things keep it from running
-away with the student's mistakes, and none of them needs gold:
+p is the teacher's calibrated distribution, a its label, q the student's distribution: a student
+that learnt from thousands of rows knows what the teacher, asked about one row, does not. Label and
+confidence are then those of r. A student repeats what it was taught about a row, right or wrong,
+so that its word on that row is worth nothing. Therefore the corpus is drawn into parts, and an
+epoch trains on one of them, which no epoch had in as many epochs as there are parts: its answers
+are out of fold, without a second student. All but the least confident rows of each class of the
+part are taken, for a student that is fed its own most confident answers confirms itself.
 
-- Some rows are guard rows, which are never trained on. β is the exponent under which q̄ best
-  predicts the teacher's labels of those of them that the teacher is confident of: a student that
-  knows nothing gets 0, one that is too sure of itself little. trust[a] is how often the student
-  finds label a there, above chance: a class that it does not know keeps the teacher's labels.
-- Where student and teacher agree on guard rows more often than the teacher's confidence allows
-  for, the teacher is better than it says; α sharpens it until its mean confidence is that share.
+Three things keep it from running away with the student's mistakes, none of which needs gold:
+
+- β is the exponent under which q best predicts the teacher's labels of those rows of the part that
+  the teacher is confident of: a student that knows nothing gets 0, one that is too sure of itself
+  little. trust[a] is how often the student finds label a there, above chance: a class that it does
+  not know keeps the teacher's labels.
+- Where student and teacher agree on the part more often than the teacher's confidence allows for,
+  the teacher is better than it says; α sharpens it until its mean confidence is that share.
 - The bias holds the mean of r over the corpus to that of p, so that no class grows on the others.
 
 No paper's: the product of experts with the bias of batch calibration (arXiv 2309.17249), guarded.
@@ -22,26 +26,20 @@ No paper's: the product of experts with the bias of batch calibration (arXiv 230
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from llkd.core.draws import uniform_by_position
 from llkd.core.policies.base import ROWS, Choice, Signals, State
-from llkd.core.policies.threshold import ThresholdPolicy
+from llkd.core.policies.threshold import Rule, ThresholdPolicy, WeightKind
 from llkd.core.statistics import ClassStatistics, on_grid
 from llkd.core.tally import Tally, grid_sum
 from llkd.core.thresholds import TOLERANCE, Thresholds
 
 TRUST, MARGINAL = "trust", "marginal"
 
-GUARD_FRACTION = 0.1
-"""Share of the rows that are guard rows."""
-MOST_GUARD_ROWS = 16384
-SMALL_CLASS = 40
-"""A class with fewer rows gives no guard rows, and so no trust: it needs them to be learnt from."""
 BENEFIT_OF_DOUBT = 2.0
-"""Guard rows that each class's student is taken to have missed besides those it was seen to."""
+"""Rows of each class that the student is taken to have missed besides those it was seen to."""
 BETA_STEPS = np.linspace(0.0, 1.0, 9)
 """Of the largest exponent of the student, those that are tried."""
 ALPHAS = np.array([1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0])
@@ -58,31 +56,43 @@ _STREAM = 0x6A7D5EED
 
 
 class Refined(ThresholdPolicy):
-    """Thresholds on refined labels and confidence; see the top of this file.
+    """One part of the corpus an epoch, by refined labels and confidence; see the top of this file.
 
     Args:
         beta: the largest exponent of the student; 0 leaves the labels as they are.
-        threshold_settings: those of ThresholdPolicy.
+        parts: that the corpus is drawn into, at least 1.
+        keep: share of each class's rows of the part that are taken, the most confident.
+        weights: see Rule.
+        momentum: see Rule.
+        warmup_epochs: see ThresholdPolicy.
+        class_floor: see ThresholdPolicy.
+        seed: of the parts.
     """
 
-    student_probs = "mean"
-    uses_teacher_probs = True
-
-    def __init__(self, *, beta: float = 1.0, **threshold_settings: Any) -> None:
-        super().__init__(**threshold_settings)
-        self.student_probs, self.uses_teacher_probs = "mean", True
-        self.uses_uncertainty = True
-        self.beta = beta
+    def __init__(
+        self,
+        *,
+        beta: float = 1.0,
+        parts: int = 4,
+        keep: float = 0.9,
+        weights: WeightKind = "product",
+        momentum: float = 0.0,
+        warmup_epochs: int = 1,
+        class_floor: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        rule = Rule(thresholds="quantile", fraction=keep, weights=weights, momentum=momentum)
+        super().__init__(
+            teacher_side=True, student_side=False, rule=rule, warmup_epochs=warmup_epochs,
+            class_floor=class_floor, seed=seed,
+        )  # fmt: skip
+        self.uses_uncertainty = self.uses_student_probs = self.uses_teacher_probs = True
+        self.beta, self.parts = beta, parts
 
     def begin(self, epoch: int, statistics: ClassStatistics, previous: Thresholds | None) -> State:
-        """See Policy.begin: which rows are guard rows."""
+        """See Policy.begin: of which rows the teacher is confident."""
         state = super().begin(epoch, statistics, previous)
-        rows_c = statistics.rows_c
-        rate = min(GUARD_FRACTION, MOST_GUARD_ROWS / max(int(rows_c.sum()), 1))
-        kept = {
-            "guard_rate": np.where(rows_c >= SMALL_CLASS, rate, 0.0),
-            "guard_confidence": np.nan_to_num(statistics.mean_confidence_c),
-        }
+        kept = {"confident": np.nan_to_num(statistics.mean_confidence_c)}
         return replace(state, thresholds=replace(state.thresholds, parameters=kept))
 
     def question(self, epoch: int, state: State, asked: Sequence[str]) -> str | None:
@@ -99,7 +109,7 @@ class Refined(ThresholdPolicy):
     def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
         """See Policy.measure."""
         if question == TRUST:
-            return self._measure_trust(signals, thresholds)
+            return self._measure_trust(epoch, signals, thresholds)
         if question == MARGINAL:
             refined_nc = refine(signals, thresholds)
             coarse_nc = np.rint(refined_nc / _COARSE) * _COARSE
@@ -108,26 +118,26 @@ class Refined(ThresholdPolicy):
             )
         return super().measure(epoch, question, signals, thresholds)
 
-    def _measure_trust(self, signals: Signals, thresholds: Thresholds) -> Tally:
+    def _measure_trust(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Tally:
         assert signals.student_nc is not None
         assert signals.teacher_nc is not None
-        guard_n = self.guards(signals, thresholds)
-        bar_c = thresholds.parameters["guard_confidence"]
-        label_g, student_gc = signals.label_n[guard_n], signals.student_nc[guard_n]
-        confident_g = signals.confidence_n[guard_n] >= bar_c[label_g] - TOLERANCE
-        found_g = student_gc.argmax(axis=1) == label_g
+        part_n = self.in_part(epoch, signals)
+        bar_c = thresholds.parameters["confident"]
+        label_p, student_pc = signals.label_n[part_n], signals.student_nc[part_n]
+        confident_p = signals.confidence_n[part_n] >= bar_c[label_p] - TOLERANCE
+        found_p = student_pc.argmax(axis=1) == label_p
         classes = len(bar_c)
-        sure_g = label_g[confident_g]
+        sure_p = label_p[confident_p]
         return Tally(
             {
                 "teacher_c": grid_sum(signals.teacher_nc, axis=0),
                 "rows": np.asarray(len(signals.label_n)),
-                "guards": np.asarray(len(label_g)),
-                "agreed": np.asarray(int(found_g.sum())),
-                "confident_c": np.bincount(sure_g, minlength=classes),
-                "found_c": np.bincount(label_g[confident_g & found_g], minlength=classes),
-                "loss_b": _losses(student_gc[confident_g], sure_g, self.beta * BETA_STEPS),
-                "confidence_a": _confidences(signals.teacher_nc[guard_n], ALPHAS),
+                "part": np.asarray(len(label_p)),
+                "agreed": np.asarray(int(found_p.sum())),
+                "confident_c": np.bincount(sure_p, minlength=classes),
+                "found_c": np.bincount(label_p[confident_p & found_p], minlength=classes),
+                "loss_b": _losses(student_pc[confident_p], sure_p, self.beta * BETA_STEPS),
+                "confidence_a": _confidences(signals.teacher_nc[part_n], ALPHAS),
             }
         )
 
@@ -147,8 +157,8 @@ class Refined(ThresholdPolicy):
         classes, rows = len(total["teacher_c"]), max(int(total["rows"]), 1)
         before = {} if previous is None else previous.parameters
         found_c = total["found_c"] / (total["confident_c"] + BENEFIT_OF_DOUBT)
-        agreed = float(total["agreed"]) / max(int(total["guards"]), 1)
-        confidence_a = total["confidence_a"] / max(int(total["guards"]), 1)
+        agreed = float(total["agreed"]) / max(int(total["part"]), 1)
+        confidence_a = total["confidence_a"] / max(int(total["part"]), 1)
         reached_a = np.flatnonzero(confidence_a >= agreed)
         alpha = ALPHAS[reached_a[0]] if len(reached_a) else ALPHAS[-1]
         return {
@@ -162,10 +172,10 @@ class Refined(ThresholdPolicy):
             "marginal_gap": np.asarray(1.0),
         }
 
-    def guards(self, signals: Signals, thresholds: Thresholds) -> np.ndarray:
-        """Which rows are guard rows, by the teacher's label: bool, shape (N,)."""
+    def in_part(self, epoch: int, signals: Signals) -> np.ndarray:
+        """Which rows are of the epoch's part: bool, shape (N,)."""
         draw_n = uniform_by_position(signals.position_n, self.seed, _STREAM)
-        return np.asarray(draw_n < thresholds.parameters["guard_rate"][signals.label_n])
+        return np.asarray(np.floor(draw_n * self.parts) == epoch % self.parts)
 
     def view(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Signals:
         """See Policy.view: labels, confidence and distribution of r, once it is known."""
@@ -180,9 +190,11 @@ class Refined(ThresholdPolicy):
         )
 
     def choose(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Choice:
-        """See Policy.choose: guard rows are left out."""
-        chosen = super().choose(epoch, signals, thresholds)
-        return chosen.without(self.guards(signals, thresholds))
+        """See Policy.choose: of the epoch's part, and what fills a class up to its floor."""
+        seen = self.view(epoch, signals, thresholds)
+        chosen = Choice(seen.label_n, self.weights(epoch, seen, thresholds), seen.teacher_nc)
+        fills_n = thresholds.fills(seen.label_n, seen.confidence_n)
+        return chosen.without(~(self.in_part(epoch, signals) | fills_n))
 
 
 def refine(signals: Signals, thresholds: Thresholds) -> np.ndarray:

@@ -69,7 +69,7 @@ class ThresholdPolicy(FilledPolicy):
         self.rule = rule
         self.uses_uncertainty = student_side
         if rule.thresholds == "freematch":
-            self.student_probs = "epoch" if student_side else "none"
+            self.uses_student_probs = student_side
             self.uses_teacher_probs = teacher_side
 
     def _student_speaks(self, epoch: int) -> bool:

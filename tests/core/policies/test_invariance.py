@@ -101,7 +101,7 @@ def test_the_same_choice_for_1_2_and_7_shards_and_any_order(name: PolicyName, ru
     for label in range(CLASSES):
         of_class = whole[1] == label
         if of_class.any() and filled:
-            assert (whole[2][of_class] > 0).mean() >= 0.07  # less the rows that guard
+            assert (whole[2][of_class] > 0).mean() >= 0.1
 
 
 @pytest.mark.parametrize("name", get_args(PolicyName))
@@ -125,12 +125,12 @@ def test_a_shard_without_rows(name: PolicyName) -> None:
 
 def test_what_each_policy_asks_for() -> None:
     needs = {
-        name: (policy.uses_uncertainty, policy.student_probs, policy.uses_teacher_probs)
+        name: (policy.uses_uncertainty, policy.uses_student_probs, policy.uses_teacher_probs)
         for name in get_args(PolicyName)
         for policy in [make_policy(name)]
     }
-    assert needs["llkd"] == (True, "none", False)
-    assert needs["all"] == needs["random"] == needs["teacher_confidence"] == (False, "none", False)
-    assert needs["refined"] == (True, "mean", True)
+    assert needs["llkd"] == (True, False, False)
+    assert needs["all"] == needs["random"] == needs["teacher_confidence"] == (False, False, False)
+    assert needs["refined"] == (True, True, True)
     for name in ("freematch", "softmatch", "small_loss", "confident_learning"):
-        assert needs[name] == (True, "epoch", False)
+        assert needs[name] == (True, True, False)
