@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 _PLAIN = ("corpus.rows_per_shard=8192", "student.max_length=128")
 """LLKD's defaults, in place of what suits a small demo."""
 
-_TEN_MINUTES = ("teacher.max_text_tokens=128", "student.max_length=128", "student.epochs=5")
+_TEN_MINUTES = ("teacher.max_text_tokens=128", "student.max_length=128", "student.epochs=7")
 """With these the demo takes about ten minutes on two cores."""
 
 
