@@ -44,6 +44,8 @@ def main() -> None:
         parser.error("--seeds must be 1 or more")
     if not paths:
         parser.error("name a config")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {arguments.json.absolute().parent}")
     arguments.policies = list(dict.fromkeys(arguments.policies.split(",")))
     try:
         configs = {Path(path).stem: config_of(path, overrides) for path in paths}
@@ -70,15 +72,22 @@ def _compare_all(configs: dict[str, RunConfig], arguments: argparse.Namespace) -
 
         if status := do_logged("compare", config, work):
             return status
+        if arguments.json is not None:
+            arguments.json.write_text(
+                json.dumps(_figures(found, len(configs) > 1), indent=2) + "\n"
+            )
     if len(found) > 1:
         Console(soft_wrap=True).print(overview_table(found))
-    if arguments.json is not None:
-        figures: list[dict[str, Any]] = []
-        for name, one in found.items():
-            config_name = {"config": name} if len(found) > 1 else {}
-            figures += [{**config_name, **result.figures()} for result in one.results]
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
+
+
+def _figures(found: dict[str, Any], several: bool) -> list[dict[str, Any]]:
+    """The figures of all runs, of several configs with their names."""
+    return [
+        {**({"config": name} if several else {}), **result.figures()}
+        for name, one in found.items()
+        for result in one.results
+    ]
 
 
 def compare(name: str, config: RunConfig, arguments: argparse.Namespace, console: Console) -> Any:
@@ -86,12 +95,14 @@ def compare(name: str, config: RunConfig, arguments: argparse.Namespace, console
     from llkd.research.compare import comparison, is_labelled
     from llkd.research.plots import draw_all
     from llkd.research.tables import summary_table
+    from llkd.runtime import FEW_SHARDS
     from llkd.schema import RunLayout
     from llkd.storage import Folder
     from llkd.teacher.examples import with_drawn_examples
 
     config = with_drawn_examples(config)
-    if arguments.cheap and is_labelled(config):
+    few = len(Folder(RunLayout(config.run_dir).rows("test")).shards()) <= FEW_SHARDS
+    if arguments.cheap and few and is_labelled(config):
         found = comparison(config, arguments.policies, arguments.seeds, True, console)
     else:
         with connected():

@@ -31,7 +31,8 @@ class SelectionConfig(Section):
     thresholds: Literal["class_mean", "freematch", "quantile", "fixed"] = "class_mean"
     """What confidence and uncertainty have to reach: the mean over the rows of the same
     pseudo-label; the mean over all rows scaled by the class's share (arXiv 2205.07246); what the
-    share `fraction` of the rows of the same pseudo-label reaches; or the two settings below."""
+    share `fraction` of the rows of the same pseudo-label reaches; or the two settings below. For
+    `llkd` and its two sides: `refined` has `keep`."""
     confidence_threshold: Fraction = 0.5
     """For `fixed`: least confidence of the teacher."""
     uncertainty_threshold: Fraction = 0.5

@@ -115,8 +115,12 @@ def run_all(config: RunConfig, console: Console) -> None:
     with _stage(config, console) as tracker, ThreadPoolExecutor(1) as beside:
         loadable = beside.submit(_require_loadable, config)
         beside.submit(_import_ahead, config)
-        _ingest(config, tracker, console)
-        loadable.result()
+        try:
+            _ingest(config, tracker, console)
+            loadable.result()
+        except BaseException:
+            beside.shutdown(wait=False, cancel_futures=True)
+            raise
         _label(config, tracker, console)
         _distill(config, tracker, console)
         metrics = _evaluate(config, tracker, started)
@@ -125,15 +129,22 @@ def run_all(config: RunConfig, console: Console) -> None:
 
 def _require_loadable(config: RunConfig) -> None:
     """See that the student can be loaded, if it still has to be."""
-    if Folder(RunLayout(config.run_dir).student).names():
+    if _has_student(config):
         return
     from llkd.student.model import require_loadable
 
     require_loadable(config.student)
 
 
+def _has_student(config: RunConfig) -> bool:
+    return bool(Folder(RunLayout(config.run_dir).student).names())
+
+
 def _import_ahead(config: RunConfig) -> None:
-    """Import what takes seconds, and what this process would otherwise wait for later."""
+    """Import what takes seconds, and what this process would otherwise wait for later. Where that
+    fails, it fails again where it is used, and is told there."""
+    if _has_student(config):
+        return
     import ray.train.torch  # noqa: F401
 
     from llkd.student.model import model_class

@@ -48,6 +48,7 @@ def label_in_rounds(config: RunConfig, datasets: Sequence[str], tracker: Any) ->
     layout = RunLayout(config.run_dir)
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
     wanted = label_manifest(config, "corpus", ingested)
+    is_chosen(config, 0, ingested)  # refuse other settings before anything is touched
     if not open_stage(Folder(layout.labels("corpus")), wanted).complete:
         done = _run_rounds(config, datasets, ingested, tracker)
         rounds = [RunLayout(layout.round(number)) for number in range(done)]
@@ -165,5 +166,6 @@ def _score(run: RunConfig) -> float:
 
 def _forget_student(layout: RunLayout) -> None:
     """Delete what only served to choose the rows after a round; how it was trained stays told."""
-    for uri in (layout.checkpoints, layout.student, layout.predictions("corpus")):
+    served = (layout.checkpoints, layout.student, layout.predictions("corpus"), layout.candidates)
+    for uri in served:
         Folder(uri).delete()

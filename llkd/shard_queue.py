@@ -60,7 +60,10 @@ class PieceQueue:
             return self._first(shard)
         untaken = {shard: entry.stop - entry.start for shard, entry in self._open.items()}
         fullest = max(untaken, key=untaken.__getitem__, default=None)
-        return self._last(fullest) if fullest is not None and untaken[fullest] else None
+        if fullest is None or not untaken[fullest]:
+            return None
+        self._of_worker[worker] = fullest  # it reads the shard for more than one piece
+        return self._first(fullest)
 
     def done(self, piece: Piece, values_n: np.ndarray) -> np.ndarray | None:
         """Keep what a piece gave; the values of the whole shard if it was the last one."""
@@ -76,11 +79,6 @@ class PieceQueue:
         entry, size = self._open[shard], self._size(shard)
         entry.start += size
         return Piece(shard, entry.start - size, entry.start)
-
-    def _last(self, shard: int) -> Piece:
-        entry, size = self._open[shard], self._size(shard)
-        entry.stop -= size
-        return Piece(shard, entry.stop, entry.stop + size)
 
     def _size(self, shard: int) -> int:
         """Rows of the next piece of a shard: its pieces are of like size."""

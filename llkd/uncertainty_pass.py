@@ -71,7 +71,9 @@ class UncertaintyPass:
             return
         rows, there = self._shard_rows, Folder(self._layout.uncertainty(epoch)).shards()
         missing = sorted(set(range(len(rows))) - there)
-        ray.get(self._queue.begin.remote(list(rows), missing, self._workers))
+        # Passes with dropout draw by piece: these must not depend on who is free when.
+        workers = 1 if self._config.selection.mc_dropout else self._workers
+        ray.get(self._queue.begin.remote(list(rows), missing, workers))
         skipped = sum(rows) - sum(rows[shard] for shard in missing)
         self._tracker.begin.remote(name, sum(rows), skipped)
 

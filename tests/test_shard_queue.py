@@ -46,8 +46,14 @@ def test_a_free_worker_helps_a_slow_one_with_its_last_pieces() -> None:
     queue = PieceQueue([4 * PIECE_ROWS], [0])
     first, help_ = queue.take(0), queue.take(1)
     assert first == Piece(0, 0, PIECE_ROWS)
-    assert help_ == Piece(0, 3 * PIECE_ROWS, 4 * PIECE_ROWS)
-    assert queue.take(0) == Piece(0, PIECE_ROWS, 2 * PIECE_ROWS)
+    assert help_ == Piece(0, PIECE_ROWS, 2 * PIECE_ROWS)
+    assert queue.take(0) == Piece(0, 2 * PIECE_ROWS, 3 * PIECE_ROWS)
+
+
+def test_a_helper_keeps_to_the_shard_that_it_has_read() -> None:
+    queue = PieceQueue([4 * PIECE_ROWS, 5 * PIECE_ROWS], [0, 1])
+    assert {queue.take(0).shard, queue.take(1).shard} == {0, 1}  # type: ignore[union-attr]
+    assert [queue.take(2).shard for _ in range(3)] == [1, 1, 1]  # type: ignore[union-attr]
 
 
 def test_pieces_shrink_towards_the_end_so_that_workers_end_together() -> None:
@@ -80,6 +86,6 @@ def test_only_the_shards_asked_for() -> None:
 def test_pieces_that_end_out_of_order_make_the_shard_in_its_order() -> None:
     queue = PieceQueue([3 * PIECE_ROWS], [0])
     pieces = [piece for worker in (0, 1, 0) if (piece := queue.take(worker)) is not None]
-    assert [piece.start for piece in pieces] == [0, 2 * PIECE_ROWS, PIECE_ROWS]
-    assert [queue.done(piece, values(piece)) is None for piece in pieces[:2]] == [True, True]
-    assert np.array_equal(queue.done(pieces[2], values(pieces[2])), np.arange(3 * PIECE_ROWS))
+    first, second, third = pieces
+    assert [queue.done(piece, values(piece)) is None for piece in (third, first)] == [True, True]
+    assert np.array_equal(queue.done(second, values(second)), np.arange(3 * PIECE_ROWS))

@@ -104,6 +104,8 @@ def _tested(layout: RunLayout) -> float:
     if read_manifest(folder) is None:
         return 0.0
     predicted = require_complete(folder, "predict").results
+    if predicted["rows_per_second"] is None:  # all was there when the pass began
+        return 0.0
     return float(sum(predicted["rows"]) / predicted["rows_per_second"])
 
 

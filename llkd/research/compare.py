@@ -5,22 +5,23 @@ reads the rows and labels of `<run_dir>` (see RunLayout) and resumes like any ot
 student a run takes seconds and leaves its figures, in `<run_dir>/compare/cheap`.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from llkd import __version__
 from llkd.calibrate import calibrate, calibration_settings
 from llkd.config import RunConfig
 from llkd.config_file import changed
 from llkd.core.policies import Signals
 from llkd.errors import ConfigError
-from llkd.manifest import Manifest, read_manifest, require_complete
+from llkd.manifest import FILES, Manifest, open_stage, read_manifest, require_complete
 from llkd.research.results import RunResult, Summary, reliability, summarise
 from llkd.schema import GOLD, RunLayout
 from llkd.storage import Folder
@@ -75,9 +76,13 @@ def variants(
 def is_labelled(config: RunConfig) -> bool:
     """Whether rows and labels are there, those of the test set too."""
     layout = RunLayout(config.run_dir)
-    folders = [layout.rows("corpus"), layout.rows("test"), layout.labels("corpus")]
+    folders = [of(dataset) for of in (layout.rows, layout.labels) for dataset in ("corpus", "test")]
     found = [read_manifest(Folder(folder)) for folder in folders]
     return all(manifest is not None and manifest.complete for manifest in found)
+
+
+BORROWED = "borrowed.json"
+"""In the run directory of a run that began with another's scores: what these took."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +139,26 @@ def _cheap_identity(config: RunConfig) -> str:
     layout = RunLayout(config.run_dir)
     labelled = require_complete(Folder(layout.labels("corpus")), "label")
     tested = require_complete(Folder(layout.rows("test")), "ingest")
-    settings = {"version": __version__, "test": tested.fingerprint, **config.cheap.model_dump()}
+    files = [Folder(layout.rows(dataset)).read_bytes(FILES) for dataset in ("corpus", "test")]
+    settings = {
+        "code": _code_identity(),
+        "files": [hashlib.sha256(content).hexdigest() for content in files],
+        "labels": dict(labelled.results),
+        "test": tested.fingerprint,
+        **config.cheap.model_dump(),
+    }
     distilled = manifest_of(config, labelled)
     return Manifest("cheap", settings, distilled.fingerprint).fingerprint
+
+
+@cache
+def _code_identity() -> str:
+    """A hash of this package: who changes a policy wants to see what it does now."""
+    package = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def run_fine_tuned(
@@ -161,17 +183,30 @@ def run_fine_tuned(
 def _borrow_first_scores(config: RunConfig, done: Sequence[RunConfig]) -> None:
     """Let a run begin with the first epoch's scores of one that is done: students of a seed start
     as the same."""
-    mine = Folder(RunLayout(config.run_dir).uncertainty(0))
-    wanted = _first_scores(config)
+    from llkd.epochs import read_stats
+    from llkd.stages.distill import manifest_of
+
+    layout, wanted = RunLayout(config.run_dir), _first_scores(config)
+    mine = Folder(layout.uncertainty(0))
     if wanted is None or mine.names():
         return
     for other in done:
         found = _first_scores(other)
         if found is not None and found[0] == wanted[0] and found[1] >= wanted[1]:
+            labelled = require_complete(Folder(layout.labels("corpus")), "label")
+            open_stage(Folder(layout.epochs), manifest_of(config, labelled))
+            seconds = read_stats(other, 0)["seconds"]["score"] + _borrowed_seconds(other)
+            Folder(layout.root).write_json(BORROWED, {"seconds": seconds})
             theirs = Folder(RunLayout(other.run_dir).uncertainty(0))
             for name in theirs.names():
                 mine.write_bytes(name, theirs.read_bytes(name))
             return
+
+
+def _borrowed_seconds(config: RunConfig) -> float:
+    """What the first scores of a run would have taken, had it not had those of another."""
+    root = Folder(config.run_dir)
+    return float(root.read_json(BORROWED)["seconds"]) if root.exists(BORROWED) else 0.0
 
 
 def _first_scores(config: RunConfig) -> tuple[tuple[Any, ...], bool] | None:
@@ -201,7 +236,7 @@ def _read_result(what: str, config: RunConfig, metrics: dict[str, Any]) -> RunRe
         macro_f1=tested["macro_f1"],
         row_visits_fraction=selection["row_visits_fraction"],
         unique_rows_fraction=selection["unique_rows_fraction"],
-        seconds=metrics["seconds"]["distill"],
+        seconds=metrics["seconds"]["distill"] + _borrowed_seconds(config),
         epochs=tuple(read_stats(config, epoch) for epoch in range(selection["epochs"])),
         reliability=_read_reliability(config, selection["epochs"] - 1),
     )

@@ -35,6 +35,10 @@ from llkd.schema import (
 from llkd.settled import settled_precision
 from llkd.storage import Folder
 
+FEW_ROWS = 16384
+"""A test set of so many rows is scored by the process that has just exported the student: an actor
+would take longer to start."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -86,7 +90,7 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     missing = sorted(set(range(len(expected))) - wanted.folder.shards())
     skipped = sum(expected) - sum(expected[shard] for shard in missing)
     tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped)
-    done = _run_pool(config, wanted, missing, tracker)
+    done = _run_pool(config, wanted, missing, sum(expected) - skipped, tracker)
     tracker.end.remote()
     times = {"seconds": time.monotonic() - started, "rows_per_second": rows_per_second(done)}
     return _finish(config, wanted, manifest, expected, times)
@@ -105,9 +109,10 @@ def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Fold
 
 
 def _run_pool(
-    config: RunConfig, wanted: Pass, missing: Sequence[int], tracker: Any
+    config: RunConfig, wanted: Pass, missing: Sequence[int], rows: int, tracker: Any
 ) -> list[dict[str, Any]]:
-    """Map the pool of students over the shards that are missing; returns what each told of them."""
+    """Map the pool of students over the shards that are missing, of so many rows; returns what
+    each told of them."""
     if not missing:
         return []
     resources = config.predict.resources or _default_resources(config)
@@ -115,9 +120,7 @@ def _run_pool(
     precision = settled_precision(config, resources)
     threads = max(int(resources.get("CPU", 1)), 1)
     arguments = (config, wanted, precision, threads, tracker)
-    if wanted.dataset == "test" and runtime.is_local() and len(missing) <= runtime.FEW_SHARDS:
-        # On this machine, where this process has just exported the student and nothing else is
-        # at work, an actor would take longer to start than a test set to be scored.
+    if wanted.dataset == "test" and rows <= FEW_ROWS and _alone_on_cpus():
         here = StudentActor(*arguments)
         return [here(shard) for shard in missing]
     return runtime.run_on_actors(
@@ -127,6 +130,12 @@ def _run_pool(
         pool=config.predict.replicas,
         resources=resources,
     )
+
+
+def _alone_on_cpus() -> bool:
+    """Whether this process may compute: on a Ray of its own, whose CPUs nobody uses by now. On a
+    GPU it would keep the memory from whoever comes next."""
+    return runtime.is_local() and not runtime.cluster_has_gpus()
 
 
 def _default_resources(config: RunConfig) -> runtime.Resources:

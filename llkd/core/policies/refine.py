@@ -32,7 +32,7 @@ import numpy as np
 from llkd.core.draws import uniform_by_position
 from llkd.core.policies.base import ROWS, Choice, Signals, State
 from llkd.core.policies.threshold import Rule, ThresholdPolicy, WeightKind
-from llkd.core.statistics import ClassStatistics, on_grid
+from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
 from llkd.core.tally import Tally, grid_sum
 from llkd.core.thresholds import TOLERANCE, Thresholds
 
@@ -116,7 +116,14 @@ class Refined(ThresholdPolicy):
             return Tally(
                 {"mean_c": grid_sum(refined_nc, axis=0), "second_cc": coarse_nc.T @ coarse_nc}
             )
-        return super().measure(epoch, question, signals, thresholds)
+        found = super().measure(epoch, question, signals, thresholds)
+        # Of the part: that of rows which the student has learnt would be another.
+        part_n = self.in_part(epoch, signals)
+        seen = self.view(epoch, signals, thresholds)
+        of_part = class_statistics(
+            seen.label_n[part_n], seen.confidence_n[part_n], None, len(thresholds.floor_c)
+        )
+        return Tally({**found.values, "histogram_cb": of_part.histogram_cb})
 
     def _measure_trust(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Tally:
         assert signals.student_nc is not None
@@ -190,11 +197,9 @@ class Refined(ThresholdPolicy):
         )
 
     def choose(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Choice:
-        """See Policy.choose: of the epoch's part, and what fills a class up to its floor."""
-        seen = self.view(epoch, signals, thresholds)
-        chosen = Choice(seen.label_n, self.weights(epoch, seen, thresholds), seen.teacher_nc)
-        fills_n = thresholds.fills(seen.label_n, seen.confidence_n)
-        return chosen.without(~(self.in_part(epoch, signals) | fills_n))
+        """See Policy.choose: of the epoch's part, which a floor cannot make larger."""
+        chosen = super().choose(epoch, signals, thresholds)
+        return chosen.without(~self.in_part(epoch, signals))
 
 
 def refine(signals: Signals, thresholds: Thresholds) -> np.ndarray:

@@ -149,8 +149,9 @@ class ThresholdPolicy(FilledPolicy):
         if kind == "freematch" and "teacher_c" in details:
             return freematch_bar(_mean(statistics.confidence_c, rows_c), details["teacher_c"])
         if kind == "quantile":
-            wanted_c = np.ceil(self.rule.fraction * rows_c - 1e-9)
-            return _known(confidence_of_top(statistics.histogram_cb, wanted_c), rows_c)
+            counted_c = statistics.histogram_cb.sum(axis=1)
+            wanted_c = np.ceil(self.rule.fraction * counted_c - 1e-9)
+            return _known(confidence_of_top(statistics.histogram_cb, wanted_c), counted_c)
         if kind == "fixed":
             return np.full(len(rows_c), self.rule.confidence)
         return statistics.mean_confidence_c
