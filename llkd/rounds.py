@@ -48,7 +48,9 @@ def label_in_rounds(config: RunConfig, datasets: Sequence[str], tracker: Any) ->
     layout = RunLayout(config.run_dir)
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
     wanted = label_manifest(config, "corpus", ingested)
-    is_chosen(config, 0, ingested)  # refuse other settings before anything is touched
+    found = read_manifest(Folder(layout.labels("corpus")))
+    if found is None or not found.complete:
+        is_chosen(config, 0, ingested)  # refuses other settings before anything is touched
     if not open_stage(Folder(layout.labels("corpus")), wanted).complete:
         done = _run_rounds(config, datasets, ingested, tracker)
         rounds = [RunLayout(layout.round(number)) for number in range(done)]
