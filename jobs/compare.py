@@ -77,7 +77,8 @@ def _compare_all(configs: dict[str, RunConfig], arguments: argparse.Namespace) -
                 json.dumps(_figures(found, len(configs) > 1), indent=2) + "\n"
             )
     if len(found) > 1:
-        Console(soft_wrap=True).print(overview_table(found))
+        width = None if sys.stdout.isatty() else 60 + 16 * len(found)
+        Console(soft_wrap=True, width=width).print(overview_table(found))
     return 0
 
 
