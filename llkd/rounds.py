@@ -14,7 +14,7 @@ from llkd.calibrate import RANDOM_SLICE, calibrate
 from llkd.config import RunConfig
 from llkd.core.acquisition import round_sizes
 from llkd.epochs import read_stats
-from llkd.errors import DataError
+from llkd.errors import DataError, RejectLimitError
 from llkd.manifest import Manifest, begun, check_begun, open_stage, read_manifest, require_complete
 from llkd.schema import RunLayout
 from llkd.stages.choose import choose, is_chosen
@@ -86,8 +86,28 @@ def _run_rounds(
             _forget_student(RunLayout(layout.round(number - 1)))
         # The other data sets are labelled beside the first rows, by the same engines.
         label(of_round(config, number), ["corpus"] if number else datasets, tracker)
-        _merge_until(layout, number)
+        _require_few_rejects(config, number, sum(sizes))
+        if number + 1 < len(sizes):  # a student learns from them
+            _merge_until(layout, number)
     return len(sizes)
+
+
+def _require_few_rejects(config: RunConfig, number: int, rows: int) -> None:
+    """See that the rounds so far left no more rows out than all of them may, of so many rows.
+
+    Raises:
+        RejectLimitError: they did.
+    """
+    layout = RunLayout(config.run_dir)
+    rounds = [RunLayout(layout.round(earlier)) for earlier in range(number + 1)]
+    answered = [require_complete(Folder(each.answers("corpus")), "label") for each in rounds]
+    rejected = sum(each.results["rejected"] for each in answered)
+    if rejected > config.max_reject_fraction * rows:
+        raise RejectLimitError(
+            f"The teacher refused {rejected:,} of the {rows:,} rows of label.budget, more than "
+            f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
+            f"{rounds[-1].label_rejects('corpus')} and those of the rounds before."
+        )
 
 
 def _sizes(config: RunConfig, rows: int) -> list[int]:

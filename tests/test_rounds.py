@@ -16,7 +16,7 @@ from llkd import rounds
 from llkd.arrays import matrix
 from llkd.calibrate import calibrate
 from llkd.config import RunConfig
-from llkd.errors import DataError, FingerprintError, StudentError
+from llkd.errors import DataError, FingerprintError, RejectLimitError, StudentError
 from llkd.manifest import MANIFEST, read_manifest
 from llkd.pipeline import run_stage
 from llkd.research.compare import variants
@@ -258,6 +258,22 @@ def test_one_round_is_at_random_and_refused_rows_are_spent(
         if listed is not None:
             assert listed["id"].to_pylist() == [f"corpus-{60 * shard + row}" for row in refused]
     assert sorted(Folder(layout.rounds).names()) == ["00"]
+
+
+def test_refused_rows_are_judged_by_the_budget(tmp_path: Path, labelled: Labelled) -> None:
+    again = labelled.another(tmp_path / "run")
+    arguments = {"calls": str(again.calls), "refuse": "goal"}
+    config = again.config(
+        label={"rounds": 1, "budget": 0.1}, teacher={"engine_args": arguments},
+        max_reject_fraction=0.01, test=None,
+    )  # fmt: skip
+    run("ingest", config)
+    with pytest.raises(RejectLimitError, match="of the 42 rows of label.budget"):
+        run("label", config)
+    asked = again.asked()
+    run("label", config.model_copy(update={"max_reject_fraction": 0.5}))
+    assert again.asked() == asked  # the answers are kept
+    assert not Folder(again.round(0).labels("corpus")).names()  # no student learns from them
 
 
 def test_labels_made_elsewhere_can_be_taken_in_part(
