@@ -26,6 +26,7 @@ from llkd.research.compare import (
 )
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label
+from llkd.validation import best_epoch
 from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
 from tests.test_jobs import environment, written
 
@@ -97,15 +98,27 @@ def test_gold_of_the_corpus_changes_no_run(labelled: tuple[RunConfig, MakeConfig
 
 
 def test_a_cheap_run_keeps_the_best_epoch_by_rows_held_out(
-    labelled: tuple[RunConfig, MakeConfig],
+    labelled: tuple[RunConfig, MakeConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _ = labelled
     student = config.student.model_copy(update={"validation_fraction": 0.3})
-    run = CheapRun(config.model_copy(update={"student": student}), read_problem(config)).run()
+    config, problem = config.model_copy(update={"student": student}), read_problem(config)
+    run = CheapRun(config, problem).run()
+    of_epoch = []
+    for epoch in range(2):
+        monkeypatch.setattr("llkd.research.cheap.best_epoch", lambda _, epoch=epoch: epoch)
+        of_epoch.append(CheapRun(config, problem).run().macro_f1)
+    scores = [entry["validation"]["macro_f1"] for entry in run.epochs]
+    assert of_epoch[0] != of_epoch[1]
+    assert run.macro_f1 == of_epoch[scores.index(max(scores))]
     assert [entry["validation"]["rows"] for entry in run.epochs] == [
         run.epochs[0]["validation"]["rows"]
     ] * 2
     assert run.epochs[0]["validation"]["rows"] > 20
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_score() -> None:
+    assert [best_epoch(scores) for scores in ([0.1, 0.3, 0.3], [0.5], [0.4, 0.2])] == [1, 0, 0]
 
 
 def test_passes_with_dropout_are_a_mean() -> None:

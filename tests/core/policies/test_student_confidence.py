@@ -126,6 +126,14 @@ def test_confident_learning_counts_what_cleanlab_counts() -> None:
     assert (left_c <= wrong_c + 0.5).all()
 
 
+def test_a_row_that_two_classes_claim_is_of_the_likelier_one() -> None:
+    threshold_c = np.array([0.2, 0.3, 0.6])
+    probs_nc = np.array([[0.3, 0.6, 0.1], [0.45, 0.35, 0.2], [0.1, 0.2, 0.7], [0.1, 0.2, 0.5]])
+    joint_cc = confident_joint(np.array([0, 1, 0, 0]), probs_nc, threshold_c)
+    # The last row reaches no class's threshold.
+    assert joint_cc.tolist() == [[0, 1, 1], [1, 0, 0], [0, 0, 0]]
+
+
 def test_confident_learning_leaves_out_the_rows_that_cleanlab_does() -> None:
     pruning = pytest.importorskip("cleanlab.filter")
     label_n, student_nc = noisy()
