@@ -347,6 +347,8 @@ def test_rows_held_out_are_never_trained_on_and_choose_the_student(
         assert stats["validation"]["rows"] == held.num_rows
         assert stats["stopped"] == (epoch == epochs - 1 and epochs < 9)
         scores.append(stats["validation"]["macro_f1"])
+    best = [int(np.argmax(scores[: epoch + 1])) for epoch in range(epochs)]
+    assert best[: epochs - 1] == list(range(epochs - 1))  # else patience was at its end before
     assert results["epoch"] == int(np.argmax(scores))
     assert epochs == 9 or epochs == results["epoch"] + 2
     assert [p.name for p in Path(layout.checkpoints).glob("epoch-*")] == [results["checkpoint"]]
