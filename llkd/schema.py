@@ -1,5 +1,6 @@
 """Column names, Arrow schemas, and where everything lies in a run directory."""
 
+import re
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -119,8 +120,11 @@ def shard_name(shard: int) -> str:
 
 def shard_number(name: str) -> int | None:
     """The inverse of `shard_name`; None for another file."""
-    digits = name.removeprefix("part-").removesuffix(".parquet")
-    return int(digits) if name == f"part-{digits}.parquet" and digits.isdigit() else None
+    digits = re.fullmatch(r"part-([0-9]{5,18})\.parquet", name)
+    if digits is None:
+        return None
+    number = int(digits[1])
+    return number if shard_name(number) == name else None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,15 @@ def test_the_same_over_a_uri(tmp_path: Path) -> None:
 def test_shard_names() -> None:
     assert shard_name(3) == "part-00003.parquet"
     assert [shard_number(n) for n in ("part-00003.parquet", "part-1234567.parquet")] == [3, 1234567]
-    assert [shard_number(n) for n in ("part-.parquet", "manifest.json", "part-3.csv")] == [None] * 3
+    others = [
+        "part-.parquet",
+        "manifest.json",
+        "part-3.csv",
+        "part-3.parquet",
+        "part-000003.parquet",
+    ]
+    others += ["part-0000².parquet", "part-0000٣.parquet", f"part-{'9' * 5000}.parquet"]
+    assert [shard_number(name) for name in others] == [None] * len(others)
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
