@@ -56,11 +56,10 @@ def _run_dir(path: str) -> str:
 
 def _labels_as_mapping(value: Any) -> Any:
     """A list of names means names without descriptions."""
-    names = value if isinstance(value, list | dict) else []
-    for name in names:
-        if not isinstance(name, str):
-            raise ValueError(f"label {name!r} is not text; YAML needs quotes around it")
     if isinstance(value, list):
+        for name in value:
+            if not isinstance(name, str):
+                raise ValueError(f"label {name!r} is not text; YAML needs quotes around it")
         if len(set(value)) < len(value):
             raise ValueError("label names must be distinct")
         return dict.fromkeys(value)
@@ -356,9 +355,9 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_or_several(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or not raw.get("teachers"):
+        several = raw.get("teachers") if isinstance(raw, dict) else None
+        if not isinstance(several, list | tuple) or not several:
             return raw
-        several = raw["teachers"]
         if raw.get("teacher") not in (None, several[0]):
             raise ValueError("give teacher or teachers, not both")
         return {**raw, "teacher": several[0]}

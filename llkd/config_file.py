@@ -1,8 +1,10 @@
 """Reading a config: YAML, overrides, what is wrong in it, and paths that hold on other nodes."""
 
 import difflib
+import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,33 @@ from llkd.config import RunConfig, StudentConfig, TaskConfig, TeacherConfig
 from llkd.config_sources import PredictConfig, SourceConfig
 from llkd.errors import ConfigError
 
+LONGEST_INTEGER = 63
+"""Bits."""
+
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice: of two settings, YAML takes the last in silence."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> Any:
         """A mapping whose keys are all different."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.composer.ComposerError(
+                        None, None, f"{key.value!r} is given twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return node
+
+
+def _read_yaml(text: str, what: str) -> Any:
+    """What a text says in YAML; `what` the text is, for the error."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except Exception as error:  # beside its own kinds what Python says of 2024-02-30 or !!bool x
+        raise ConfigError(f"{what} is not valid YAML: {error}") from error
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -37,11 +51,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file cannot be read, or a setting is wrong; all that is wrong is named.
     """
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read the config {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    raw = _read_yaml(text, path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, not {type(raw).__name__}")
     for override in overrides:
@@ -55,11 +68,50 @@ def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
     Raises:
         ConfigError: naming every wrong setting, its value, and the nearest known key.
     """
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise ConfigError(f"{source} has wrong settings:\n{problems}") from error
+    problems = list(_not_plain(raw, []))
+    if not problems:
+        try:
+            return RunConfig.model_validate(raw)
+        except ValidationError as error:
+            problems = [_explain(problem) for problem in error.errors()]
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    raise ConfigError(f"{source} has wrong settings:\n{lines}")
+
+
+def _not_plain(value: Any, keys: list[str], above: tuple[int, ...] = ()) -> Iterator[str]:
+    """What run.yaml could not hold as it is: text that is no UTF-8, a number without end, what is
+    neither text nor number, such as a date, and what holds itself.
+
+    Args:
+        value: a setting or a section.
+        keys: where it stands.
+        above: the identities of the sections around it.
+    """
+    where = ".".join(keys) or "config"
+    if id(value) in above:
+        yield f"{where}: holds itself"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(key, str):
+                yield from _not_plain(key, [*keys, repr(key)])
+                yield from _not_plain(inner, [*keys, key], (*above, id(value)))
+            else:
+                yield f"{where}: {key!r} is not text; YAML needs quotes around it"
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _not_plain(inner, [*keys, str(number)], (*above, id(value)))
+    elif isinstance(value, str):
+        if not re.fullmatch("[^\0\ud800-\udfff]*", value):
+            yield f"{where}: holds a character that is none, such as NUL ({value!r})"
+    elif isinstance(value, int):
+        if value.bit_length() > LONGEST_INTEGER:
+            yield f"{where}: an integer of more than {LONGEST_INTEGER} bits"
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield f"{where}: must be a finite number, not {value}"
+    elif value is not None:
+        kind = type(value).__name__
+        yield f"{where}: neither text nor a number but a {kind}; quotes around it make it text"
 
 
 def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -149,10 +201,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"An override reads dotted.key=value, not {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of {key} is not valid YAML: {text!r}") from error
+    value = _read_yaml(text, f"The value of {key}, {text!r},")
     *parents, last = key.split(".")
     section = raw
     for parent in parents:

@@ -1,6 +1,7 @@
 """Settings: read, overridden, refused with the value and the nearest known key."""
 
 import pickle
+from datetime import date
 from pathlib import Path
 from typing import get_args
 
@@ -36,6 +37,70 @@ def test_a_setting_given_twice_is_refused(tmp_path: Path) -> None:
     file.write_text("run_dir: x\nstudent: {model: m, epochs: 2,\n  epochs: 3}\n")
     with pytest.raises(ConfigError, match=r"'epochs' is given twice\s+in .*line 3"):
         load_config(str(file))
+
+
+def test_sections_can_be_merged_into_others(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    common = "{model: m, weight: 2, calibration: none}"
+    file.write_text(
+        yaml.safe_dump({k: v for k, v in MINIMAL.items() if k != "teacher"})
+        + f"teachers:\n- &one {common}\n- &two {{<<: *one, weight: 3}}\n- {{<<: *two, weight: 4}}\n"
+    )
+    teachers = load_config(str(file)).teachers
+    assert [(each.weight, each.calibration) for each in teachers] == [
+        (2, "none"), (3, "none"), (4, "none"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2024-02-30",
+        "0b_",
+        "!!bool x",
+        "!!map x",
+        "{[1]: 2}",
+        "[" * 2000,
+        "9" * 5000,
+        "{a: 1, a: 2}",
+    ],
+)
+def test_yaml_that_python_cannot_hold_is_refused(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(ConfigError, match=r"The value of student\.epochs, .* is not valid YAML"):
+        load_config(str(file), [f"student.epochs={value}"])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("inf"), "x: must be a finite number, not inf"),
+        (float("nan"), "x: must be a finite number, not nan"),
+        (1 << 70, "x: an integer of more than 63 bits"),
+        (date(2024, 1, 1), "x: neither text nor a number but a date"),
+        (b"x", "x: neither text nor a number but a bytes"),
+        ([1, "a\x00b"], r"x\.1: holds a character that is none"),
+        ("\ud800", "x: holds a character that is none"),
+        ({1: 2}, "x: 1 is not text"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused(value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"teacher\.engine_args\.{message}"):
+        parse_config(merged(teacher__engine_args={"x": value}))
+
+
+def test_a_section_that_holds_itself_is_refused() -> None:
+    loop: dict[str, object] = {}
+    loop["x"] = loop
+    with pytest.raises(ConfigError, match=r"teacher\.engine_args\.x: holds itself"):
+        parse_config({**MINIMAL, "teacher": {"model": "m", "engine_args": loop}})
+
+
+@pytest.mark.parametrize("teachers", [5, {"a": 1}, "m", [5]])
+def test_teachers_that_are_no_list_are_refused(teachers: object) -> None:
+    with pytest.raises(ConfigError, match="teacher"):
+        parse_config({**MINIMAL, "teachers": teachers})
 
 
 @pytest.mark.parametrize(
@@ -128,7 +193,7 @@ WRONG = {
     "unknown policy": (merged(selection__policy="best"), "selection.policy.*'best'"),
     "fraction over one": (merged(selection__fraction=1.5), "selection.fraction.*1.5"),
     "unknown engine": (merged(teacher__engine="vlm"), "engine must be one of vllm.*'vlm'"),
-    "yes as a label": (merged(task__labels={True: None, "b": None}), "label True is not text; YAML needs quotes"),
+    "yes as a label": (merged(task__labels={True: None, "b": None}), "task.labels: True is not text; YAML needs quotes"),
     "no path": (merged(corpus={}), "corpus.path: missing"),
     "no budget": (merged(label__budget=0), "label.budget.*0"),
     "budget over one": (merged(label__budget=1.5), "label.budget.*1.5"),
