@@ -11,8 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 PREDICT = "predict"
 """Section and folder of the rows that only the finished student is asked about."""
 
-_Path = Annotated[str, Field(min_length=1)]
-Paths = _Path | Annotated[tuple[_Path, ...], Field(min_length=1)]
+Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Replicas = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 

@@ -26,6 +26,9 @@ FORMATS = {"parquet": "parquet", "pq": "parquet", "jsonl": "jsonl", "ndjson": "j
            "json": "jsonl", "csv": "csv"}  # fmt: skip
 COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}
 
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+"""What reading raises. ValueError is for names that are not UTF-8."""
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -64,8 +67,11 @@ def list_files(source: SourceConfig, setting: str) -> list[SourceFile]:
     for path in source.paths:
         if path.startswith(DATASETS_PREFIX):
             files.append(SourceFile(path, "datasets", 0))
-        else:
+            continue
+        try:
             files.extend(_expand(path, setting))
+        except (*_UNREADABLE, re.error) as error:
+            raise DataError(f"{setting}.path: cannot list {path}: {error}") from error
     return list(dict.fromkeys(files))
 
 
@@ -109,7 +115,7 @@ def count_rows(file: SourceFile, source: SourceConfig) -> int:
                 return sum(batch.num_rows for batch in reader)
         with _open(file) as handle:
             return sum(1 for line in _lines(handle) if line.strip())
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"Cannot read {file.uri}: {error}") from error
 
 
@@ -133,7 +139,7 @@ def read_rows(file: SourceFile, source: SourceConfig, start: int, stop: int) -> 
                 record.get(source.id_column) if source.id_column else None,
                 record.get(source.label_column) if source.label_column else None,
             )
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"Cannot read {file.uri}: {error}") from error
 
 
@@ -141,7 +147,9 @@ def as_text(value: Any) -> str | None:
     """An identifier or a label as text, whatever type the file has."""
     if value is None:
         return None
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+    if not isinstance(value, bytes):  # JSON can spell half a character
+        value = str(value).encode("utf-8", errors="surrogatepass")
+    return str(value, "utf-8", errors="replace")
 
 
 def _expand(path: str, setting: str) -> list[SourceFile]:
@@ -175,15 +183,24 @@ def _expand(path: str, setting: str) -> list[SourceFile]:
 
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """A glob as a shell reads it: `*` and `?` stay within a folder, `**/` is any folders."""
-    parts = re.split(r"(\*\*/|\*|\?|\[[^]]+\])", glob)
+    """A glob as a shell reads it: `*` and `?` stay within a folder, `**/` is any folders, `[...]`
+    one of some characters and `[!...]` any other."""
+    parts = re.split(r"(\*\*/|\*|\?|\[!?[^]]+\])", glob)
     meaning = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     return re.compile(
         "".join(
-            meaning.get(part) or (part if part.startswith("[") else re.escape(part))
-            for part in parts
+            meaning.get(part, _one_of(part) if number % 2 else re.escape(part))
+            for number, part in enumerate(parts)
         )
     )
+
+
+def _one_of(brackets: str) -> str:
+    """`[...]` of a glob as a regular expression."""
+    inner = brackets[1:-1]
+    negated = inner.startswith("!")
+    characters = re.sub(r"([\\\[^&~|])", r"\\\1", inner[negated:])
+    return f"(?!/)[{'^' if negated else ''}{characters}]"
 
 
 def _split_name(path: str) -> tuple[str, str | None]:
@@ -225,7 +242,7 @@ def _columns_of(file: SourceFile, source: SourceConfig) -> list[str] | None:
         for _, record in _json_lines(file):
             return list(record) if isinstance(record, dict) else None
         return None
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"Cannot read {file.uri}: {error}") from error
 
 
@@ -255,7 +272,7 @@ def _json_lines(file: SourceFile, start: int = 0) -> Iterator[tuple[int, Any]]:
             try:
                 record = json.loads(line)
                 yield number, record if isinstance(record, dict) else "not a JSON object"
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield number, f"not valid JSON: {error}"[:200]
 
 
@@ -321,11 +338,22 @@ def _slice_batches(batches: Any, first: int, start: int, stop: int) -> Iterator[
     for batch in batches:
         low, high = max(start - first, 0), min(stop - first, batch.num_rows)
         if low < high:
-            for offset, record in enumerate(batch.slice(low, high - low).to_pylist()):
+            for offset, record in enumerate(_records(batch.slice(low, high - low))):
                 yield first + low + offset, record
         first += batch.num_rows
         if first >= stop:
             return
+
+
+def _records(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
+    """Each row's values by column; a string instead if Python cannot hold them, such as text that
+    is not UTF-8 or a date in the year 100000."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, ArithmeticError) as error:
+        if batch.num_rows == 1:
+            return [str(error)[:200]]
+        return [record for row in range(batch.num_rows) for record in _records(batch.slice(row, 1))]
 
 
 def _load_dataset(uri: str, source: SourceConfig) -> Any:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from llkd.config_sources import SourceConfig
 from llkd.errors import DataError
-from llkd.sources import check_columns, count_rows, list_files, read_rows
+from llkd.sources import as_text, check_columns, count_rows, list_files, read_rows
 
 TEXTS = ["one", 'two, "quoted"', "three\nlines", "vier ü", "5"]
 ROWS = [{"text": text, "label": str(i), "n": i} for i, text in enumerate(TEXTS)]
@@ -82,6 +83,7 @@ def test_directories_globs_and_lists(tmp_path: Path) -> None:
     write_csv(tmp_path / "deep/test.csv")
     assert names(tmp_path / "*.csv") == ["a.csv", "b.csv"]
     assert names(tmp_path / "[ax]?csv") == ["a.csv"]
+    assert names(tmp_path / "[!a]*.csv") == ["b.csv"]
     assert names(tmp_path / "**/*.csv") == ["a.csv", "b.csv", "test.csv"]
     (tmp_path / "deep/test.csv").unlink()
     assert names((str(tmp_path / "b.csv"), str(tmp_path / "deep"))) == ["b.csv", "c.jsonl"]
@@ -137,6 +139,47 @@ def test_a_damaged_json_line_costs_its_row_only(tmp_path: Path) -> None:
     assert [(row.text, row.reason) for row in rows] == [
         ("a", None), (None, "damaged"), (None, "damaged"), ("b", None),
     ]  # fmt: skip
+
+
+def test_a_json_line_too_deep_for_python_costs_its_row_only(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("[" * 100_000 + '\n{"text": "b"}\n')
+    config = source(tmp_path / "x.jsonl")
+    rows = list(read_rows(list_files(config, "corpus")[0], config, 0, 2))
+    assert [(row.text, row.reason) for row in rows] == [(None, "damaged"), ("b", None)]
+
+
+def test_a_value_that_python_cannot_hold_costs_its_row_only(tmp_path: Path) -> None:
+    texts = pa.array([b"a", b"\xff", b"c", b"d", b"e"]).view(pa.string())
+    dates = pa.array([1, 2, 2**30, 4, None], pa.date32())
+    pq.write_table(pa.table({"text": texts, "day": dates}), tmp_path / "x.parquet")
+    config = source(tmp_path / "x.parquet", id_column="day")
+    rows = list(read_rows(list_files(config, "corpus")[0], config, 0, 5))
+    assert [row.number for row in rows] == [0, 1, 2, 3, 4]
+    assert [(row.text, row.reason) for row in rows] == [
+        ("a", None), (None, "damaged"), (None, "damaged"), ("d", None), ("e", None),
+    ]  # fmt: skip
+    assert "utf-8" in str(rows[1].detail)
+
+
+def test_half_a_character_of_an_identifier_is_replaced() -> None:
+    assert as_text("a\ud800") == "a\ufffd\ufffd\ufffd"
+    assert [as_text(value) for value in (b"a\xff", 7, None)] == ["a\ufffd", "7", None]
+
+
+def test_a_name_that_is_not_utf8_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"te\xffxt,id\na,1\n")
+    config = source(tmp_path / "x.csv")
+    with pytest.raises(DataError, match="Cannot read .*x.csv"):
+        check_columns(list_files(config, "corpus")[0], config, "corpus")
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.csv")).write_text("text\na\n")
+    with pytest.raises(DataError, match=r"corpus.path: cannot list"):
+        list_files(source(tmp_path), "corpus")
+
+
+@pytest.mark.parametrize("path", ["a\0b.csv", "n" * 300 + ".csv", "[z-a].csv", "\udcff.csv"])
+def test_a_path_that_cannot_be_listed(path: str) -> None:
+    with pytest.raises(DataError, match="corpus.path: cannot list"):
+        list_files(source(path), "corpus")
 
 
 def test_a_library_data_set(tmp_path: Path) -> None:
