@@ -6,11 +6,13 @@
     python jobs/benchmark.py selection [--sizes 1e6,1e7] [--plot FILE] [--json FILE]
     python jobs/benchmark.py overhead [--config jobs/configs/bbc.yaml] [--json FILE]
     python jobs/benchmark.py labels CONFIG [CONFIG ...] [--json FILE]
+    python jobs/benchmark.py endurance [--shards 2000] [--fail 0.01] [--plot FILE] [--json FILE]
 
 `teacher`, `scoring`, `training`: rows a second of the labelling stage, the student's uncertainty
 pass and its training, as ratios in one run. `selection`: rows a second and memory, by the size of
 the corpus. `overhead`: a whole run, and what its time went into. `labels`: how good labels and
-confidence are, by verbalizer and calibration, on corpora with gold. Prints a table and writes the
+confidence are, by verbalizer and calibration, on corpora with gold. `endurance`: whether memory and
+open files grow while shards are labelled and actors die. Prints a table and writes the
 figures to FILE, and nothing else. Give it a quiet machine: it takes all of it.
 """
 
@@ -66,7 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"settings that replace the file's ({' '.join(_TEN_MINUTES)})",
     )  # fmt: skip
     overhead.set_defaults(run=_overhead)
-    for one in (*speeds, selection, overhead, labels):
+    endurance = what.add_parser("endurance", help="growth of memory and open files, by shards")
+    endurance.add_argument("--shards", type=int, default=2000)
+    endurance.add_argument("--rows-per-shard", type=int, default=64)
+    endurance.add_argument("--fail", type=float, default=0.01, help="share of the calls that fail")
+    endurance.add_argument("--plot", type=Path, metavar="FILE", help="where a plot goes (PNG)")
+    endurance.set_defaults(run=_endurance)
+    for one in (*speeds, selection, overhead, labels, endurance):
         one.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     return parser
 
@@ -136,6 +144,15 @@ def _labels(arguments: argparse.Namespace) -> tuple[Any, str]:
     verbalizers = VERBALIZERS if arguments.verbalizers is None else arguments.verbalizers.split(",")
     records = measure_labels(configs, verbalizers, arguments.rows, _say)
     return records, table(records)
+
+
+def _endurance(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from llkd.benchmarks.endurance import benchmark_endurance, plot, table
+
+    result = benchmark_endurance(arguments.shards, arguments.rows_per_shard, arguments.fail, _say)
+    if arguments.plot is not None:
+        plot(result, arguments.plot)
+    return result, table(result)
 
 
 def _say(line: str) -> None:
