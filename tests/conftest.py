@@ -17,10 +17,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, settings
 
 from llkd.config import RunConfig
 from llkd.config_file import parse_config
 from tests.fakes import TOPICS, make_texts
+
+_SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
+settings.register_profile(
+    "tests", derandomize=True, max_examples=25, deadline=None, database=None,
+    suppress_health_check=_SLOW,
+)  # fmt: skip
+settings.register_profile(
+    "fuzz", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=_SLOW
+)
+settings.load_profile("tests")  # make fuzz takes the other one
 
 ROOT = Path(__file__).resolve().parents[1]
 
