@@ -299,7 +299,8 @@ class EpochLoop:
             directory = mkdtemp(prefix="llkd-")
             save_checkpoint(Path(directory), weights, moments, {"epoch": epoch})
             checkpoint = Checkpoint.from_directory(directory)
-            self.tracker.note.remote(_note(epoch, stats))
+            for line in notes(epoch, stats):
+                self.tracker.note.remote(line)
         report(
             {
                 "epoch": epoch,
@@ -324,14 +325,20 @@ class EpochLoop:
         delete_checkpoints(checkpoints, kept)
 
 
-def _note(epoch: int, stats: dict[str, Any]) -> str:
+def notes(epoch: int, stats: dict[str, Any]) -> list[str]:
+    """What is printed of an epoch; a warning too, where it trains on no row of some label."""
     line = (
         f"epoch {epoch + 1}: {stats['selected']:,} of {stats['rows']:,} rows selected "
         f"({stats['fraction']:.1%}), training loss {stats['training_loss']:.3f}"
     )
     if stats["validation"] is not None:
         line += f", agreement on rows held out {stats['validation']['accuracy']:.3f}"
-    return line
+    empty = [
+        f"{name} (of {found['rows']:,} labelled so)"
+        for name, found in stats["classes"].items()
+        if found["selected"] == 0
+    ]
+    return [line, f"warning: no row selected of {', '.join(empty)}"] if empty else [line]
 
 
 def _threads(workers_on_node: int) -> int:
