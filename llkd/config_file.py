@@ -36,6 +36,18 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+class _Dumper(yaml.SafeDumper):
+    """Escapes the line breaks that YAML would read back as another one."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _read_yaml(text: str, what: str) -> Any:
     """What a text says in YAML; `what` the text is, for the error."""
     try:
@@ -194,7 +206,8 @@ def _absolute_folder(name: str) -> str:
 
 def dump_config(config: RunConfig) -> str:
     """The config as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    raw = config.model_dump(mode="json")
+    return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

@@ -90,6 +90,16 @@ def test_what_a_file_cannot_hold_is_refused(value: object, message: str) -> None
         parse_config(merged(teacher__engine_args={"x": value}))
 
 
+def test_line_breaks_of_unicode_survive_run_yaml() -> None:
+    config = parse_config(merged(task__instruction="a\x85b\u2028c\u2029\nd\r\n"))
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_an_integer_too_long_to_print_is_refused() -> None:
+    with pytest.raises(ConfigError, match="seed: an integer of more than 63 bits"):
+        parse_config({**MINIMAL, "seed": 2**20_000})
+
+
 def test_a_section_that_holds_itself_is_refused() -> None:
     loop: dict[str, object] = {}
     loop["x"] = loop

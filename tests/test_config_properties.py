@@ -16,7 +16,7 @@ from tests.test_config import MINIMAL
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.dates(), st.binary(),
-    st.characters(categories=["Cs"]), st.integers(2**14000, 2**16000),
+    st.characters(categories=["Cs"]), st.sampled_from([2**64, 2**200]),
 )  # fmt: skip
 keys = st.one_of(
     st.text(max_size=5), st.integers(), st.none(), st.dates(),
