@@ -1,16 +1,16 @@
 """Reading a config: YAML, overrides, what is wrong in it, and paths that hold on other nodes."""
 
-import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from llkd.config import RunConfig, StudentConfig, TaskConfig, TeacherConfig
 from llkd.config_sources import PredictConfig, SourceConfig
+from llkd.config_words import explained
 from llkd.errors import ConfigError
 
 
@@ -21,12 +21,17 @@ class _Loader(yaml.SafeLoader):
         """A mapping whose keys are all different."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
+            if not isinstance(key, Hashable):
+                problem = "the name of a setting cannot be a list or a mapping"
+            elif key in seen:
+                problem = f"{key!r} is given twice"
+            else:
+                seen.add(key)
+                continue
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -37,7 +42,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file cannot be read, or a setting is wrong; all that is wrong is named.
     """
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        raw = _read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the config {path}: {error}") from error
     except yaml.YAMLError as error:
@@ -49,6 +54,18 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(raw, source=path)
 
 
+def _read_yaml(text: str) -> Any:
+    """What a text says.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or gives a setting twice.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("its brackets are nested too deep") from error
+
+
 def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
     """Check a mapping of settings. `source` is named in the error.
 
@@ -58,8 +75,8 @@ def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise ConfigError(f"{source} has wrong settings:\n{problems}") from error
+        problems = "\n".join(f"  {line}" for line in explained(RunConfig, error))
+        raise ConfigError(f"{source} has wrong settings:\n{problems}") from None
 
 
 def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -150,9 +167,10 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"An override reads dotted.key=value, not {override!r}")
     try:
-        value = yaml.safe_load(text)
+        value = _read_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"The value of {key} is not valid YAML: {text!r}") from error
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise ConfigError(f"The value of {key} is not valid YAML: {problem}: {text!r}") from error
     *parents, last = key.split(".")
     section = raw
     for parent in parents:
@@ -163,31 +181,3 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"Cannot set {key}: {parent} is not a section but {child!r}")
         section = child
     section[last] = value
-
-
-def _explain(problem: Any) -> str:
-    """One wrong setting in a line: where, what, and the value that was given."""
-    location = [str(part) for part in problem["loc"]]
-    where = ".".join(location) or "config"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
-        return f"{where}: no such setting{hint}"
-    if problem["type"] == "missing":
-        return f"{where}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem["input"]
-    shown = "" if isinstance(value, dict | BaseModel) else f" (it is {value!r})"
-    return f"{where}: {message}{shown}"
-
-
-def _known_keys(location: Sequence[str]) -> list[str]:
-    section: Any = RunConfig
-    for part in location:
-        field = getattr(section, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((c for c in candidates if hasattr(c, "model_fields")), None)
-    return list(getattr(section, "model_fields", {}))
