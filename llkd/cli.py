@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from llkd.config import RunConfig
 from llkd.config_file import absolute_paths, load_config, portable_path
-from llkd.errors import LLKDError
+from llkd.errors import ConfigError, LLKDError
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 
@@ -36,8 +36,10 @@ def run_job(name: str, description: str | None) -> None:
 
     def work(console: Console) -> None:
         # Only now: importing Ray and connecting to it talk too.
+        from llkd.needs import require_inputs
         from llkd.pipeline import run_stage
 
+        require_inputs(name, config)
         with connected():
             run_stage(name, config, console)
 
@@ -96,6 +98,7 @@ def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
     layout = RunLayout(config.run_dir)
+    status = 1
     with _captured_output(layout, name) as (console, log):
         try:
             work(console)
@@ -104,6 +107,7 @@ def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
             console.print("Interrupted. The same command goes on from here.")
             return 130
         except LLKDError as error:
+            status = 2 if isinstance(error, ConfigError) else 1
             traceback.print_exc()
             console.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}")
         except Exception as error:
@@ -114,7 +118,7 @@ def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
         console.print(
             f"The libraries' output and the traceback are in {escape(portable_path(log))}"
         )
-        return 1
+        return status
 
 
 @contextlib.contextmanager

@@ -23,7 +23,10 @@ from llkd.config_sources import (
     Section,
     SourceConfig,
     TestConfig,
+    check_no_password,
+    check_no_secrets,
     check_replicas,
+    control_characters,
     section_of,
 )
 
@@ -39,12 +42,16 @@ def _label_name(name: str) -> str:
         raise ValueError("a label name must not be empty")
     if name != name.strip():
         raise ValueError(f"label name {name!r} has leading or trailing white space")
+    if control_characters(name):
+        raise ValueError(f"label name {name!r} holds a line break or another control character")
     return name
 
 
 def _run_dir(path: str) -> str:
     if not path.strip("/ "):
         raise ValueError(f"must name a directory, not {path!r}")
+    if control_characters(path):
+        raise ValueError("must not hold a line break, NUL or another control character")
     scheme, separator, _ = path.partition("://")
     if separator and scheme not in SCHEMES:
         raise ValueError(f"must be a directory or a URI of {', '.join(SCHEMES)}")
@@ -67,6 +74,7 @@ def _labels_as_mapping(value: Any) -> Any:
 
 
 LabelName = Annotated[str, AfterValidator(_label_name)]
+ModelName = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Workers = Positive | tuple[Positive, Positive]
 
@@ -149,7 +157,7 @@ class TeacherConfig(Section):
     engine: str = "vllm"
     """`vllm`; `transformers` where vLLM does not run; `openai` for an endpoint; `table` for labels
     made elsewhere; or `package.module:Class` for one of your own (see llkd/teacher/engine.py)."""
-    model: str
+    model: ModelName
     """A model directory or a hub name; for `openai` the name the endpoint knows; for `table` the
     files."""
     revision: str | None = None
@@ -191,6 +199,7 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "TeacherConfig":
         check_replicas(self.replicas)
+        check_no_secrets(self.engine_args, "engine_args")
         if self.engine not in ENGINES and ":" not in self.engine:
             raise ValueError(
                 f"engine must be one of {', '.join(ENGINES)} or package.module:Class, "
@@ -215,7 +224,7 @@ class LoraSettings(Section):
 class StudentConfig(Section):
     """The small classifier that is trained."""
 
-    model: str
+    model: ModelName
     """A model directory or a hub name: anything AutoModelForSequenceClassification loads."""
     revision: str | None = None
     """The hub revision (commit, tag or branch) of the model."""
@@ -356,14 +365,17 @@ class RunConfig(Section):
     @classmethod
     def _one_or_several(cls, raw: Any) -> Any:
         several = raw.get("teachers") if isinstance(raw, dict) else None
-        if not isinstance(several, list | tuple) or not several:
+        if not several:
             return raw
+        if not isinstance(several, list | tuple):
+            raise ValueError("teachers must be a list of sections like teacher")
         if raw.get("teacher") not in (None, several[0]):
             raise ValueError("give teacher or teachers, not both")
         return {**raw, "teacher": several[0]}
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        check_no_password(self.run_dir, "run_dir")  # not beside the setting, which would be shown
         for teacher in (self.teacher, *self.teachers):
             self._check_teacher(teacher)
         if self.label.in_part and self.teachers:

@@ -1,6 +1,5 @@
 """Reading a config: YAML, overrides, what is wrong in it, and paths that hold on other nodes."""
 
-import difflib
 import math
 import os
 import re
@@ -9,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from llkd.config import RunConfig, StudentConfig, TaskConfig, TeacherConfig
 from llkd.config_sources import PredictConfig, SourceConfig
+from llkd.config_words import explained
 from llkd.errors import ConfigError
 
 LONGEST_INTEGER = 63
@@ -27,12 +27,14 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    raise yaml.composer.ComposerError(
-                        None, None, f"{key.value!r} is given twice", key.start_mark
-                    )
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "the name of a setting cannot be a list or a mapping"
+            elif (key.tag, key.value) in seen:
+                problem = f"{key.value!r} is given twice"
+            else:
                 seen.add((key.tag, key.value))
+                continue
+            raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
         return node
 
 
@@ -52,6 +54,8 @@ def _read_yaml(text: str, what: str) -> Any:
     """What a text says in YAML; `what` the text is, for the error."""
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise ConfigError(f"{what} is not valid YAML: it is nested too deep") from error
     except Exception as error:  # beside its own kinds what Python says of 2024-02-30 or !!bool x
         raise ConfigError(f"{what} is not valid YAML: {error}") from error
 
@@ -85,7 +89,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
         try:
             return RunConfig.model_validate(raw)
         except ValidationError as error:
-            problems = [_explain(problem) for problem in error.errors()]
+            problems = list(explained(RunConfig, error))
     lines = "\n".join(f"  {problem}" for problem in problems)
     raise ConfigError(f"{source} has wrong settings:\n{lines}")
 
@@ -225,31 +229,3 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"Cannot set {key}: {parent} is not a section but {child!r}")
         section = child
     section[last] = value
-
-
-def _explain(problem: Any) -> str:
-    """One wrong setting in a line: where, what, and the value that was given."""
-    location = [str(part) for part in problem["loc"]]
-    where = ".".join(location) or "config"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
-        return f"{where}: no such setting{hint}"
-    if problem["type"] == "missing":
-        return f"{where}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem["input"]
-    shown = "" if isinstance(value, dict | BaseModel) else f" (it is {value!r})"
-    return f"{where}: {message}{shown}"
-
-
-def _known_keys(location: Sequence[str]) -> list[str]:
-    section: Any = RunConfig
-    for part in location:
-        field = getattr(section, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((c for c in candidates if hasattr(c, "model_fields")), None)
-    return list(getattr(section, "model_fields", {}))

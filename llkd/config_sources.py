@@ -4,12 +4,55 @@ The docstring under each field is its documentation.
 """
 
 import re
-from typing import Annotated, Any
+import unicodedata
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PREDICT = "predict"
 """Section and folder of the rows that only the finished student is asked about."""
+
+NAME_BYTES = 200
+"""A folder's name can be no longer: file systems take 255, and files beside it add endings."""
+
+SECRETS = {
+    "api_key", "token", "hf_token", "use_auth_token", "access_token", "auth_token", "secret",
+    "secret_key", "password", "authorization",
+}  # fmt: skip
+"""Arguments of libraries that hold a secret."""
+
+
+def check_no_secrets(arguments: Mapping[str, Any], setting: str) -> None:
+    """See that arguments for a library hold no secret, at any depth: run.yaml keeps them all."""
+    for name, value in arguments.items():
+        where = f"{setting}.{name}"
+        if name.lower() in SECRETS and isinstance(value, str):
+            raise ValueError(
+                f"{where} would be written into run.yaml. Put it into the environment instead: "
+                "api_key_env names the variable of an endpoint's key, and the libraries read "
+                "HF_TOKEN, AWS_ACCESS_KEY_ID and the like by themselves"
+            )
+        if isinstance(value, Mapping):
+            check_no_secrets(value, where)
+        elif isinstance(value, str):
+            check_no_password(value, where)
+
+
+def check_no_password(uri: str, setting: str) -> str:
+    """See that a URI holds no password: it is written into run.yaml, and shown. Returns it."""
+    if re.search(r"://[^/@]*:[^/@]*@", uri):
+        raise ValueError(
+            f"{setting} holds a password, which would be written into run.yaml. Put it into the "
+            "environment instead, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return uri
+
+
+def control_characters(text: str) -> bool:
+    """Whether a text holds line breaks, NUL or what else is not written."""
+    return any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text)
+
 
 Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -20,8 +63,9 @@ class Section(BaseModel):
     """Base of all sections."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, strict=False
-    )
+        frozen=True, extra="forbid", use_attribute_docstrings=True, strict=False,
+        allow_inf_nan=False,
+    )  # fmt: skip
 
 
 def section_of(dataset: str) -> str:
@@ -41,6 +85,8 @@ def _folder_name(name: str) -> str:
         raise ValueError(
             "must be a plain folder name: letters, digits, `_`, `-` and dots, no dot in front"
         )
+    if len(name.encode()) > NAME_BYTES:
+        raise ValueError(f"must have {NAME_BYTES} bytes at most")
     return name
 
 
@@ -50,7 +96,8 @@ def _name_of(path: str) -> str:
         part for part in path.removeprefix("datasets:").split("/") if not set(part) & set("*?[")
     ]
     last = next((part for part in reversed(parts) if part), "")
-    return re.sub(r"[^\w-]+", "-", last.partition(".")[0]).strip("-")
+    name = re.sub(r"[^\w-]+", "-", last.partition(".")[0]).strip("-")
+    return name if len(name.encode()) <= NAME_BYTES else ""
 
 
 class _AnySource(Section):
@@ -66,6 +113,13 @@ class _AnySource(Section):
     """A column of the caller's own identifiers, carried through to every result."""
     dataset_args: dict[str, Any] = Field(default_factory=dict)
     """For `datasets:NAME`: arguments of `datasets.load_dataset`, such as `split` or `name`."""
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> Self:
+        check_no_secrets(self.dataset_args, "dataset_args")
+        for path in (self.path,) if isinstance(self.path, str) else self.path or ():
+            check_no_password(path, "path")
+        return self
 
 
 class SourceConfig(_AnySource):

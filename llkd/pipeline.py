@@ -15,6 +15,7 @@ from llkd.config_file import dump_config, portable_path
 from llkd.core.metrics import Evaluation
 from llkd.errors import FingerprintError
 from llkd.manifest import FILES, Manifest, check_begun, require_complete
+from llkd.needs import datasets_of, needs_student, require_room
 from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay
 from llkd.rounds import label_in_rounds
@@ -39,12 +40,6 @@ from llkd.teacher.examples import with_drawn_examples
 METRICS = "metrics.json"
 
 
-def datasets_of(config: RunConfig) -> list[str]:
-    """The data sets of a run: the corpus, and what else is given."""
-    optional = {"test": config.test, "validation": config.validation}
-    return ["corpus", *(name for name, source in optional.items() if source is not None)]
-
-
 def run_ingest(config: RunConfig, console: Console) -> None:
     """Cut the corpus and the test set into shards."""
     with _stage(config, console) as tracker:
@@ -55,6 +50,7 @@ def run_label(config: RunConfig, console: Console) -> None:
     """Label both, from their shards."""
     with _stage(config, console) as tracker:
         if config.label.in_part:
+            require_room(config)
             _require_loadable(config)
         _label(config, tracker, console)
 
@@ -115,6 +111,7 @@ def run_all(config: RunConfig, console: Console) -> None:
         loadable = beside.submit(_require_loadable, config)
         beside.submit(_import_ahead, config)
         try:
+            require_room(config)
             _ingest(config, tracker, console)
             loadable.result()
         except BaseException:
@@ -128,21 +125,17 @@ def run_all(config: RunConfig, console: Console) -> None:
 
 def _require_loadable(config: RunConfig) -> None:
     """See that the student can be loaded, if it still has to be."""
-    if _has_student(config):
+    if not needs_student(config):
         return
     from llkd.student.model import require_loadable
 
     require_loadable(config.student)
 
 
-def _has_student(config: RunConfig) -> bool:
-    return bool(Folder(RunLayout(config.run_dir).student).names())
-
-
 def _import_ahead(config: RunConfig) -> None:
     """Import what takes seconds, and what this process would otherwise wait for later. Where that
     fails, it fails again where it is used, and is told there."""
-    if _has_student(config):
+    if not needs_student(config):
         return
     import ray.train.torch  # noqa: F401
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import secrets
 import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,6 +55,7 @@ def connect() -> bool:
     arguments: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if not address:
         arguments |= {"address": "local", "include_dashboard": False}
+        use_own_token()
     try:
         ray.init(**arguments)
     except Exception as error:  # Ray raises many kinds, a time-out as a bare Exception
@@ -67,6 +69,13 @@ def connect() -> bool:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     return bool(address)
+
+
+def use_own_token() -> None:
+    """Let nobody else into a Ray of this machine: whoever asks it must know a token, which Ray
+    would otherwise keep in a file of the home directory. Ours is in the environment alone."""
+    if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _require_reachable(address: str) -> None:
@@ -99,12 +108,12 @@ def is_local() -> bool:
 
 def cluster_has_gpus() -> bool:
     """Whether any node of the cluster has a GPU, or one that the autoscaler can add."""
-    return any(node.get("GPU", 0) > 0 for node in _nodes() + _addable_nodes())
+    return any(node.get("GPU", 0) > 0 for node in nodes() + _addable_nodes())
 
 
 def largest_node_cpus() -> float:
     """CPUs of the node that has most."""
-    return max((node.get("CPU", 0) for node in _nodes() + _addable_nodes()), default=1)
+    return max((node.get("CPU", 0) for node in nodes() + _addable_nodes()), default=1)
 
 
 def cpus_each(actors: int) -> float:
@@ -112,12 +121,8 @@ def cpus_each(actors: int) -> float:
     return max(largest_node_cpus() // actors, 1)
 
 
-def node_cpus() -> list[float]:
-    """CPUs of each node that is there."""
-    return [node.get("CPU", 0) for node in _nodes()]
-
-
-def _nodes() -> list[Resources]:
+def nodes() -> list[Resources]:
+    """Resources of each node that is there."""
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
@@ -156,13 +161,13 @@ def require_resources(resources: Resources, setting: str) -> None:
     Raises:
         ResourceError: naming what is asked, where, and what the nodes have.
     """
-    nodes = _nodes()
-    fits = any(all(node.get(k, 0) >= v for k, v in resources.items()) for node in nodes)
+    there = nodes()
+    fits = any(all(node.get(k, 0) >= v for k, v in resources.items()) for node in there)
     if fits or autoscales():
         return
     have = "; ".join(
         ", ".join(f"{k}: {v:g}" for k, v in sorted(node.items()) if k in {"CPU", "GPU", *resources})
-        for node in nodes
+        for node in there
     )
     wanted = ", ".join(f"{k}: {v:g}" for k, v in resources.items())
     raise ResourceError(

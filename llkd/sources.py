@@ -8,16 +8,16 @@ ends the reading.
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from llkd.config_sources import SourceConfig
+from llkd.csv_rows import ROW_BYTES, csv_columns, csv_pieces
 from llkd.errors import DataError
 from llkd.storage import filesystem
 
@@ -68,10 +68,7 @@ def list_files(source: SourceConfig, setting: str) -> list[SourceFile]:
         if path.startswith(DATASETS_PREFIX):
             files.append(SourceFile(path, "datasets", 0))
             continue
-        try:
-            files.extend(_expand(path, setting))
-        except (*_UNREADABLE, re.error) as error:
-            raise DataError(f"{setting}.path: cannot list {path}: {error}") from error
+        files.extend(_expand(path, setting))
     return list(dict.fromkeys(files))
 
 
@@ -81,6 +78,8 @@ def check_columns(file: SourceFile, source: SourceConfig, setting: str) -> None:
     Raises:
         DataError: naming the missing column and those that exist.
     """
+    if file.size == 0 and file.format in ("csv", "parquet"):
+        raise DataError(f"{file.uri} is empty (0 bytes): delete it, or make it again")
     columns = _columns_of(file, source)
     if columns is None:
         return
@@ -111,12 +110,12 @@ def count_rows(file: SourceFile, source: SourceConfig) -> int:
         if file.format == "datasets":
             return len(_load_dataset(file.uri, source))
         if file.format == "csv":
-            with _csv_reader(file, [source.text_column]) as reader:
-                return sum(batch.num_rows for batch in reader)
+            pieces = csv_pieces(_open(file), [source.text_column])
+            return sum(1 if isinstance(piece, str) else piece.num_rows for piece in pieces)
         with _open(file) as handle:
             return sum(1 for line in _lines(handle) if line.strip())
     except _UNREADABLE as error:
-        raise DataError(f"Cannot read {file.uri}: {error}") from error
+        raise _cannot_read(file, error) from error
 
 
 def read_rows(file: SourceFile, source: SourceConfig, start: int, stop: int) -> Iterator[SourceRow]:
@@ -140,7 +139,21 @@ def read_rows(file: SourceFile, source: SourceConfig, start: int, stop: int) -> 
                 record.get(source.label_column) if source.label_column else None,
             )
     except _UNREADABLE as error:
-        raise DataError(f"Cannot read {file.uri}: {error}") from error
+        raise _cannot_read(file, error) from error
+
+
+def _cannot_read(file: SourceFile, error: Exception) -> DataError:
+    reason = str(error)[:300]
+    if isinstance(error, UnicodeDecodeError):
+        reason = f"it is not UTF-8 ({error.reason})"
+    elif "straddl" in reason:  # Arrow's word for a row that does not fit into a block
+        reason = (
+            f"it has a row of more than {ROW_BYTES >> 20} MiB. Is a quote not closed? Texts of "
+            "that length can be read from Parquet or JSON lines"
+        )
+    elif "CSV parse error" in reason:
+        reason += ". Is a quote not closed?"
+    return DataError(f"Cannot read {file.uri}: {reason}")
 
 
 def as_text(value: Any) -> str | None:
@@ -153,6 +166,13 @@ def as_text(value: Any) -> str | None:
 
 
 def _expand(path: str, setting: str) -> list[SourceFile]:
+    try:
+        return _found(path, setting)
+    except (*_UNREADABLE, re.error) as error:
+        raise DataError(f"{setting}.path: cannot look for {path!r}: {error}") from error
+
+
+def _found(path: str, setting: str) -> list[SourceFile]:
     first_wild = min((path.index(char) for char in "*?[" if char in path), default=None)
     base = path if first_wild is None else path[:first_wild].rpartition("/")[0]
     filesystem_, root = filesystem(base or ("/" if path.startswith("/") else "."))
@@ -235,30 +255,24 @@ def _columns_of(file: SourceFile, source: SourceConfig) -> list[str] | None:
             with _open(file) as handle:
                 return list(pq.ParquetFile(handle).schema_arrow.names)
         if file.format == "csv":
-            with _csv_reader(file, None) as reader:
-                return list(reader.schema.names)
+            return csv_columns(_open(file))
         if file.format == "datasets":
             return list(_load_dataset(file.uri, source).column_names)
-        for _, record in _json_lines(file):
-            return list(record) if isinstance(record, dict) else None
-        return None
+        return _json_columns(file)
     except _UNREADABLE as error:
-        raise DataError(f"Cannot read {file.uri}: {error}") from error
+        raise _cannot_read(file, error) from error
 
 
-def _csv_reader(file: SourceFile, columns: Sequence[str] | None) -> pa_csv.CSVStreamingReader:
-    # Everything is read as bytes: a text that looks like a number stays text, and one that is
-    # not UTF-8 costs its row, not the file.
-    convert = pa_csv.ConvertOptions(
-        include_columns=list(columns) if columns else None,
-        column_types=dict.fromkeys(columns or (), pa.binary()),
-        strings_can_be_null=False,
-    )
-    return pa_csv.open_csv(
-        _open(file),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=convert,
-    )
+def _json_columns(file: SourceFile) -> list[str] | None:
+    with _open(file) as handle:
+        if handle.read(4096).lstrip()[:1] == b"[":
+            raise DataError(
+                f"{file.uri} is a JSON array, and not JSON lines, an object on each line: "
+                "convert it with `jq -c '.[]'`"
+            )
+    for _, record in _json_lines(file):
+        return list(record) if isinstance(record, dict) else None
+    return None
 
 
 def _json_lines(file: SourceFile, start: int = 0) -> Iterator[tuple[int, Any]]:
@@ -297,8 +311,7 @@ def _read_jsonl(
 def _read_csv(
     file: SourceFile, source: SourceConfig, columns: list[str], start: int, stop: int
 ) -> Iterator[Record]:
-    with _csv_reader(file, columns) as reader:
-        yield from _slice_batches(reader, 0, start, stop)
+    yield from _slice_batches(csv_pieces(_open(file), columns), 0, start, stop)
 
 
 def _read_parquet(
@@ -311,8 +324,19 @@ def _read_parquet(
             rows = parquet.metadata.row_group(group).num_rows
             if first < stop and first + rows > start:
                 batches = parquet.iter_batches(row_groups=[group], columns=columns)
-                yield from _slice_batches(batches, first, start, stop)
+                yield from _slice_batches(map(_as_bytes, batches), first, start, stop)
             first += rows
+
+
+def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Strings as bytes: one that is not UTF-8 costs its row, not the file."""
+    columns = []
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        columns.append(column.cast(pa.large_binary()) if text else column)
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _read_dataset(
@@ -333,9 +357,17 @@ def _read_dataset(
         yield start + offset, record
 
 
-def _slice_batches(batches: Any, first: int, start: int, stop: int) -> Iterator[Record]:
-    """The rows of a stream of Arrow batches that fall into [start, stop); it begins at `first`."""
-    for batch in batches:
+def _slice_batches(
+    pieces: Iterable[pa.RecordBatch | str], first: int, start: int, stop: int
+) -> Iterator[Record]:
+    """The rows of a stream that fall into [start, stop); it begins at `first`. A string stands
+    for a row that is damaged."""
+    for batch in pieces:
+        if isinstance(batch, str):
+            if start <= first < stop:
+                yield first, batch
+            first += 1
+            continue
         low, high = max(start - first, 0), min(stop - first, batch.num_rows)
         if low < high:
             for offset, record in enumerate(_records(batch.slice(low, high - low))):

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from llkd.config import RunConfig
 from llkd.config_file import portable_path
@@ -77,7 +78,7 @@ def show_predictions(
         table.add_column(column, justify="left" if column == "label" else "right")
     for name, entry in labels.items():
         confidence = f"{entry['confidence']:.3f}" if entry["rows"] else "-"
-        table.add_row(escape(name), f"{entry['rows']:,}", f"{entry['rows'] / rows:.1%}", confidence)
+        table.add_row(Text(name), f"{entry['rows']:,}", f"{entry['rows'] / rows:.1%}", confidence)
     mean = sum(entry["rows"] * entry["confidence"] for entry in labels.values()) / rows
     table.add_section()
     table.add_row("all", f"{rows:,}", "100.0%", f"{mean:.3f}")

@@ -68,6 +68,7 @@ def local_ray() -> Iterator[None]:
     from llkd import runtime
 
     os.environ.pop("RAY_ADDRESS", None)
+    runtime.use_own_token()
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
         object_store_memory=200_000_000,

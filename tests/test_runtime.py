@@ -1,5 +1,6 @@
 """Work over shards on a real local Ray."""
 
+import os
 import threading
 from typing import Any
 
@@ -98,6 +99,32 @@ def test_impossible_resources_name_what_there_is() -> None:
     runtime.require_resources({"CPU": 4}, "x")
     with pytest.raises(ResourceError, match=r"student.resources asks for \{CPU: 5\}.*\(CPU: 4\)"):
         runtime.require_resources({"CPU": 5}, "student.resources")
+
+
+def test_who_does_not_know_the_token_is_not_let_in() -> None:
+    import grpc
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    channel = grpc.insecure_channel(ray.get_runtime_context().gcs_address)
+    stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+    request = gcs_service_pb2.GetAllNodeInfoRequest()
+
+    def ask(token: str | None) -> int:
+        metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        return len(stub.GetAllNodeInfo(request, metadata=metadata, timeout=60).node_info_list)
+
+    assert ask(os.environ["RAY_AUTH_TOKEN"]) == 1
+    for wrong in (None, "0" * 64):
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(wrong)
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+def test_a_ray_that_is_started_here_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setattr(ray, "init", lambda **arguments: None)
+    assert not runtime.connect()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 def test_the_silent_tracker_answers_like_the_real_one(tracker: SilentTracker) -> None:

@@ -155,10 +155,9 @@ def test_a_value_that_python_cannot_hold_costs_its_row_only(tmp_path: Path) -> N
     config = source(tmp_path / "x.parquet", id_column="day")
     rows = list(read_rows(list_files(config, "corpus")[0], config, 0, 5))
     assert [row.number for row in rows] == [0, 1, 2, 3, 4]
-    assert [(row.text, row.reason) for row in rows] == [
-        ("a", None), (None, "damaged"), (None, "damaged"), ("d", None), ("e", None),
+    assert [usable_text(row)[:2] for row in rows] == [
+        ("a", None), (None, "invalid_utf8"), (None, "damaged"), ("d", None), ("e", None),
     ]  # fmt: skip
-    assert "utf-8" in str(rows[1].detail)
 
 
 def test_half_a_character_of_an_identifier_is_replaced() -> None:
@@ -172,13 +171,13 @@ def test_a_name_that_is_not_utf8_is_an_error_that_names_the_file(tmp_path: Path)
     with pytest.raises(DataError, match="Cannot read .*x.csv"):
         check_columns(list_files(config, "corpus")[0], config, "corpus")
     Path(os.fsdecode(bytes(tmp_path) + b"/\xff.csv")).write_text("text\na\n")
-    with pytest.raises(DataError, match=r"corpus.path: cannot list"):
+    with pytest.raises(DataError, match=r"corpus.path: cannot look for"):
         list_files(source(tmp_path), "corpus")
 
 
 @pytest.mark.parametrize("path", ["a\0b.csv", "n" * 300 + ".csv", "[z-a].csv", "\udcff.csv"])
 def test_a_path_that_cannot_be_listed(path: str) -> None:
-    with pytest.raises(DataError, match="corpus.path: cannot list"):
+    with pytest.raises(DataError, match="corpus.path: cannot look for"):
         list_files(source(path), "corpus")
 
 

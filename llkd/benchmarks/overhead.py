@@ -22,7 +22,7 @@ from llkd.config import RunConfig
 from llkd.epochs import read_stats
 from llkd.errors import IncompleteError
 from llkd.manifest import read_manifest, require_complete
-from llkd.pipeline import datasets_of
+from llkd.needs import datasets_of
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 

@@ -102,8 +102,10 @@ def load_as_users_do(config: RunConfig) -> tuple[Any, Any]:
     """(tokenizer, model) without what LLKD adds in loading, on the device."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(config.student.model)
-    model = AutoModelForSequenceClassification.from_pretrained(config.student.model)
+    tokenizer = AutoTokenizer.from_pretrained(config.student.model, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        config.student.model, use_safetensors=True, trust_remote_code=False
+    )
     return tokenizer, model.to(device())
 
 

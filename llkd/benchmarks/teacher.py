@@ -133,7 +133,7 @@ def _prompts(config: RunConfig, texts: Sequence[str]) -> tuple[list[list[int]], 
 
     from llkd.teacher.prompting import make_prompter
 
-    tokenizer = AutoTokenizer.from_pretrained(config.teacher.model)
+    tokenizer = AutoTokenizer.from_pretrained(config.teacher.model, trust_remote_code=False)
     prompter = make_prompter(config.teacher, config.task, tokenizer)
     (question,) = prompter.verbalizer.questions
     most = int(config.teacher.engine_args.get("max_model_len", 2048))
@@ -238,7 +238,9 @@ def run_transformers(config: RunConfig, texts: Path) -> float:
 
     prompts, tokens = _prompts(config, read_texts(texts)[:TRANSFORMERS_ROWS])
     dtype = _arguments(config).get("dtype", "auto")
-    model = AutoModelForCausalLM.from_pretrained(config.teacher.model, dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        config.teacher.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    ).eval()
     started = time.perf_counter()
     for begin in range(0, len(prompts), TRANSFORMERS_BATCH):
         batch = prompts[begin : begin + TRANSFORMERS_BATCH]

@@ -67,7 +67,7 @@ def _selected(first: dict[str, RunResult]) -> Any:
         epochs = range(1, len(result.epochs) + 1)
         for name in result.epochs[0]["classes"]:
             share = [entry["classes"][name]["fraction"] for entry in result.epochs]
-            panel.plot(epochs, share, marker=".", label=name)
+            panel.plot(epochs, share, marker=".", label=_plain(name))
         panel.set(title=policy, xlabel="epoch", ylabel="share selected", ylim=(0, 1.02))
         panel.set_xticks(list(epochs))
     _legend(panels[0][-1])
@@ -94,7 +94,7 @@ def _thresholds(first: dict[str, RunResult]) -> Any:
             for number, name in enumerate(names):
                 bars = [entry["thresholds"][f"{signal}_c"][number] for entry in result.epochs]
                 values = [float("nan") if bar is None else bar for bar in bars]
-                panel.plot(epochs, values, marker=".", label=name)
+                panel.plot(epochs, values, marker=".", label=_plain(name))
             panel.set(title=policy, xlabel="epoch", ylabel=f"threshold of {signal}", ylim=(0, 1.02))
             panel.set_xticks(list(epochs))
     _legend(panels[0][-1])
@@ -121,3 +121,9 @@ def _legend(panel: Any) -> None:
     handles, labels = panel.get_legend_handles_labels()
     if 0 < len(labels) <= 12:
         panel.legend(handles, labels, fontsize="x-small")
+
+
+def _plain(name: str) -> str:
+    """A label that is drawn as it is: `$` would begin a formula, `_` in front hide it."""
+    shown = name.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown

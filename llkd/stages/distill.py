@@ -124,36 +124,50 @@ def worker_resources(config: RunConfig) -> tuple[runtime.Resources, int]:
     Raises:
         ResourceError: fewer than the config asks for.
     """
-    student, nodes = config.student, runtime.node_cpus()
+    student, nodes = config.student, runtime.nodes()
+    cpus = [node.get("CPU", 0) for node in nodes]
     resources = student.resources
     if resources is None:
         if runtime.cluster_has_gpus():
             resources = {"GPU": 1.0, "CPU": 1.0}
         else:
-            resources = {"CPU": largest_share(nodes, student.most_workers)}
+            resources = {"CPU": largest_share(cpus, student.most_workers)}
     runtime.require_resources(resources, "student.resources")
-    cpus = resources.get("CPU", 0)
-    if cpus == 0 or runtime.autoscales():
+    if not resources or runtime.autoscales():
         return resources, student.most_workers
-    if _room(nodes, cpus) < student.fewest_workers:
+    room = room_for(nodes, resources)
+    if room < student.fewest_workers:
+        share = largest_share(cpus, student.fewest_workers)
+        lower = f"lower student.resources.CPU to {share:g} or less, or "
+        helps = room_for(nodes, {**resources, "CPU": share}) >= student.fewest_workers
         raise ResourceError(
             f"student.workers ({student.fewest_workers}) with student.resources {resources} do not "
-            f"fit on this cluster (CPUs by node: {nodes}): lower student.resources.CPU to "
-            f"{largest_share(nodes, student.fewest_workers):g} or less, or use fewer workers."
+            f"fit on this cluster, which has room for {room}: {lower if helps else ''}use fewer "
+            "workers."
         )
-    return resources, min(student.most_workers, _room(nodes, cpus))
+    return resources, min(student.most_workers, room)
 
 
-def _room(nodes: Sequence[float], cpus: float) -> int:
-    """Workers of so many CPUs that fit."""
-    return sum(int((node + 1e-9) // cpus) for node in nodes)
+def room_for(nodes: Sequence[runtime.Resources], resources: runtime.Resources) -> int:
+    """Workers of these resources that fit on the nodes beside each other."""
+    return sum(
+        min(_times(node.get(name, 0), amount) for name, amount in resources.items())
+        for node in nodes
+    )
+
+
+def _times(there: float, amount: float) -> int:
+    return int((there + 1e-9) // amount)
 
 
 def largest_share(nodes: Sequence[float], workers: int) -> float:
     """Most CPUs a worker can have so that all fit: whole ones, or a half, a quarter, ..., for Ray
     adds up shares in floating point and loses a worker over others."""
     shares = {_exact(node / k) for node in nodes for k in range(1, workers + 1) if node > 0}
-    return max((share for share in shares if _room(nodes, share) >= workers), default=2.0**-6)
+    return max(
+        (share for share in shares if sum(_times(node, share) for node in nodes) >= workers),
+        default=2.0**-6,
+    )
 
 
 def _exact(share: float) -> float:

@@ -51,7 +51,7 @@ def model_card(config: RunConfig, distilled: Manifest) -> str:
     """A card in the hub's format: metadata, what the student is, how it came about."""
     results = distilled.results
     labels = "\n".join(
-        f"- `{name}`" + (f": {_plain(text)}" if text else "")
+        f"- {_plain(name)}" + (f": {_plain(text)}" if text else "")
         for name, text in config.task.labels.items()
     )
     return f"""---
@@ -91,4 +91,4 @@ classify = pipeline("text-classification", model="path/to/this/directory", trunc
 
 def _plain(text: Any) -> str:
     """Text on one line, that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>|#&~$])", r"\\\1", " ".join(str(text).split()))

@@ -170,7 +170,7 @@ def _write_shard(
     rejected: list[dict[str, Any]] = []
     for file, start, stop in plan.pieces(shard):
         for row in read_rows(file, plan.source, start, stop):
-            text, reason, detail = _usable_text(row)
+            text, reason, detail = usable_text(row)
             if text is None:
                 rejected.append(
                     {"stage": "ingest", "shard": shard, "row": row.number, "source": file.uri,
@@ -194,7 +194,7 @@ def _write_shard(
     return {"rows": len(kept), "rejected": len(rejected)}
 
 
-def _usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
+def usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
     """(text, None, None) of a row, or (None, reason, detail)."""
     if row.reason is not None:
         return None, row.reason, row.detail

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -87,17 +88,27 @@ def require_loadable(student: StudentConfig) -> None:
         StudentError: they cannot.
     """
     try:
-        AutoConfig.from_pretrained(student.model, revision=student.revision)
-        AutoTokenizer.from_pretrained(student.model, revision=student.revision)
+        _config(student)
+        AutoTokenizer.from_pretrained(
+            student.model, revision=student.revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _cannot_load(student.model, error) from error
 
 
 def model_class(student: StudentConfig) -> type[Any] | None:
     """The class of the student, imported; None for one that is not transformers' own."""
-    config = AutoConfig.from_pretrained(student.model, revision=student.revision)
-    found: type[Any] | None = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    found: type[Any] | None = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(
+        type(_config(student)), None
+    )
     return found
+
+
+def _config(student: StudentConfig) -> Any:
+    # Left to its default, transformers asks at the terminal whether to run a model's own code.
+    return AutoConfig.from_pretrained(
+        student.model, revision=student.revision, trust_remote_code=False
+    )
 
 
 def _cannot_load(name: str, error: Exception) -> StudentError:
@@ -122,12 +133,12 @@ def _load(
 ) -> tuple[Any, Any, Sequence[str]]:
     """(tokenizer, model, names of weights that were drawn because the model has none)."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, revision=revision, dtype=torch.float32, use_safetensors=True,
-            output_loading_info=True, **arguments,
+            trust_remote_code=False, output_loading_info=True, **arguments,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_load(name, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:

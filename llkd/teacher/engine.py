@@ -13,6 +13,7 @@ import numpy as np
 
 from llkd.config import TaskConfig, TeacherConfig
 from llkd.errors import ConfigError
+from llkd.models import require_model, require_weights
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,17 @@ def engine_class(name: str) -> type[Engine]:
         return cast(type[Engine], getattr(importlib.import_module(module_name), class_name))
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"teacher.engine: cannot import {path}: {error}") from error
+
+
+def require_teacher(teacher: TeacherConfig) -> None:
+    """See that the directories of a model that runs here hold all that is read of them.
+
+    Raises:
+        ConfigError: naming what is missing or damaged.
+    """
+    if teacher.engine not in ("vllm", "transformers"):
+        return
+    if not {"load_format", "gguf_file"} & teacher.engine_args.keys():
+        require_model(teacher.model, "teacher.model")
+    if teacher.lora is not None:
+        require_weights(teacher.lora, "teacher.lora")

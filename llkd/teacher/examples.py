@@ -116,8 +116,10 @@ class Embedder:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
-            self._model: Any = AutoModel.from_pretrained(model).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            self._model: Any = AutoModel.from_pretrained(
+                model, use_safetensors=True, trust_remote_code=False
+            ).eval()
         except (OSError, ValueError) as error:
             raise TeacherError(f"{SETTING}.embedder: cannot load {model}: {error}") from error
 

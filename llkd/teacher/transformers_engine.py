@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from llkd.config import TaskConfig, TeacherConfig
 from llkd.errors import TeacherError
@@ -36,13 +37,17 @@ class TransformersEngine:
         arguments = dict(teacher.engine_args)
         most = arguments.pop("max_model_len", None)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(teacher.model, revision=teacher.revision)
-            self._model = AutoModelForCausalLM.from_pretrained(
-                teacher.model, revision=teacher.revision, **arguments
+            trusted = bool(arguments.pop("trust_remote_code", False))
+            tokenizer = AutoTokenizer.from_pretrained(
+                teacher.model, revision=teacher.revision, trust_remote_code=trusted
             )
+            self._model = AutoModelForCausalLM.from_pretrained(
+                teacher.model, revision=teacher.revision, trust_remote_code=trusted,
+                **{**arguments, "use_safetensors": True},  # whatever the config says
+            )  # fmt: skip
             if teacher.lora is not None:
                 self._model.load_adapter(teacher.lora)
-        except (OSError, ValueError, TypeError, ImportError) as error:
+        except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
             raise TeacherError(f"transformers cannot load {teacher.model}: {error}") from error
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if "device_map" not in arguments:

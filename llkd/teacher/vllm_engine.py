@@ -172,6 +172,8 @@ def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
         ours["block_size"] = CPU_BLOCK_SIZE
     if teacher.lora is not None:
         ours["enable_lora"] = True
+    if "://" not in teacher.model and not teacher.model.endswith(".gguf"):
+        ours["load_format"] = "safetensors"  # "auto" falls back to pickled files
     return {**ours, **teacher.engine_args}
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from llkd.calibrate import calibrate
 from llkd.config import RunConfig
 from llkd.errors import ConfigError, IncompleteError
-from llkd.pipeline import datasets_of
+from llkd.needs import datasets_of
 from llkd.research.cheap import CheapRun, Head, read_problem
 from llkd.research.compare import (
     is_labelled,

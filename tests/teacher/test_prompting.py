@@ -140,6 +140,13 @@ def test_a_text_cannot_forge_the_structure(smollm: Any, text: str) -> None:
     assert smollm.decode(tokens) == f" {text}"
 
 
+def test_a_hostile_row_leaves_the_prompts_of_others_as_they_are(smollm: Any) -> None:
+    prompter = make_prompter(teacher(), TASK, smollm)
+    for hostile in HOSTILE:
+        first, _, last = prompter.prompts(["The market fell.", hostile, "A new chip."], 2048)
+        assert [first, last] == prompter.prompts(["The market fell.", "A new chip."], 2048)
+
+
 def test_an_example_cannot_forge_it_either(smollm: Any) -> None:
     hostile = TASK.model_copy(update={"examples": (Example(text=HOSTILE[0], label="tech"),)})
     plain = TASK.model_copy(update={"examples": (Example(text="x", label="tech"),)})

@@ -1,0 +1,82 @@
+"""What a run needs beside time: looked for before the hours that it would cost to find out."""
+
+from llkd import runtime
+from llkd.config import RunConfig
+from llkd.config_sources import section_of
+from llkd.manifest import read_manifest
+from llkd.models import require_model
+from llkd.schema import RunLayout
+from llkd.sources import DATASETS_PREFIX, check_columns, list_files
+from llkd.stages.distill import worker_resources
+from llkd.stages.label import default_resources
+from llkd.storage import Folder
+from llkd.teacher.engine import require_teacher
+
+
+def datasets_of(config: RunConfig) -> list[str]:
+    """The data sets of a run: the corpus, and what else is given."""
+    optional = {"test": config.test, "validation": config.validation}
+    return ["corpus", *(name for name, source in optional.items() if source is not None)]
+
+
+def require_inputs(stage: str, config: RunConfig) -> None:
+    """See that the files and the model directories are there that a command still has to read.
+    Needs no Ray, so that a mistyped name is told in a second.
+
+    Raises:
+        DataError: a file is missing, or lacks a column.
+        ConfigError: a model's directory is missing, or lacks something.
+    """
+    if stage in ("ingest", "run"):
+        for dataset in datasets_of(config):
+            _require_source(config, dataset)
+    if stage == "predict" and config.predict.path is not None:
+        _require_source(config, config.predict.dataset)
+    if stage in ("label", "run", "plan") and needs_teacher(config):
+        for teacher in config.teachers or (config.teacher,):
+            require_teacher(teacher)
+    if stage in ("distill", "run") and needs_student(config):
+        require_model(config.student.model, "student.model")
+
+
+def require_room(config: RunConfig) -> None:
+    """See that the cluster can hold what labelling and training will ask for.
+
+    Raises:
+        ResourceError: it never can, naming the setting.
+    """
+    if needs_teacher(config):
+        for alone in config.of_each_teacher or [config]:
+            resources = alone.teacher.resources or default_resources(alone)
+            runtime.require_resources(resources, "teacher.resources")
+    if needs_student(config):
+        worker_resources(config)
+
+
+def needs_teacher(config: RunConfig) -> bool:
+    """Whether there are rows to label."""
+    layout = RunLayout(config.run_dir)
+    return not all(_complete(layout.labels(dataset)) for dataset in datasets_of(config))
+
+
+def needs_student(config: RunConfig) -> bool:
+    """Whether there is a student to train."""
+    return not Folder(RunLayout(config.run_dir).student).names()
+
+
+def _require_source(config: RunConfig, dataset: str) -> None:
+    """See that its files are there, and that the first has the columns; not where they have been
+    read, for nobody has to keep them."""
+    source = config.source(dataset)
+    assert source is not None
+    if _complete(RunLayout(config.run_dir).rows(dataset)):
+        return
+    if any(path.startswith(DATASETS_PREFIX) for path in source.paths):
+        return  # loading it takes long: ingest says what is wrong
+    section = section_of(dataset)
+    check_columns(list_files(source, section)[0], source, section)
+
+
+def _complete(uri: str) -> bool:
+    manifest = read_manifest(Folder(uri))
+    return manifest is not None and manifest.complete

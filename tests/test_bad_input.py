@@ -1,0 +1,167 @@
+"""What is wrong with files, and what is said of it: the whole file is refused, or a row of it."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llkd.config_sources import SourceConfig
+from llkd.errors import DataError
+from llkd.sources import check_columns, count_rows, list_files, read_rows
+from llkd.stages.ingest import usable_text
+
+LONG = "x" * 10_000_000
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 2, pa.array([b"good", b"caf\xe9"], pa.binary()).buffers()
+)
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def read(path: Path, content: bytes | None, **settings: str) -> list[tuple[str | None, str | None]]:
+    """(text, None) or (None, reason) of each row of the files at a path."""
+    if content is not None:
+        path.write_bytes(content)
+    source = SourceConfig(path=str(path), **settings)  # type: ignore[arg-type]
+    found = []
+    for file in list_files(source, "corpus"):
+        check_columns(file, source, "corpus")
+        for row in read_rows(file, source, 0, count_rows(file, source)):
+            text, reason, _ = usable_text(row)
+            found.append((text, reason))
+    return found
+
+
+FILES: dict[str, tuple[str, bytes | None, str]] = {
+    "no such path": ("x.csv", None, "corpus.path: .*x.csv does not exist"),
+    "NUL in the path": ("a\0.csv", None, "corpus.path: cannot look for .*NUL"),
+    "too long a path": ("x" * 300 + ".csv", None, "corpus.path: cannot look for .*"),
+    "a glob that is none": ("[z-a].csv", None, "corpus.path: cannot look for .*bad character range"),
+    "empty CSV": ("x.csv", b"", r"x.csv is empty \(0 bytes\)"),
+    "empty Parquet": ("x.parquet", b"", r"x.parquet is empty \(0 bytes\)"),
+    "nothing compressed": ("x.csv.gz", gzip.compress(b""), "Cannot read .*x.csv.gz: Empty CSV"),
+    "Parquet cut short": ("x.parquet", cut(parquet(pa.table({"text": ["a"]}))), "Cannot read .*x.parquet"),
+    "not Parquet": ("x.parquet", b"text\na\n", "Cannot read .*x.parquet"),
+    "gzip cut short": ("x.csv.gz", cut(gzip.compress(b"text\nabc\n" * 99)), "Cannot read .*Truncated"),
+    "not gzip": ("x.csv.gz", b"text\na\n", "Cannot read .*incorrect header"),
+    "no column": ("x.csv", b"body\na\n", r"no column 'text' \(corpus.text_column\); its columns are: 'body'"),
+    "semicolons": ("x.csv", b"text;label\na;b\n", "no column 'text'.* its columns are: 'text;label'"),
+    "a header of two": ("x.csv", b"text,text\na,b\n", r"x.csv has more than one column 'text'"),
+    "Parquet of two": (
+        "x.parquet", parquet(pa.table([["a"], ["b"]], names=["text", "text"])),
+        r"x.parquet has more than one column 'text'",
+    ),
+    "UTF-16": ("x.csv", "text\na\n".encode("utf-16"), "Cannot read .*x.csv: it is not UTF-8"),
+    "a quote not closed": ("x.csv", b'text,n\na,1\n"b,2\nc,3\n', r"(?s)x.csv: .*Row #3: .*a quote not closed\?"),
+    "a row that is too long": (
+        "x.csv", b"text,n\n" + b"x" * (17 << 20) + b",1\n", "x.csv: it has a row of more than 16 MiB",
+    ),
+    "a JSON array": ("x.json", b'[\n {"text": "a"}\n]', "x.json is a JSON array, and not JSON lines.*jq"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "message"), FILES.values(), ids=FILES)
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / name, content)
+
+
+GOOD = ("good", None)
+ROWS: dict[str, tuple[str, bytes, list[tuple[str | None, str | None]]]] = {
+    "too many fields": ("x.csv", b"text,n\ngood,1\na,b,c\ngood,2\n", [GOOD, (None, "damaged"), GOOD]),
+    "too few": ("x.csv", b"text,n\na\n\ngood,1\nb\nc\n", [(None, "damaged"), GOOD, *[(None, "damaged")] * 2]),
+    "blank lines": ("x.csv", b"\n\ntext,n\n\ngood,1\n\na\n", [GOOD, (None, "damaged")]),
+    "CSV not in UTF-8": ("x.csv", b"text\ngood\ncaf\xe9\n", [GOOD, (None, "not_utf8")]),
+    "CSV with NUL": ("x.csv", b"text\ngood\na\0b\n", [GOOD, (None, "nul_byte")]),
+    "a number in CSV": ("x.csv", b"text\n12\n", [("12", None)]),
+    "a byte-order mark": ("x.csv", b"\xef\xbb\xbftext\ngood\n", [GOOD]),
+    "compressed": ("x.csv.gz", gzip.compress(b"text\ngood\n"), [GOOD]),
+    "no JSON": ("x.jsonl", b'{"text": "good"}\n{"text":\n', [GOOD, (None, "damaged")]),
+    "deep JSON": ("x.jsonl", b'{"text": "good"}\n' + b"[" * 100_000, [GOOD, (None, "damaged")]),
+    "JSON not in UTF-8": ("x.jsonl", b'{"text": "good"}\n{"text": "\xe9"}', [GOOD, (None, "damaged")]),
+    "half a character": ("x.jsonl", b'{"text": "good"}\n{"text": "\\ud800"}', [GOOD, (None, "not_utf8")]),
+    "no text": ("x.jsonl", b'{"text": "good"}\n{"body": "b"}', [GOOD, (None, "missing")]),
+    "nulls": ("x.parquet", parquet(pa.table({"text": ["good", None]})), [GOOD, (None, "missing")]),
+    "numbers": ("x.parquet", parquet(pa.table({"text": [1, 2]})), [(None, "not_text")] * 2),
+    "lists": ("x.parquet", parquet(pa.table({"text": [["a"]]})), [(None, "not_text")]),
+    "bytes": (
+        "x.parquet", parquet(pa.table({"text": [b"good", b"caf\xe9"]})), [GOOD, (None, "not_utf8")],
+    ),
+    "strings not in UTF-8": ("x.parquet", parquet(pa.table({"text": NOT_UTF8})), [GOOD, (None, "not_utf8")]),
+    "a dictionary": (
+        "x.parquet", parquet(pa.table({"text": pa.array(["good"]).dictionary_encode()})), [GOOD],
+    ),
+    "10 MB in CSV": ("x.csv", f"text\n{LONG}\na\n".encode(), [(LONG, None), ("a", None)]),
+    "10 MB in JSON": ("x.jsonl", json.dumps({"text": LONG}).encode(), [(LONG, None)]),
+    "10 MB in Parquet": ("x.parquet", parquet(pa.table({"text": [LONG]})), [(LONG, None)]),
+    "white space": ("x.csv", b'text\n" "\n', [(None, "empty")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), ROWS.values(), ids=ROWS)
+def test_a_row_that_cannot_be_used_costs_itself_alone(
+    tmp_path: Path, name: str, content: bytes, expected: list[tuple[str | None, str | None]]
+) -> None:
+    assert read(tmp_path / name, content) == expected
+
+
+def test_any_range_of_a_csv_with_damaged_lines_can_be_read(tmp_path: Path) -> None:
+    path, damaged = tmp_path / "x.csv", {0, 3, 4, 9}
+    lines = [f"t{i}" if i in damaged else f"t{i},{i}" for i in range(10)]
+    path.write_text("\n".join(["text,n", *lines]))
+    source = SourceConfig(path=str(path))
+    (file,) = list_files(source, "corpus")
+    assert count_rows(file, source) == 10
+    for start in range(10):
+        for stop in range(start + 1, 11):
+            rows = list(read_rows(file, source, start, stop))
+            assert [row.number for row in rows] == list(range(start, stop))
+            for row in rows:
+                expected = None if row.number in damaged else f"t{row.number}".encode()
+                assert row.text == expected
+                assert row.detail == ("1 fields in place of 2" if expected is None else None)
+
+
+MIXED: dict[str, tuple[Callable[[], bytes], str | list[str | None]]] = {
+    "a column less": (lambda: b"body\na\n", "b.csv has no column 'text'"),
+    "a column more": (lambda: b"n,text\n1,a\n", ["good", "a"]),
+}
+
+
+@pytest.mark.parametrize(("second", "expected"), MIXED.values(), ids=MIXED)
+def test_files_of_other_columns_than_the_first(
+    tmp_path: Path, second: Callable[[], bytes], expected: str | list[str | None]
+) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text\ngood\n")
+    (tmp_path / "b.csv").write_bytes(second())
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            read(tmp_path, None)
+    else:
+        assert [text for text, _ in read(tmp_path, None)] == expected
+
+
+def test_files_of_other_types_than_the_first(tmp_path: Path) -> None:
+    for name, values in (("a", ["good"]), ("b", [1]), ("c", [b"bytes"])):
+        pq.write_table(pa.table({"text": values}), tmp_path / f"{name}.parquet")
+    assert read(tmp_path, None) == [GOOD, (None, "not_text"), ("bytes", None)]
+
+
+def test_ids_need_not_differ(tmp_path: Path) -> None:
+    assert read(tmp_path / "x.csv", b"text,id\na,1\nb,1\n", id_column="id") == [
+        ("a", None), ("b", None),
+    ]  # fmt: skip
