@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llkd.core.metrics import evaluate
 from llkd.manifest import Manifest
 from llkd.research.plots import draw_all
 from llkd.research.results import RunResult
@@ -72,16 +71,3 @@ def test_the_plots(tmp_path: Any) -> None:
         "selected.png",
         "thresholds.png",
     }
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_class_that_is_never_predicted_and_a_test_set_of_one_class() -> None:
-    import numpy as np
-
-    probs_nc = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1]])
-    never = evaluate(probs_nc, np.array([0, 2, 1]))
-    assert never.per_class["f1"].tolist() == [2 / 3, 1, 0]
-    assert never.macro_f1 == pytest.approx(5 / 9)
-    alone = evaluate(probs_nc, np.array([0, 0, 0]))
-    assert alone.macro_f1 == pytest.approx((0.8 + 0) / 2)
-    assert np.isfinite([alone.ece, alone.accuracy, alone.auroc]).all()

@@ -58,3 +58,14 @@ def test_risk_among_the_most_confident_by_hand() -> None:
     tied = evaluate(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1]))
     assert tied.risk_at(0.5) == pytest.approx(0.5)
     assert tied.risk_at(0.0) == 0.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_that_is_never_predicted_and_a_test_set_of_one_class() -> None:
+    probs_nc = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1]])
+    never = evaluate(probs_nc, np.array([0, 2, 1]))
+    assert never.per_class["f1"].tolist() == [2 / 3, 1, 0]
+    assert never.macro_f1 == pytest.approx(5 / 9)
+    alone = evaluate(probs_nc, np.array([0, 0, 0]))
+    assert alone.macro_f1 == pytest.approx((0.8 + 0) / 2)
+    assert np.isfinite([alone.ece, alone.accuracy, alone.auroc]).all()
