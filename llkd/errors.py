@@ -46,3 +46,7 @@ class ResourceError(LLKDError):
 
 class StorageError(LLKDError):
     """A file of the run directory is damaged or cannot be written."""
+
+
+class ChaosError(LLKDError):
+    """A run that was disturbed has lost something, or it fails even when left in peace."""

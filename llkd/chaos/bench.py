@@ -1,0 +1,350 @@
+"""Starts runs, kills what they consist of, starts them again, and looks at what they left.
+
+The cluster is the one that RAY_ADDRESS names, or one of several nodes on this machine, whose lost
+nodes are replaced.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llkd.chaos.verify import problems
+from llkd.chaos.warden import KINDS, Wardens, processes_with
+from llkd.config import RunConfig
+from llkd.config_file import dump_config
+from llkd.errors import ChaosError
+from llkd.progress import duration
+from llkd.runtime import ADDRESS_VARIABLE
+from llkd.schema import RunLayout
+
+MARKER = "LLKD_CHAOS"
+"""An environment variable of all processes of a test on this machine."""
+
+GAP_SECONDS = (1.0, 8.0)
+"""Between two disturbances of a run, drawn evenly."""
+
+STALLED_SECONDS = 600.0
+"""A start of a run that takes longer hangs."""
+
+MOST_STARTS = 40
+"""Of one run."""
+
+NODES, NODE_CPUS = 3, 2
+"""Beside the head, of a cluster on this machine."""
+
+
+@dataclass(frozen=True)
+class Disturbances:
+    """What is done to runs."""
+
+    kills: int
+    """Over all runs."""
+    runs: int
+    """How many share them."""
+    kinds: Sequence[str]
+    """See KINDS."""
+    seed: int
+    """Of kinds, times and victims."""
+
+    def of_each_run(self) -> list[list[str]]:
+        """The kinds for each run: all kinds equally often over the runs, to one."""
+        random = np.random.default_rng(self.seed)
+        dealt: list[str] = []
+        while len(dealt) < self.kills:
+            dealt += [str(kind) for kind in random.permutation(list(self.kinds))]
+        return [dealt[: self.kills][number :: self.runs] for number in range(self.runs)]
+
+
+@dataclass
+class Strike:
+    """One disturbance."""
+
+    run: int
+    kind: str
+    what: str
+    outcome: str = "went on"
+    """`went on` by itself; or `ended` with an exit status other than 0, and started again."""
+
+
+@dataclass
+class Ordeal:
+    """One run, from its first start to its end."""
+
+    run: int
+    strikes: list[Strike] = field(default_factory=list)
+    starts: int = 0
+    statuses: list[int] = field(default_factory=list)
+    """Exit status of each start."""
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+class LocalCluster:
+    """Several Ray nodes on this machine, all on the loopback."""
+
+    def __init__(self, nodes: int = NODES) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._node = {"num_cpus": NODE_CPUS, "object_store_memory": 80 << 20}
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={**self._node, "include_dashboard": False}
+        )
+        for _ in range(nodes):
+            self._cluster.add_node(**self._node)
+        self.address = str(self._cluster.address)
+
+    def replace_lost(self) -> None:
+        """Add a node for each whose raylet is dead."""
+        for node in list(self._cluster.worker_nodes):
+            if not _runs(node):
+                self._cluster.remove_node(node, allow_graceful=False)
+                self._cluster.add_node(**self._node)
+
+    def shutdown(self) -> None:
+        """Stop all nodes."""
+        self._cluster.shutdown()
+
+
+def _runs(node: Any) -> bool:
+    raylets = node.all_processes.get("raylet", [])
+    return any(info.process.poll() is None for info in raylets)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What disturbs, and where."""
+
+    config: RunConfig
+    wardens: Wardens
+    cluster: LocalCluster | None
+    """None for one that is not ours: its autoscaler replaces what is lost."""
+    address: str
+    folder: Path
+    """On this machine: the runs' configs and what they say."""
+    console: Console
+
+    def of_run(self, name: str) -> RunConfig:
+        """The config of one run of the bench."""
+        run_dir = f"{RunLayout(self.config.run_dir).root}/chaos/{name}"
+        return self.config.model_copy(update={"run_dir": run_dir})
+
+    def undisturbed(self) -> RunConfig:
+        """A finished run that nobody disturbs.
+
+        Raises:
+            ChaosError: it fails.
+        """
+        config = self.of_run("undisturbed")
+        process, log = self._start(config)
+        if status := process.wait(timeout=STALLED_SECONDS):
+            raise ChaosError(
+                f"The run fails even when it is left in peace, with status {status}; see {log}"
+            )
+        return config
+
+    def ordeal(self, number: int, kinds: Sequence[str], seed: int) -> Ordeal:
+        """One run, disturbed in each of these ways once, in any order, while it lasts.
+
+        Args:
+            number: of the run.
+            kinds: what to do to it.
+            seed: of the times and the victims.
+        """
+        random = np.random.default_rng([seed, number])
+        config, found, waiting = self.of_run(f"{number:02d}"), Ordeal(number), list(kinds)
+        began = time.monotonic()
+        while not found.statuses or found.statuses[-1] != 0:
+            if found.starts == MOST_STARTS:
+                found.problems.append(f"does not end after {MOST_STARTS} starts")
+                break
+            found.starts += 1
+            process, log = self._start(config)
+            status = self._disturb(process, found, waiting, random)
+            if status is None:
+                found.problems.append(f"hung for {STALLED_SECONDS:.0f} s; see {log}")
+                break
+            found.statuses.append(status)
+            if status not in (0, -9) and not _told(log):
+                found.problems.append(f"ended with status {status} and no word of why; see {log}")
+        found.seconds = time.monotonic() - began
+        return found
+
+    def _start(self, config: RunConfig) -> tuple["subprocess.Popen[bytes]", Path]:
+        name = config.run_dir.rsplit("/", 1)[-1]
+        settings, log = self.folder / f"{name}.yaml", self.folder / f"{name}.log"
+        settings.write_text(dump_config(config))
+        job = Path(__file__).parents[2] / "jobs" / "run.py"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, str(job), str(settings)], stdout=output, stderr=output,
+                env={**os.environ, ADDRESS_VARIABLE: self.address}, start_new_session=True,
+            )  # fmt: skip
+        return process, log
+
+    def _disturb(
+        self,
+        process: "subprocess.Popen[bytes]",
+        found: Ordeal,
+        waiting: list[str],
+        random: np.random.Generator,
+    ) -> int | None:
+        """Strike while a start of a run lasts; returns its exit status, None if it hangs."""
+        began = time.monotonic()
+        due = began + random.uniform(*GAP_SECONDS)
+        last: Strike | None = None
+        while (status := process.poll()) is None:
+            now = time.monotonic()
+            if now - began > STALLED_SECONDS:
+                process.kill()
+                process.wait()
+                return None
+            if waiting and now >= due:
+                kind = str(random.choice(waiting))
+                what = self._strike(kind, process, random)
+                if what is not None:
+                    waiting.remove(kind)
+                    last = Strike(found.run, kind, what)
+                    found.strikes.append(last)
+                    self.console.print(f"  {kind}: {escape(what)}", highlight=False)
+                    due = time.monotonic() + random.uniform(*GAP_SECONDS)
+            time.sleep(0.05)
+        if status != 0 and last is not None:
+            last.outcome = "ended"
+        if self.cluster is not None:
+            self.cluster.replace_lost()
+        return status
+
+    def _strike(
+        self, kind: str, process: "subprocess.Popen[bytes]", random: np.random.Generator
+    ) -> str | None:
+        if kind == "driver":
+            process.kill()
+            process.wait()
+            return f"process {process.pid}"
+        if kind == "store":
+            return self.wardens.fill_stores(3.0)
+        what = self.wardens.strike(kind, random)
+        if kind == "node" and self.cluster is not None:
+            time.sleep(random.uniform(0, 3))
+            self.cluster.replace_lost()
+        return what
+
+
+def _told(log: Path) -> bool:
+    """Whether a failed start has said what failed."""
+    return "Error" in log.read_text(errors="replace")[-4000:]
+
+
+def run_chaos(
+    config: RunConfig, wanted: Disturbances, tolerance: float, console: Console
+) -> list[Ordeal]:
+    """Disturb runs of a config, and look at each.
+
+    Args:
+        config: what to run; its results go to `<run_dir>/chaos/`.
+        wanted: what is done to them.
+        tolerance: see `problems`.
+        console: where it is told.
+
+    Raises:
+        ChaosError: the run fails without being disturbed.
+    """
+    os.environ[MARKER] = uuid.uuid4().hex
+    found = []
+    with _bench(config, console) as bench:
+        console.print("an undisturbed run, to compare with")
+        undisturbed = bench.undisturbed()
+        for number, kinds in enumerate(wanted.of_each_run()):
+            ordeal = bench.ordeal(number, kinds, wanted.seed)
+            ordeal.problems += problems(bench.of_run(f"{number:02d}"), undisturbed, tolerance)
+            ordeal.problems += _left_running(bench.wardens)
+            found.append(ordeal)
+            console.print(
+                f"run {number}: {len(ordeal.strikes)} disturbances, {ordeal.starts} starts, "
+                f"{duration(ordeal.seconds)}, {len(ordeal.problems)} problems"
+            )
+            for line in ordeal.problems:
+                console.print(f"  {escape(line)}", style="bold red")
+    if not os.environ.get(ADDRESS_VARIABLE):
+        found[-1].problems += [f"outlived the cluster: {line}" for line in left_over(MARKER)]
+    del os.environ[MARKER]
+    return found
+
+
+def _local_folder(config: RunConfig) -> Path:
+    """Where the runs' configs and words go."""
+    if "://" in config.run_dir:
+        return Path(tempfile.mkdtemp(prefix="llkd-chaos-"))
+    folder = Path(config.run_dir) / "chaos"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _bench(config: RunConfig, console: Console) -> Iterator[Bench]:
+    """A cluster with its wardens, for the while."""
+    address = os.environ.get(ADDRESS_VARIABLE)
+    cluster = None if address else LocalCluster()
+    if cluster is not None:
+        address = cluster.address
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield Bench(config, Wardens(), cluster, str(address), _local_folder(config), console)
+    finally:
+        ray.shutdown()
+        if cluster is not None:
+            cluster.shutdown()
+
+
+def _left_running(wardens: Wardens, patience: float = 60.0) -> list[str]:
+    """Processes of a finished run that do not go away."""
+    deadline = time.monotonic() + patience
+    while left := wardens.left():
+        if time.monotonic() > deadline:
+            return [f"still running: {line}" for line in left]
+        time.sleep(0.5)
+    return []
+
+
+def left_over(marker: str, patience: float = 20.0) -> list[str]:
+    """Processes of a test that outlive its cluster."""
+    deadline = time.monotonic() + patience
+    while left := processes_with(marker):
+        if time.monotonic() > deadline:
+            return [" ".join(psutil.Process(pid).cmdline())[:120] for pid in left]
+        time.sleep(0.5)
+    return []
+
+
+def outcome_table(ordeals: Sequence[Ordeal]) -> Table:
+    """What was done, by kind, and what came of it."""
+    strikes = [strike for ordeal in ordeals for strike in ordeal.strikes]
+    counts = Counter((strike.kind, strike.outcome) for strike in strikes)
+    table = Table(title=f"{len(strikes)} disturbances of {len(ordeals)} runs", title_justify="left")
+    for column in ("", "went on by itself", "ended, and went on when started again"):
+        table.add_column(column, justify="left" if not column else "right")
+    for kind in KINDS:
+        if any(strike.kind == kind for strike in strikes):
+            table.add_row(kind, str(counts[kind, "went on"]), str(counts[kind, "ended"]))
+    return table
+
+
+def figures(ordeals: Sequence[Ordeal]) -> list[dict[str, Any]]:
+    """All that was seen, as JSON."""
+    return [asdict(ordeal) for ordeal in ordeals]
