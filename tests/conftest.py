@@ -17,15 +17,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from llkd.config import RunConfig
 from llkd.config_file import parse_config
 from tests.fakes import TOPICS, make_texts
 
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
+_PHASES = (Phase.explicit, Phase.generate, Phase.shrink)  # explaining takes minutes
 settings.register_profile(
-    "tests", derandomize=True, max_examples=25, deadline=None, database=None,
+    "tests", derandomize=True, phases=_PHASES, max_examples=25, deadline=None, database=None,
     suppress_health_check=_SLOW,
 )  # fmt: skip
 settings.register_profile(

@@ -90,8 +90,9 @@ def test_what_a_file_cannot_hold_is_refused(value: object, message: str) -> None
         parse_config(merged(teacher__engine_args={"x": value}))
 
 
-def test_line_breaks_of_unicode_survive_run_yaml() -> None:
-    config = parse_config(merged(task__instruction="a\x85b\u2028c\u2029\nd\r\n"))
+@pytest.mark.parametrize("text", ["\x85", "a\x85b", "a\u2028b", "\u2029a"])
+def test_line_breaks_of_unicode_survive_run_yaml(text: str) -> None:
+    config = parse_config(merged(task__instruction=text))
     assert parse_config(yaml.safe_load(dump_config(config))) == config
 
 
@@ -229,13 +230,13 @@ WRONG = {
     "teachers that are none": (merged(teachers=3), "teachers must be a list"),
     "no model": (merged(student__model=""), "student.model: must not be empty"),
     "a label of two lines": (merged(task__labels=["a\nb", "c"]), "holds a line break"),
-    "a label with NUL": (merged(task__labels=["a\0", "c"]), "control character"),
+    "a label with NUL": (merged(task__labels=["a\0", "c"]), "holds a character that is none"),
     "a folder outside": (merged(predict__path="x.csv", predict__name="../x"), "predict.name: must be a plain folder name"),
     "an absolute folder": (merged(predict__path="x.csv", predict__name="/x"), "predict.name: must be a plain folder name"),
-    "a folder with NUL": (merged(predict__path="x.csv", predict__name="a\0"), "predict.name: must be a plain folder name"),
+    "a folder with NUL": (merged(predict__path="x.csv", predict__name="a\0"), "predict.name: holds a character that is none"),
     "too long a folder": (merged(predict__path="x.csv", predict__name="x" * 300), "predict.name: must have 200 bytes at most"),
     "too long a path for a folder": (merged(predict__path="x" * 300), "no folder name can be made"),
-    "NUL in the run directory": (merged(run_dir="runs/a\0"), "run_dir: must not hold"),
+    "NUL in the run directory": (merged(run_dir="runs/a\0"), "run_dir: holds a character that is none"),
     "a key among engine_args": (
         merged(teacher__engine_args={"api_key": "canary"}), "engine_args.api_key would be written.*api_key_env",
     ),
@@ -266,7 +267,7 @@ def test_a_setting_given_twice_in_an_override_is_refused(tmp_path: Path) -> None
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))
     with pytest.raises(
-        ConfigError, match="value of student is not valid YAML: 'model' is given twice"
+        ConfigError, match="value of student, .* is not valid YAML: 'model' is given twice"
     ):
         load_config(str(path), ["student={model: a, model: b}"])
 

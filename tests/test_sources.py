@@ -13,6 +13,7 @@ import pytest
 from llkd.config_sources import SourceConfig
 from llkd.errors import DataError
 from llkd.sources import as_text, check_columns, count_rows, list_files, read_rows
+from llkd.stages.ingest import usable_text
 
 TEXTS = ["one", 'two, "quoted"', "three\nlines", "vier ü", "5"]
 ROWS = [{"text": text, "label": str(i), "n": i} for i, text in enumerate(TEXTS)]

@@ -26,7 +26,7 @@ from tests.test_config import MINIMAL
 
 NAMES = ["x.csv", "x.jsonl", "x.parquet", "x.csv.gz", "x.jsonl.zst"]
 values = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.text(st.characters()),
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.text(st.characters()), st.sampled_from(["\ud800", "a\udfff"]),
     st.lists(st.integers(), max_size=2), st.dictionaries(st.text(), st.text(), max_size=1),
 )  # fmt: skip
 texts = st.none() | st.text(max_size=20)
