@@ -127,7 +127,7 @@ def worker_resources(config: RunConfig) -> tuple[runtime.Resources, int]:
     student, nodes = config.student, runtime.node_cpus()
     resources = student.resources
     if resources is None:
-        if runtime.cluster_has_gpus():
+        if runtime.cluster_has_gpus("student.resources"):
             resources = {"GPU": 1.0, "CPU": 1.0}
         else:
             resources = {"CPU": largest_share(nodes, student.most_workers)}
@@ -183,7 +183,7 @@ def _train(
 
     layout = RunLayout(config.run_dir)
     filesystem_, root = filesystem(layout.root)
-    queue = ShardQueue.remote()  # type: ignore[attr-defined]
+    queue = ShardQueue.options(**runtime.here()).remote()  # type: ignore[attr-defined]
     precision = settled_precision(config, resources)
     workers = config.student.workers
     student = config.student.model_copy(update={"precision": precision})
