@@ -39,5 +39,5 @@ def is_running() -> bool:
 def adds_nodes(status: bytes | None) -> bool:
     """Whether the monitor that reported this status adds nodes; None is no report."""
     report = json.loads(status).get("autoscaler_report") if status else None
-    types = [*report["active_nodes"], *(report["idle_nodes"] or ())] if report else []
+    types = [*report["active_nodes"], *report["pending_launches"]] if report else []
     return any(not name.startswith(READONLY_TYPE) for name in types)

@@ -12,12 +12,16 @@ from llkd import autoscaling, runtime
 from llkd.errors import ResourceError
 
 
-def status(**nodes: int) -> bytes:
-    """What Ray's monitor reports where these nodes of these types run."""
+def status(launching: dict[str, int] | None = None, **nodes: int) -> bytes:
+    """What Ray's monitor reports where these nodes of these types run, and others are begun."""
     from ray.autoscaler._private.autoscaler import AutoscalerSummary
 
     report = AutoscalerSummary(
-        active_nodes=nodes, idle_nodes=None, pending_nodes=[], pending_launches={}, failed_nodes=[]
+        active_nodes=nodes,
+        idle_nodes=None,
+        pending_nodes=[],
+        pending_launches=launching or {},
+        failed_nodes=[],
     )
     return json.dumps({"autoscaler_report": asdict(report)}).encode()
 
@@ -25,6 +29,7 @@ def status(**nodes: int) -> bytes:
 def test_a_monitor_that_knows_node_types_adds_nodes() -> None:
     assert autoscaling.adds_nodes(status(head=1))
     assert autoscaling.adds_nodes(status(head=1, gpu_worker=2))
+    assert autoscaling.adds_nodes(status({"gpu_worker": 1}))
     assert not autoscaling.adds_nodes(status(node_f00=1, node_f01=1))
     assert not autoscaling.adds_nodes(status())
     assert not autoscaling.adds_nodes(b'{"autoscaler_report": null}')
