@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from llkd import runtime
+
 POLL_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 10.0
 TELL_SECONDS = 0.25
@@ -117,7 +119,7 @@ class ProgressDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self.tracker: Any = ProgressTracker.remote()  # type: ignore[attr-defined]
+        self.tracker: Any = ProgressTracker.options(**runtime.here()).remote()  # type: ignore[attr-defined]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._seen = 0

@@ -12,7 +12,7 @@ from functools import reduce
 from operator import add, itemgetter
 from typing import Any, Protocol
 
-from llkd import errors
+from llkd import autoscaling, errors
 from llkd.errors import ActorError, LLKDError, ResourceError
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -32,8 +32,12 @@ if not os.environ.get(ADDRESS_VARIABLE):
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 import ray  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 Resources = dict[str, float]
+
+AUTOSCALED_CPUS = 64
+"""CPUs for which a cluster that scales is given tasks: it adds nodes only for what waits."""
 
 SHARDS_AT_ONCE = 4
 """Shards that a task which only reads, counts and writes has in hand: while one waits for the
@@ -106,9 +110,24 @@ def is_local() -> bool:
     return not os.environ.get(ADDRESS_VARIABLE)
 
 
-def cluster_has_gpus() -> bool:
-    """Whether any node of the cluster has a GPU, or one that the autoscaler can add."""
-    return any(node.get("GPU", 0) > 0 for node in nodes() + _addable_nodes())
+def cluster_has_gpus(setting: str) -> bool:
+    """Whether any node of the cluster has a GPU, or one that the autoscaler can add.
+
+    Args:
+        setting: what to set where that cannot be known.
+
+    Raises:
+        ResourceError: no node has one now, and the autoscaler does not say which nodes it adds.
+    """
+    if any(node.get("GPU", 0) > 0 for node in nodes() + _addable_nodes()):
+        return True
+    if autoscales() and not _addable_nodes():
+        raise ResourceError(
+            f"No node of this cluster has a GPU now, and its autoscaler does not say which nodes "
+            f"it can add. Set {setting}: {{GPU: 1, CPU: 1}} for GPUs, or {{CPU: 8}} to work "
+            "without."
+        )
+    return False
 
 
 def largest_node_cpus() -> float:
@@ -127,15 +146,14 @@ def nodes() -> list[Resources]:
 
 
 def _addable_nodes() -> list[Resources]:
-    """Resources of the node types that an autoscaler may add to this cluster."""
-    from ray._private.state import state
+    return [] if is_local() else autoscaling.addable_nodes()
 
-    try:
-        config = state.get_cluster_config()
-        groups = config.node_group_configs if config else []
-        return [dict(group.resources) for group in groups]
-    except Exception:  # no autoscaler reports here
-        return []
+
+def here() -> dict[str, Any]:
+    """Ray's keyword arguments that keep an actor on this process's node: one that reserves nothing
+    is else put on any, also on one that is taken away when it has no work."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 def options_of(resources: Resources) -> dict[str, Any]:
@@ -177,8 +195,8 @@ def require_resources(resources: Resources, setting: str) -> None:
 
 
 def autoscales() -> bool:
-    """Whether nodes may still be added: an autoscaler reports on this cluster."""
-    return bool(_addable_nodes())
+    """Whether nodes may still be added: an autoscaler looks after this cluster."""
+    return not is_local() and bool(autoscaling.addable_nodes() or autoscaling.is_running())
 
 
 def run_on_shards(
@@ -319,7 +337,7 @@ def run_on_actors(
         return []
     # Each has two items at once, and more actors are wanted as soon as all have.
     ray.data.DataContext.get_current().actor_pool_util_upscaling_threshold = 1.0
-    deaths = _Deaths.remote(max_failures)  # type: ignore[attr-defined]
+    deaths = _Deaths.options(**here()).remote(max_failures)  # type: ignore[attr-defined]
     dataset = _items(items).map(
         _Replica,
         fn_constructor_args=(actor, arguments, deaths),
@@ -438,8 +456,8 @@ def _result(row: dict[str, str]) -> Any:
 
 def _fair_run(shards: int) -> int:
     """Shards a task, so that each CPU gets several tasks and no task is tiny."""
-    tasks = max(int(ray.cluster_resources().get("CPU", 1)) * 4, 1)
-    return max(shards // tasks, 1)
+    cpus = max(int(ray.cluster_resources().get("CPU", 1)), AUTOSCALED_CPUS if autoscales() else 1)
+    return max(shards // (cpus * 4), 1)
 
 
 def _runs(shards: Sequence[int], length: int) -> list[Sequence[int]]:

@@ -128,7 +128,7 @@ def worker_resources(config: RunConfig) -> tuple[runtime.Resources, int]:
     cpus = [node.get("CPU", 0) for node in nodes]
     resources = student.resources
     if resources is None:
-        if runtime.cluster_has_gpus():
+        if runtime.cluster_has_gpus("student.resources"):
             resources = {"GPU": 1.0, "CPU": 1.0}
         else:
             resources = {"CPU": largest_share(cpus, student.most_workers)}
@@ -197,7 +197,7 @@ def _train(
 
     layout = RunLayout(config.run_dir)
     filesystem_, root = filesystem(layout.root)
-    queue = ShardQueue.remote()  # type: ignore[attr-defined]
+    queue = ShardQueue.options(**runtime.here()).remote()  # type: ignore[attr-defined]
     precision = settled_precision(config, resources)
     workers = config.student.workers
     student = config.student.model_copy(update={"precision": precision})

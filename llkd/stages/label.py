@@ -279,7 +279,7 @@ def _run_pool(
 def default_resources(config: RunConfig) -> runtime.Resources:
     """What one replica reserves when the config does not say."""
     arguments = config.teacher.engine_args
-    if runtime.cluster_has_gpus():
+    if runtime.cluster_has_gpus("teacher.resources"):
         tensor = int(arguments.get("tensor_parallel_size", 1))
         return {"GPU": tensor * int(arguments.get("pipeline_parallel_size", 1)), "CPU": 1}
     return {"CPU": runtime.cpus_each(config.teacher.replicas[1])}

@@ -135,12 +135,12 @@ def _run_pool(
 def _alone_on_cpus() -> bool:
     """Whether this process may compute: on a Ray of its own, whose CPUs nobody uses by now. On a
     GPU it would keep the memory from whoever comes next."""
-    return runtime.is_local() and not runtime.cluster_has_gpus()
+    return runtime.is_local() and not runtime.cluster_has_gpus("predict.resources")
 
 
 def _default_resources(config: RunConfig) -> runtime.Resources:
     """What one replica reserves when the config does not say."""
-    if runtime.cluster_has_gpus():
+    if runtime.cluster_has_gpus("predict.resources"):
         return {"GPU": 1.0}
     return {"CPU": runtime.cpus_each(config.predict.replicas[1])}
 

@@ -1,0 +1,33 @@
+"""See whether a cluster's file fits a run, before the cluster is started.
+
+    python jobs/check_cluster.py cluster.yaml jobs/configs/cluster-example.yaml [dotted.key=value ...]
+
+Reads a file of Ray's cluster launcher or a RayJob of KubeRay, and a config. Connects to nothing.
+"""
+
+import sys
+
+from llkd.cli import config_of, plain_parser
+from llkd.errors import LLKDError
+
+
+def main() -> None:
+    """Print what is wrong and exit: 0 if nothing is, else 2."""
+    parser = plain_parser("check_cluster", __doc__)
+    parser.add_argument("cluster", help="cluster.yaml, cluster-gcp.yaml, jobs/rayjob.yaml, ...")
+    parser.add_argument("config", help="the run's config")
+    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    arguments = parser.parse_args()
+    try:
+        run = config_of(arguments.config, arguments.overrides)
+        from llkd.cluster_files import check
+
+        check(arguments.cluster, run)
+    except LLKDError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{arguments.cluster} fits {arguments.config}.")
+
+
+if __name__ == "__main__":
+    main()
