@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from llkd.cli import config_of, connected, do_logged, plain_parser
+from llkd.cli import config_of, connected, do_logged, in_run_dir, plain_parser
 from llkd.config import RunConfig
 from llkd.errors import LLKDError
 from llkd.research.compare import require_comparable
@@ -68,7 +68,8 @@ def _compare_all(configs: dict[str, RunConfig], arguments: argparse.Namespace) -
     for name, config in configs.items():
 
         def work(console: Console, name: str = name, config: RunConfig = config) -> None:
-            found[name] = compare(name, config, arguments, console)
+            with in_run_dir(config):
+                found[name] = compare(name, config, arguments, console)
 
         if status := do_logged("compare", config, work):
             return status

@@ -38,7 +38,7 @@ def run_job(name: str, description: str | None) -> None:
         # Only now: importing Ray and connecting to it talk too.
         from llkd.pipeline import run_stage
 
-        with connected():
+        with in_run_dir(config, name != "plan"), connected():
             run_stage(name, config, console)
 
     sys.exit(do_logged(name, config, work))
@@ -61,6 +61,20 @@ def do_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> 
     except OSError as error:  # before there is a log
         print(f"StorageError: cannot write into run_dir: {error}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def in_run_dir(config: RunConfig, writes: bool = True) -> Iterator[None]:
+    """The run directory, for this job alone where it writes there. Held before Ray starts, so that
+    a second job is told at once.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    from llkd.lock import held
+
+    with held(RunLayout(config.run_dir).root) if writes else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

@@ -46,3 +46,7 @@ class ResourceError(LLKDError):
 
 class StorageError(LLKDError):
     """A file of the run directory is damaged or cannot be written."""
+
+
+class BusyError(LLKDError):
+    """Another process works in the run directory."""

@@ -14,6 +14,7 @@ from llkd.config import RunConfig
 from llkd.config_file import dump_config, portable_path
 from llkd.core.metrics import Evaluation
 from llkd.errors import FingerprintError
+from llkd.lock import held
 from llkd.manifest import FILES, Manifest, check_begun, require_complete
 from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay
@@ -153,15 +154,15 @@ def _import_ahead(config: RunConfig) -> None:
 
 @contextmanager
 def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
-    """Check the run directory against the config, freeze the config, show progress."""
-    layout = RunLayout(config.run_dir)
-    check_run(config)
-    root = Folder(layout.root)
-    root.delete_temporary()
-    root.write_bytes("run.yaml", dump_config(config).encode())
-    console.print(f"[bold]{escape(portable_path(layout.root))}[/]")
-    with ProgressDisplay(console) as display:
-        yield display.tracker
+    """Hold the run directory, check it against the config, freeze the config, show progress."""
+    root = Folder(RunLayout(config.run_dir).root)
+    with held(root.uri):
+        check_run(config)
+        root.delete_temporary()
+        root.write_bytes("run.yaml", dump_config(config).encode())
+        console.print(f"[bold]{escape(portable_path(root.uri))}[/]")
+        with ProgressDisplay(console) as display:
+            yield display.tracker
 
 
 def check_run(config: RunConfig) -> None:
