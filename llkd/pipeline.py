@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -16,10 +17,12 @@ from llkd.core.metrics import Evaluation
 from llkd.errors import FingerprintError
 from llkd.lock import held
 from llkd.manifest import FILES, Manifest, check_begun, require_complete
+from llkd.mend import mend, reopen_damaged
 from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay
 from llkd.rounds import label_in_rounds
 from llkd.schema import RunLayout
+from llkd.scratch import clear_dead
 from llkd.stages.combine import combine
 from llkd.stages.combine import manifest_of as combine_manifest
 from llkd.stages.distill import distill
@@ -83,6 +86,9 @@ def run_predict(config: RunConfig, console: Console) -> None:
     """
     layout, dataset = RunLayout(config.run_dir), config.predict.dataset
     with _stage(config, console) as tracker:
+        for uri in (layout.rows(dataset), layout.predictions(config.predict.folder)):
+            folder = Folder(uri)
+            reopen_damaged(folder, folder.uri[len(layout.root) + 1 :], partial(_line, console))
         require_complete(Folder(layout.student), "distill")
         wanted = pass_over_corpus(config)
         try:
@@ -159,10 +165,16 @@ def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
     with held(root.uri):
         check_run(config)
         root.delete_temporary()
+        clear_dead()
         root.write_bytes("run.yaml", dump_config(config).encode())
         console.print(f"[bold]{escape(portable_path(root.uri))}[/]")
+        mend(config, datasets_of(config), partial(_line, console))
         with ProgressDisplay(console) as display:
             yield display.tracker
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(f"  {escape(text)}")
 
 
 def check_run(config: RunConfig) -> None:

@@ -116,7 +116,7 @@ def test_a_lease_is_renewed_beside_the_work_that_ends_when_it_is_lost(
             time.sleep(0.01)
     assert not (tmp_path / LEASE).exists()
     one, other, _ = leases(tmp_path)
-    with pytest.raises(BusyError), one.kept():
+    with pytest.raises(BusyError), one.kept():  # noqa: PT012
         other._write()
         time.sleep(30)
     assert (tmp_path / LEASE).exists()
