@@ -104,6 +104,14 @@ def damaged_files(folder: Folder, expected: Iterable[str] = ()) -> list[str]:
     return sorted(bad)
 
 
+def is_whole_file(folder: Folder, name: str) -> bool:
+    """Whether a file is there, and is what was recorded if it was."""
+    if not folder.exists(name):
+        return False
+    record = (read_record(folder) or {}).get(name)
+    return record is None or record.crc in (None, folder.crc32(name))
+
+
 def _unreadable(
     folder: Folder, names: list[str], known: Mapping[str, FileRecord]
 ) -> set[str]:  # fmt: skip

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from llkd.calibrate import calibrate
+from llkd.checksums import is_whole_file
 from llkd.config import RunConfig
 from llkd.config_file import dump_config, portable_path
 from llkd.core.metrics import Evaluation
@@ -194,7 +195,7 @@ def check_run(config: RunConfig) -> None:
             exported = export_manifest(distilled)
             check_begun(Folder(layout.student), exported)
         rows = Folder(layout.rows(dataset))
-        if dataset == "test" and rows.exists(FILES):
+        if dataset == "test" and is_whole_file(rows, FILES):
             wanted = pass_over_test(config)
             check_begun(wanted.folder, predict_manifest(wanted, exported, ingested, rows))
 
