@@ -85,14 +85,14 @@ def shard_crcs(folder: Folder, shards: int, known: Mapping[int, int]) -> dict[st
 
 
 def damaged_files(folder: Folder, expected: Iterable[str] = ()) -> list[str]:
-    """The names of files that are not as they were recorded; without a record, of shards that
-    cannot be read or are expected and not there."""
+    """The names of files that are not as they were recorded, or are expected and not there; without
+    a record, of shards that cannot be read."""
     known, there = read_record(folder), folder.files()
+    lost = set(expected) - there.keys()
     if known is None:
         shards = {name for name in there if shard_number(name) is not None}
-        lost = set(expected) - there.keys()
         return sorted(lost | _unreadable(folder, sorted(shards), {}))
-    lost = {n for n, record in known.items() if n not in there or there[n].size != record.size}
+    lost |= {n for n, record in known.items() if n not in there or there[n].size != record.size}
     doubtful = sorted(
         n for n, record in known.items() if n not in lost and there[n].modified != record.modified
     )

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -61,6 +61,15 @@ def do_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> 
     except OSError as error:  # before there is a log
         print(f"StorageError: cannot write into run_dir: {error}", file=sys.stderr)
         return 1
+
+
+def write_figures(path: Path, figures: Any) -> None:
+    """Put a JSON file where the user wants it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    Folder(str(path.absolute().parent)).write_json(path.name, figures)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,7 @@ after a kill. Of an epoch that is trained the selection is made again by its thr
 cannot be, the epochs from there on are trained again.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from llkd.calibrate import CALIBRATION
 from llkd.checksums import damaged_files, read_record, write_record
@@ -19,7 +18,7 @@ from llkd.manifest import Manifest, read_manifest, write_manifest
 from llkd.schema import RunLayout, shard_name
 from llkd.selection import COUNTS, STATISTICS, Selector, policy_of
 from llkd.storage import Folder
-from llkd.validation import holdout_of
+from llkd.validation import holdout_of, make_validation
 
 Say = Callable[[str], None]
 
@@ -108,28 +107,34 @@ def record_epoch(layout: RunLayout, epoch: int) -> None:
             write_record(folder, dict.fromkeys(map(shard_name, shards)))
 
 
-def remake_selections(selector: Selector, calibration: Calibration, epochs: int) -> None:
-    """Make again what is missing of the selections of the first epochs, which are trained.
+def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
+    """Make what all epochs select by, and what is missing of selections that were made.
 
     Raises:
+        DataError: the corpus is too small to hold rows out.
         StorageError: what they are made of is damaged too.
     """
     layout = RunLayout(selector.config.run_dir)
-    for epoch in range(epochs):
+    selector.make_pseudo_labels(calibration)
+    make_validation(selector.config, selector)
+    for epoch in begun_epochs(layout):
         folder = Folder(layout.selection(epoch))
         missing = sorted(set(range(selector.shards)) - folder.shards())
-        if not missing and folder.exists(COUNTS):
+        counted = folder.exists(COUNTS)
+        if not Folder(layout.epoch(epoch)).exists(STATS) or (counted and not missing):
             continue
-        selector.make_pseudo_labels(calibration)
         thresholds = Thresholds.from_json(read_stats(selector.config, epoch)["thresholds"])
         holdout = holdout_of(selector.config, selector)
-        if folder.exists(COUNTS):
-            selector.select_by(epoch, thresholds, holdout, missing)
-        else:
-            counts = selector.select_by(epoch, thresholds, holdout)
+        counts = selector.select_by(epoch, thresholds, holdout, missing if counted else None)
+        if not counted:
             folder.write_json(COUNTS, counts.to_json(), indent=None)
         if read_record(folder) is not None:
             record_epoch(layout, epoch)
+
+
+def begun_epochs(layout: RunLayout) -> list[int]:
+    """The epochs that have left anything."""
+    return [int(name) for name in Folder(layout.epochs).names() if name.isdigit()]
 
 
 class EpochsMender:
@@ -150,20 +155,23 @@ class EpochsMender:
     def mend(self) -> None:
         """Delete what is damaged, and open again what it belongs to."""
         manifest = read_manifest(self._folder)
-        if manifest is None:
+        if manifest is None or (manifest.complete and self._is_forgotten()):
             return
         reopen_damaged(Folder(self._layout.student), "student", self._say)
+        trained = trained_epochs(self._layout)
         if manifest.complete:
-            epochs = int(manifest.results["epochs"])
+            trained = int(manifest.results["epochs"])
             self._mend_checkpoint(manifest)
-        else:
-            epochs = trained_epochs(self._layout)
         self._mend_inputs()
-        begun = [name for name in self._folder.names() if name.isdigit()]
-        for epoch in range(max(epochs, len(begun))):
-            if not self._mend_epoch(epoch, epoch < epochs):
+        for epoch in begun_epochs(self._layout):
+            if not self._mend_epoch(epoch, epoch < trained):
                 self._go_back(epoch)
-                return
+                trained = epoch
+
+    def _is_forgotten(self) -> bool:
+        """Whether this is a round whose student has done its work and was deleted."""
+        left = (Folder(self._layout.student), Folder(self._layout.checkpoints))
+        return self._layout.is_round and not any(folder.names() for folder in left)
 
     def _mend_checkpoint(self, manifest: Manifest) -> None:
         """See that the student can be exported, where it is not yet."""
@@ -180,13 +188,15 @@ class EpochsMender:
         """What all epochs select by."""
         labels = Folder(self._layout.pseudo_labels)
         expected = self._shards if labels.exists(STATISTICS) else ()
-        bad = self._delete_bad(labels, expected, "pseudo-labels", "made again")
+        bad = self._delete_bad(labels, expected, "pseudo-labels")
         _drop_unreadable(labels, [STATISTICS], "pseudo-labels", self._say)
         if bad:
             labels.delete_file(STATISTICS)
-        self._delete_bad(Folder(self._layout.validation), (), "rows held out", "made again")
+        self._delete_bad(Folder(self._layout.validation), (), "rows held out")
 
-    def _delete_bad(self, folder: Folder, expected: Any, name: str, then: str) -> list[str]:
+    def _delete_bad(
+        self, folder: Folder, expected: Iterable[str], name: str, then: str = "made again"
+    ) -> list[str]:
         bad = damaged_files(folder, expected)
         if bad:
             self._say(_line(name, bad, then))
@@ -197,27 +207,30 @@ class EpochsMender:
     def _mend_epoch(self, epoch: int, trained: bool) -> bool:
         """See to one epoch; returns whether its student can stay what it is."""
         folder, name = Folder(self._layout.epoch(epoch)), f"epoch {epoch + 1}"
-        selection = Folder(self._layout.selection(epoch))
         lost = _drop_unreadable(folder, [STATS], f"{name} figures", self._say)
-        selected = folder.exists(STATS)
-        expected = self._shards if selected else ()
-        bad = self._delete_bad(selection, expected, f"{name} selection", "made again")
+        held = {shard_name(0)} if trained and self._config.student.validation_fraction > 0 else ()
+        validation = Folder(self._layout.validation_of(epoch))
+        lost += self._delete_bad(validation, held, f"{name} validation")
+        selection = Folder(self._layout.selection(epoch))
+        selected = self._shards if folder.exists(STATS) else ()
+        bad = self._delete_bad(selection, selected, f"{name} selection")
         bad += _drop_unreadable(selection, [COUNTS], f"{name} selection", self._say)
-        scores = Folder(self._layout.uncertainty(epoch))
-        scored = trained and bool(bad or lost) and policy_of(self._config).uses_uncertainty
+        unscored = self._mend_scores(epoch, needed=bool(lost or bad), trained=trained)
+        if lost or (bad and unscored):
+            folder.delete_file(STATS)
+        return not trained or folder.exists(STATS)
+
+    def _mend_scores(self, epoch: int, needed: bool, trained: bool) -> list[str]:
+        """See to the uncertainty of an epoch; returns what is damaged of it."""
+        folder = Folder(self._layout.uncertainty(epoch))
+        expected = self._shards if needed and policy_of(self._config).uses_uncertainty else ()
         then = (
-            "left away, for nothing needs it" if trained and not bad and not lost else "made again"
+            "left away, for nothing needs it any more" if trained and not needed else "made again"
         )
-        unscored = self._delete_bad(
-            scores, self._shards if scored else (), f"{name} uncertainty", then
-        )
-        if trained and unscored and scores.shards() and read_record(scores) is not None:
-            write_record(scores, dict.fromkeys(map(shard_name, scores.shards())))
-        if not trained:
-            if bad and selected:
-                folder.delete_file(STATS)
-            return True
-        return selected and not (bad and unscored)
+        bad = self._delete_bad(folder, expected, f"epoch {epoch + 1} uncertainty", then)
+        if bad and trained:
+            write_record(folder, dict.fromkeys(map(shard_name, folder.shards())))
+        return bad
 
     def _go_back(self, epoch: int) -> None:
         """Have an epoch and those after it trained again."""
@@ -228,7 +241,6 @@ class EpochsMender:
         for name in checkpoints.names():
             if name.startswith("epoch-") and checkpoint_epoch(name) >= epoch:
                 Folder(f"{checkpoints.uri}/{name}").delete()
-        Folder(self._layout.epoch(epoch)).delete_file(STATS)
         manifest = read_manifest(self._folder)
         if manifest is not None and manifest.complete:
             write_manifest(self._folder, manifest.reopened())

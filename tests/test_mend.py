@@ -42,9 +42,11 @@ def finished(
 
 def run(finished: Finished, run_dir: Path, stage: str = "run") -> str:
     screen = io.StringIO()
+    corpus = finished.make().corpus.path
     config = finished.make(
         run_dir=str(run_dir), teacher={"engine_args": {"calls": str(finished.calls)}},
-        selection={"class_floor": 0.2},
+        selection={"class_floor": 0.2}, corpus={"path": corpus, "label_column": "label"},
+        student={"validation_fraction": 0.3},
     )  # fmt: skip
     finished.calls.write_text("")
     run_stage(stage, config, Console(file=screen, width=300))
@@ -122,6 +124,13 @@ def test_all_kinds_of_damage_to_a_finished_run(finished: Finished, tmp_path: Pat
     assert_same(run_dir, finished)
     # Of the teacher only the shard that was lost, and the texts without content.
     assert len(asked(finished)) == 60 + 3
+    flip(run_dir / "epochs/pseudo_labels/part-00006.parquet")
+    held = next(run_dir.glob("epochs/validation/part-*"))
+    cut(held)
+    output = run(finished, run_dir)
+    assert "pseudo-labels: 1 damaged shard (part-00006.parquet) is made again" in output
+    assert f"rows held out: 1 damaged shard ({held.name}) is made again" in output
+    assert_same(run_dir, finished)
     assert "damaged" not in run(finished, run_dir)
     assert not asked(finished)
 
@@ -130,10 +139,11 @@ def test_epochs_are_trained_again_where_nothing_else_helps(
     finished: Finished, tmp_path: Path
 ) -> None:
     run_dir = copied(finished, tmp_path)
-    cut(run_dir / "epochs/01/stats.json")
+    cut(run_dir / "epochs/01/validation/part-00000.parquet")
     cut(run_dir / "epochs/01/uncertainty/part-00004.parquet")
     output = run(finished, run_dir)
     assert "epoch 2 uncertainty: 1 damaged shard (part-00004.parquet) is made again" in output
+    assert "epoch 2 validation: 1 damaged shard (part-00000.parquet) is made again" in output
     assert "epoch 2 and those after it are trained again" in output
     assert "epoch 2/2 training" in output
     assert_same(run_dir, finished)

@@ -20,14 +20,14 @@ from llkd.core.calibration import Calibration
 from llkd.epochs import read_stats, run_worker, scores_until
 from llkd.errors import ResourceError, StudentError
 from llkd.manifest import Manifest, begun, open_stage, require_complete, write_manifest
-from llkd.mend import record_epoch, remake_selections, trained_epochs
+from llkd.mend import prepare_epochs, record_epoch, trained_epochs
 from llkd.models import model_identity
 from llkd.schema import RunLayout
 from llkd.selection import Selector, shard_starts
 from llkd.settled import settled_precision
 from llkd.shard_queue import ShardQueue
 from llkd.storage import Folder, filesystem
-from llkd.validation import best_epoch, make_validation
+from llkd.validation import best_epoch
 
 NEVER_SECONDS = 1e9
 """Between two looks whether an elastic group can have more workers: Ray would stop the group in
@@ -62,13 +62,11 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
     selector = Selector(config, shard_starts(ingested.results["rows"]))
     if manifest.complete:
-        remake_selections(selector, calibration, manifest.results["epochs"])
+        prepare_epochs(selector, calibration)
         delete_checkpoints(Folder(layout.checkpoints), [manifest.results["checkpoint"]])
         return manifest
     resources, most = worker_resources(config)
-    selector.make_pseudo_labels(calibration)
-    make_validation(config, selector)
-    remake_selections(selector, calibration, trained_epochs(layout))
+    prepare_epochs(selector, calibration)
     epochs = _train(config, selector, labelled.results["rows"], resources, most, tracker)
     stats = [read_stats(config, epoch) for epoch in range(epochs)]
     rows = sum(labelled.results["rows"])

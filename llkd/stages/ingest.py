@@ -122,8 +122,9 @@ def _require_unchanged(folder: Folder, crcs: dict[str, int], plan: ShardPlan) ->
     if changed:
         raise DataError(
             f"{folder.uri}/{changed[0]} was damaged, and what was made in its place from "
-            f"{section_of(plan.dataset)}.path holds something else: those files have changed. Put "
-            f"them back as they were and delete {changed[0]}, or delete {folder.uri} and all that "
+            f"{section_of(plan.dataset)}.path holds something else: those files have changed, or "
+            "another version of pyarrow writes them otherwise. "
+            f"Put them back as they were and delete {changed[0]}, or delete {folder.uri} and all that "
             "was made of it to ingest them as they are now."
         )
 
