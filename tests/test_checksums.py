@@ -49,7 +49,9 @@ def test_what_is_whole_is_told_by_a_listing_alone(folder: Folder) -> None:
 
 def test_cut_altered_and_lost_shards_are_named(folder: Folder) -> None:
     flip(path_of(folder, 0))
+    state = path_of(folder, 1).stat()
     path_of(folder, 1).write_bytes(path_of(folder, 1).read_bytes()[:-1])
+    os.utime(path_of(folder, 1), ns=(state.st_atime_ns, state.st_mtime_ns))
     path_of(folder, 3).unlink()
     assert damaged_files(folder) == [shard_name(0), shard_name(1), shard_name(3)]
 
