@@ -17,7 +17,6 @@ figures to FILE, and nothing else. Give it a quiet machine: it takes all of it.
 """
 
 import argparse
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -27,15 +26,16 @@ from typing import Any
 def main() -> None:
     """Run one benchmark."""
     arguments = _parser().parse_args()
+    from llkd.cli import write_figures
     from llkd.errors import LLKDError
 
     try:
         result, table = arguments.run(arguments)
+        print(table)
+        if arguments.json is not None:
+            write_figures(arguments.json, result)
     except LLKDError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    print(table)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,14 +13,13 @@ A policy can have settings of its own: --policies 'llkd,llkd:selection.weights=n
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from llkd.cli import config_of, connected, do_logged, plain_parser
+from llkd.cli import config_of, connected, do_logged, in_run_dir, plain_parser, write_figures
 from llkd.config import RunConfig
 from llkd.errors import LLKDError
 from llkd.research.compare import require_comparable
@@ -68,14 +67,13 @@ def _compare_all(configs: dict[str, RunConfig], arguments: argparse.Namespace) -
     for name, config in configs.items():
 
         def work(console: Console, name: str = name, config: RunConfig = config) -> None:
-            found[name] = compare(name, config, arguments, console)
+            with in_run_dir(config):
+                found[name] = compare(name, config, arguments, console)
+            if arguments.json is not None:
+                write_figures(arguments.json, _figures(found, len(configs) > 1))
 
         if status := do_logged("compare", config, work):
             return status
-        if arguments.json is not None:
-            arguments.json.write_text(
-                json.dumps(_figures(found, len(configs) > 1), indent=2) + "\n"
-            )
     if len(found) > 1:
         width = None if sys.stdout.isatty() else 60 + 16 * len(found)
         Console(soft_wrap=True, width=width).print(overview_table(found))

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -40,7 +40,7 @@ def run_job(name: str, description: str | None) -> None:
         from llkd.pipeline import run_stage
 
         require_inputs(name, config)
-        with connected():
+        with in_run_dir(config, name != "plan"), connected():
             run_stage(name, config, console)
 
     sys.exit(do_logged(name, config, work))
@@ -63,6 +63,29 @@ def do_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> 
     except OSError as error:  # before there is a log
         print(f"StorageError: cannot write into run_dir: {error}", file=sys.stderr)
         return 1
+
+
+def write_figures(path: Path, figures: Any) -> None:
+    """Put a JSON file where the user wants it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    Folder(str(path.absolute().parent)).write_json(path.name, figures)
+
+
+@contextlib.contextmanager
+def in_run_dir(config: RunConfig, writes: bool = True) -> Iterator[None]:
+    """The run directory, for this job alone where it writes there. Held before Ray starts, so that
+    a second job is told at once.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    from llkd.lock import held
+
+    with held(RunLayout(config.run_dir).root) if writes else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

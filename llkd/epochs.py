@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from llkd.errors import LLKDError, StorageError, StudentError
 from llkd.prefetch import Ahead
 from llkd.progress import now_and_then
 from llkd.schema import RunLayout
+from llkd.scratch import clear_dead, make_scratch
 from llkd.selection import Selector, policy_of
-from llkd.storage import Folder, local_copy
+from llkd.storage import Folder, filesystem, local_copy
 from llkd.uncertainty_pass import UncertaintyPass
 from llkd.validation import best_epoch, holdout_of, read_validation, write_predictions
 from llkd.waits import Waits
@@ -54,11 +54,13 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     queue = loop_config["queue"]
     if ray.get(queue.failure.remote()) is not None:
         return
+    clear_dead()
     try:
         EpochLoop(**loop_config).run()
     except LLKDError as error:
-        if not isinstance(error, StorageError):
-            ray.get(queue.fail.remote(type(error).__name__, str(error)))
+        # A storage may be back at the next start.
+        tell = queue.trouble if isinstance(error, StorageError) else queue.fail
+        ray.get(tell.remote(type(error).__name__, str(error)))
         raise
 
 
@@ -168,7 +170,9 @@ class EpochLoop:
         """Load the last checkpoint, if there is one; returns the epoch to begin with."""
         from llkd.student.checkpoints import last_checkpoint, load_checkpoint
 
-        name = self._agreed(last_checkpoint(Folder(self.layout.checkpoints)))
+        # Only rank 0 reads them all through.
+        found = last_checkpoint(Folder(self.layout.checkpoints), True) if self.rank == 0 else None
+        name = self._agreed(found)
         if name is None:
             return 0
         with local_copy(f"{self.layout.checkpoints}/{name}") as directory:
@@ -296,9 +300,9 @@ class EpochLoop:
         if self.rank == 0:
             self._forget_checkpoints(epoch)
             Folder(self.layout.epoch(epoch)).write_json(STATS, stats)
-            directory = mkdtemp(prefix="llkd-")
-            save_checkpoint(Path(directory), weights, moments, {"epoch": epoch})
-            checkpoint = Checkpoint.from_directory(directory)
+            directory = make_scratch()
+            save_checkpoint(directory, weights, moments, {"epoch": epoch})
+            checkpoint = Checkpoint.from_directory(str(directory))
             for line in notes(epoch, stats):
                 self.tracker.note.remote(line)
         report(
@@ -310,7 +314,23 @@ class EpochLoop:
             checkpoint=checkpoint,
             checkpoint_dir_name=checkpoint_name(epoch),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._store,
         )
+
+    def _store(self, checkpoint: Any, name: str) -> Any:
+        """Store a checkpoint, in a thread of Ray Train's; returns the stored one."""
+        from ray.train import Checkpoint
+
+        from llkd.student.checkpoints import store_checkpoint
+
+        checkpoints = Folder(self.layout.checkpoints)
+        try:
+            store_checkpoint(Path(checkpoint.path), checkpoints, name)
+        except StorageError as error:
+            ray.get(self.queue.trouble.remote("StorageError", str(error)))
+            raise
+        filesystem_, path = filesystem(checkpoints.uri)
+        return Checkpoint(f"{path}/{name}", filesystem_)
 
     def _forget_checkpoints(self, epoch: int) -> None:
         """Delete those that nobody goes on from: all but the epoch's before, and the best."""

@@ -50,3 +50,7 @@ class StorageError(LLKDError):
 
 class ChaosError(LLKDError):
     """A run that was disturbed has lost something, or it fails even when left in peace."""
+
+
+class BusyError(LLKDError):
+    """Another process works in the run directory."""

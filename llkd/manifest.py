@@ -8,14 +8,16 @@ differs.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llkd.errors import FingerprintError, IncompleteError
+from llkd.errors import FingerprintError, IncompleteError, StorageError
 from llkd.schema import FORMAT_VERSION
 from llkd.storage import Folder
 
 MANIFEST = "manifest.json"
+CHECKSUMS = "checksums.json"
+"""What the files of a complete stage are, and a copy of its manifest."""
 FILES = "files.json"
 """[file, bytes, rows] of each source file, in the order of the shards; kept by ingest."""
 
@@ -40,8 +42,20 @@ class Manifest:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def finished(self, results: Mapping[str, Any]) -> "Manifest":
-        """The same stage, done."""
-        return Manifest(self.stage, self.settings, self.upstream, True, results)
+        """The same stage, done. What was mended is told with the times of the first making."""
+        times = {key: self.results[key] for key in _TIMES if key in self.results}
+        return replace(self, complete=True, results={**results, **times})
+
+    def to_json(self) -> dict[str, Any]:
+        """What manifest.json holds."""
+        return {"version": FORMAT_VERSION, "fingerprint": self.fingerprint, **vars(self)}
+
+    def reopened(self) -> "Manifest":
+        """The same stage with something missing."""
+        return replace(self, complete=False)
+
+
+_TIMES = ("seconds", "rows_per_second")
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
@@ -49,10 +63,24 @@ def read_manifest(folder: Folder) -> Manifest | None:
 
     Raises:
         FingerprintError: it was written by another version of LLKD.
+        StorageError: it is damaged, and there is no copy of it.
     """
     if not folder.exists(MANIFEST):
         return None
-    data = folder.read_json(MANIFEST)
+    try:
+        return _parsed(folder, folder.read_json(MANIFEST))
+    except (StorageError, TypeError, ValueError, AttributeError):
+        pass
+    try:
+        return _parsed(folder, folder.read_json(CHECKSUMS)["manifest"])
+    except (StorageError, TypeError, ValueError, AttributeError, KeyError):
+        raise StorageError(
+            f"{folder.uri}/{MANIFEST} is damaged, so it cannot be told how the files beside it were "
+            "made. Put it back from a copy, or delete that folder: it is made again."
+        ) from None
+
+
+def _parsed(folder: Folder, data: dict[str, Any]) -> Manifest:
     version = data.pop("version", None)
     if version != FORMAT_VERSION:
         raise FingerprintError(
@@ -75,8 +103,7 @@ def begun(folder: Folder) -> bool:
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Put a manifest in place."""
-    data = {"version": FORMAT_VERSION, "fingerprint": manifest.fingerprint, **vars(manifest)}
-    folder.write_json(MANIFEST, data)
+    folder.write_json(MANIFEST, manifest.to_json())
 
 
 def open_stage(folder: Folder, wanted: Manifest) -> Manifest:

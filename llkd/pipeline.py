@@ -4,22 +4,27 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from llkd.calibrate import calibrate
+from llkd.checksums import is_whole_file
 from llkd.config import RunConfig
 from llkd.config_file import dump_config, portable_path
 from llkd.core.metrics import Evaluation
 from llkd.errors import FingerprintError
+from llkd.lock import held
 from llkd.manifest import FILES, Manifest, check_begun, require_complete
+from llkd.mend import mend, reopen_damaged
 from llkd.needs import datasets_of, needs_student, require_room
 from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay
 from llkd.rounds import label_in_rounds
 from llkd.schema import RunLayout
+from llkd.scratch import clear_dead
 from llkd.stages.combine import combine
 from llkd.stages.combine import manifest_of as combine_manifest
 from llkd.stages.distill import distill
@@ -78,6 +83,9 @@ def run_predict(config: RunConfig, console: Console) -> None:
     """
     layout, dataset = RunLayout(config.run_dir), config.predict.dataset
     with _stage(config, console) as tracker:
+        for uri in (layout.rows(dataset), layout.predictions(config.predict.folder)):
+            folder = Folder(uri)
+            reopen_damaged(folder, folder.uri[len(layout.root) + 1 :], partial(_line, console))
         require_complete(Folder(layout.student), "distill")
         wanted = pass_over_corpus(config)
         try:
@@ -146,15 +154,21 @@ def _import_ahead(config: RunConfig) -> None:
 
 @contextmanager
 def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
-    """Check the run directory against the config, freeze the config, show progress."""
-    layout = RunLayout(config.run_dir)
-    check_run(config)
-    root = Folder(layout.root)
-    root.delete_temporary()
-    root.write_bytes("run.yaml", dump_config(config).encode())
-    console.print(f"[bold]{escape(portable_path(layout.root))}[/]")
-    with ProgressDisplay(console) as display:
-        yield display.tracker
+    """Hold the run directory, check it against the config, freeze the config, show progress."""
+    root = Folder(RunLayout(config.run_dir).root)
+    with held(root.uri):
+        check_run(config)
+        root.delete_temporary()
+        clear_dead()
+        root.write_bytes("run.yaml", dump_config(config).encode())
+        console.print(f"[bold]{escape(portable_path(root.uri))}[/]")
+        mend(config, datasets_of(config), partial(_line, console))
+        with ProgressDisplay(console) as display:
+            yield display.tracker
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(f"  {escape(text)}")
 
 
 def check_run(config: RunConfig) -> None:
@@ -174,7 +188,7 @@ def check_run(config: RunConfig) -> None:
             exported = export_manifest(distilled)
             check_begun(Folder(layout.student), exported)
         rows = Folder(layout.rows(dataset))
-        if dataset == "test" and rows.exists(FILES):
+        if dataset == "test" and is_whole_file(rows, FILES):
             wanted = pass_over_test(config)
             check_begun(wanted.folder, predict_manifest(wanted, exported, ingested, rows))
 

@@ -273,11 +273,11 @@ class Selector:
 
         state = settle(policy, epoch, statistics, previous, measure)
         statistics, thresholds = state.statistics, state.thresholds
-        counts = self._pass(epoch, policy, thresholds, holdout)
+        counts = self.select_by(epoch, thresholds, holdout)
         wider = policy.fill(statistics, counts.selected_c, thresholds)
         if wider is not None:
             thresholds = wider
-            counts = self._pass(epoch, policy, wider, holdout)
+            counts = self.select_by(epoch, wider, holdout)
         Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
         scored = uncertainty_c is not None
         return epoch_stats(self.config, epoch, statistics, counts.selected_c, thresholds, scored)
@@ -286,12 +286,18 @@ class Selector:
         """What an epoch selected."""
         return Counts.from_json(Folder(self._layout.selection(epoch)).read_json(COUNTS))
 
-    def _pass(
-        self, epoch: int, policy: Policy, thresholds: Thresholds, holdout: Holdout | None
+    def select_by(
+        self,
+        epoch: int,
+        thresholds: Thresholds,
+        holdout: Holdout | None,
+        shards: Sequence[int] | None = None,
     ) -> Counts:
-        work = partial(_select_shard, self, epoch, policy, thresholds, holdout)
+        """Write the rows that thresholds select of all shards, or of some; returns their counts."""
+        work = partial(_select_shard, self, epoch, policy_of(self.config), thresholds, holdout)
         # The training workers hold the CPUs, and wait for this.
-        counts: Counts = sum_over_shards(Counts, work, range(self.shards), reserve=False)
+        wanted = range(self.shards) if shards is None else shards
+        counts: Counts = sum_over_shards(Counts, work, wanted, reserve=False)
         return counts
 
     def unique_rows(self, epochs: int) -> int:

@@ -104,6 +104,7 @@ class ShardQueue:
         self._scored: set[int] = set()
         self._sum_c: np.ndarray | float = 0.0
         self._failure: tuple[str, str] | None = None
+        self._trouble: tuple[str, str] | None = None
 
     def begin(self, shard_rows: Sequence[int], shards: Sequence[int], workers: int) -> None:
         """Start a pass over these shards.
@@ -141,3 +142,11 @@ class ShardQueue:
     def failure(self) -> tuple[str, str] | None:
         """The typed error that ended the training; None while there is none."""
         return self._failure
+
+    def trouble(self, kind: str, message: str) -> None:
+        """Keep a typed error that a new start of the group may mend."""
+        self._trouble = kind, message
+
+    def last_trouble(self) -> tuple[str, str] | None:
+        """The last of them; None if there was none."""
+        return self._trouble

@@ -8,12 +8,12 @@ import contextlib
 import json
 import os
 import uuid
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from llkd.errors import StorageError
 from llkd.schema import shard_name, shard_number
+from llkd.scratch import scratch_folder
 
 _TEMPORARY_SUFFIX = ".tmp"
 
@@ -40,6 +41,15 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         raise StorageError(f"Cannot open {uri}: {error}") from error
 
 
+class FileState(NamedTuple):
+    """What a listing tells of a file."""
+
+    size: int
+    """Bytes."""
+    modified: int
+    """When it was written, in nanoseconds."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder of small files and shards. It need not exist yet."""
@@ -47,11 +57,32 @@ class Folder:
     uri: str
 
     def names(self) -> list[str]:
-        """The finished files and folders in it, sorted; none if it does not exist."""
+        """The finished files and folders in it, sorted; none if it does not exist.
+
+        Raises:
+            StorageError: it cannot be listed.
+        """
+        return sorted(info.base_name for info in self._infos())
+
+    def files(self) -> dict[str, FileState]:
+        """The finished files in it, by name, in one listing.
+
+        Raises:
+            StorageError: it cannot be listed.
+        """
+        return {
+            info.base_name: FileState(info.size, info.mtime_ns)
+            for info in self._infos()
+            if info.type == fs.FileType.File
+        }
+
+    def _infos(self) -> list[fs.FileInfo]:
         filesystem_, path = filesystem(self.uri)
-        selector = fs.FileSelector(path, allow_not_found=True)
-        found = (info.base_name for info in filesystem_.get_file_info(selector))
-        return sorted(name for name in found if not name.startswith("."))
+        try:
+            found = filesystem_.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        except OSError as error:
+            raise StorageError(f"Cannot list {self.uri}: {error}") from error
+        return [info for info in found if not info.base_name.startswith(".")]
 
     def shards(self) -> set[int]:
         """The numbers of the shards that are there."""
@@ -95,7 +126,26 @@ class Folder:
                 with filesystem_.open_output_stream(f"{path}/{name}", compression=None) as file:
                     file.write(data)
         except OSError as error:
-            raise StorageError(f"Cannot write {self.uri}/{name}: {error}") from error
+            raise StorageError(
+                f"Cannot write {self.uri}/{name}: {error}. See that there is room and that the "
+                "folder can be written; the same command then goes on from here."
+            ) from error
+
+    def crc32(self, name: str) -> int:
+        """The CRC-32 of a file, which may be larger than the memory.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        filesystem_, path = filesystem(self.uri)
+        found = 0
+        try:
+            with filesystem_.open_input_file(f"{path}/{name}") as file:
+                while data := file.read(1 << 24):
+                    found = zlib.crc32(data, found)
+        except OSError as error:
+            raise StorageError(f"Cannot read {self.uri}/{name}: {error}") from error
+        return found
 
     def read_json(self, name: str) -> Any:
         """A JSON file.
@@ -106,7 +156,7 @@ class Folder:
         try:
             return json.loads(self.read_bytes(name))
         except ValueError as error:
-            raise StorageError(f"{self.uri}/{name} is damaged: {error}") from error
+            raise self._damaged(name, error) from error
 
     def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
         """A JSON file, indented for people."""
@@ -121,20 +171,29 @@ class Folder:
         name = shard_name(shard)
         data = self.read_bytes(name)
         try:
-            file = pq.ParquetFile(pa.BufferReader(data))
+            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             table = file.read(columns and list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise StorageError(f"{self.uri}/{name} is damaged: {error}") from error
+            raise self._damaged(name, error) from error
         missing = set(columns or ()) - set(table.column_names)
         if missing:
             raise StorageError(f"{self.uri}/{name} lacks the columns {sorted(missing)}")
         return table
 
-    def write_shard(self, shard: int, table: pa.Table) -> None:
-        """Put a shard in place."""
+    def _damaged(self, name: str, error: Exception) -> StorageError:
+        return StorageError(
+            f"{self.uri}/{name} is damaged: {error}. Delete it and run the same command again: it "
+            "is made anew, or it is told what else has to be."
+        )
+
+    def write_shard(self, shard: int, table: pa.Table) -> int:
+        """Put a shard in place, with a checksum in each of its pages that `read_shard` looks at;
+        returns the CRC-32 of the whole file."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, **_encoding(table.schema))
-        self.write_bytes(shard_name(shard), sink.getvalue())
+        pq.write_table(table, sink, write_page_checksum=True, **_encoding(table.schema))
+        data = sink.getvalue()
+        self.write_bytes(shard_name(shard), data)
+        return zlib.crc32(data)
 
     def shard_rows(self, shard: int) -> int:
         """The number of rows of a shard, from its footer."""
@@ -144,7 +203,7 @@ class Folder:
             with filesystem_.open_input_file(f"{path}/{name}") as file:
                 return int(pq.ParquetFile(file).metadata.num_rows)
         except (pa.ArrowException, OSError) as error:
-            raise StorageError(f"{self.uri}/{name} is missing or damaged: {error}") from error
+            raise self._damaged(name, error) from error
 
     def delete(self) -> None:
         """Remove the folder and all in it, if it is there."""
@@ -176,18 +235,34 @@ def local_copy(uri: str) -> Iterator[str]:
     if isinstance(filesystem_, fs.LocalFileSystem):
         yield path
         return
-    with TemporaryDirectory(prefix="llkd-") as directory:
-        fs.copy_files(path, directory, source_filesystem=filesystem_)
-        yield directory
+    with scratch_folder() as directory:
+        try:
+            fs.copy_files(path, str(directory), source_filesystem=filesystem_)
+        except OSError as error:
+            raise StorageError(f"Cannot copy {uri} to {directory}: {error}") from error
+        yield str(directory)
 
 
-def upload_folder(directory: Path, uri: str) -> None:
-    """Put every file of a local directory into a folder, each whole."""
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            parent = path.relative_to(directory).parent.as_posix()
-            target = uri if parent == "." else f"{uri}/{parent}"
-            Folder(target).write_bytes(path.name, path.read_bytes())
+def upload_folder(directory: Path, uri: str, last: str | None = None) -> None:
+    """Put every file of a local directory into a folder, each whole.
+
+    Args:
+        directory: whose files.
+        uri: the folder.
+        last: the file that comes after all others, and makes them count.
+
+    Raises:
+        StorageError: one cannot be read or written.
+    """
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    for path in sorted(paths, key=lambda path: path.name == last):
+        parent = path.relative_to(directory).parent.as_posix()
+        target = Folder(uri if parent == "." else f"{uri}/{parent}")
+        try:
+            data = pa.memory_map(str(path)).read_buffer()  # as large as a model
+        except OSError as error:
+            raise StorageError(f"Cannot read {path}: {error}") from error
+        target.write_bytes(path.name, data)
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:

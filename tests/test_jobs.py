@@ -20,6 +20,7 @@ import yaml
 
 from llkd.arrays import matrix
 from llkd.config import RunConfig
+from llkd.lock import held
 from llkd.stages.ingest import ingest
 from llkd.stages.label import CONTENT_FREE, label
 from llkd.storage import Folder
@@ -299,6 +300,17 @@ def test_wrong_input_is_told_in_a_line_and_fails(
     assert message in output
     assert "Traceback" not in output
     assert ("logs/run-" in output) == (not any("epoch=" in text for text in overrides))
+
+
+def test_a_run_directory_in_use_is_refused_at_once(
+    tmp_path: Path, write_config: WriteConfig
+) -> None:
+    config = write_config()
+    with held(str(tmp_path / "run")):
+        (tmp_path / "run/.x.tmp").write_text("of the job that is at work")
+        output = run("run", config, status=1)
+        assert f"BusyError: {tmp_path}/run is in use by process {os.getpid()} on" in output
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", ".x.tmp", "logs"]
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once(

@@ -1,6 +1,8 @@
 """Files are there whole or not at all."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -134,3 +136,60 @@ def test_a_stage_that_left_nothing_binds_nobody_to_its_settings(tmp_path: Path) 
     assert wrong != right
     assert open_stage(folder, right) == right
     assert not folder.exists("settled.json")  # it was settled for the other model
+
+
+FULL_DISK = """
+import resource, signal, sys
+import pyarrow as pa
+from llkd.errors import StorageError
+from llkd.storage import Folder, upload_folder
+from pathlib import Path
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+folder = Folder(sys.argv[1])
+folder.write_json("small.json", 1)
+for write in (
+    lambda: folder.write_shard(0, pa.table({"text": [str(hash(str(i))) for i in range(5000)]})),
+    lambda: folder.write_json("large.json", list(range(5000))),
+    lambda: upload_folder(Path(sys.argv[2]), folder.uri),
+):
+    try:
+        write()
+    except StorageError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_leaves_no_half_file(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/weights").write_bytes(b"x" * 9000)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path / "run", tmp_path / "source"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    names = ("part-00000.parquet", "large.json", "weights")
+    for name, line in zip(names, done.stdout.splitlines(), strict=True):
+        assert f"run/{name}: [Errno 27] File too large" in line
+        assert "See that there is room" in line
+        assert "the same command then goes on" in line
+    assert os.listdir(tmp_path / "run") == ["small.json"]
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    folder = Folder(str(tmp_path / "run/labels"))
+    with pytest.raises(StorageError, match=r"Cannot write .*run/labels/part-00000.parquet"):
+        folder.write_shard(0, TABLE)
+    with pytest.raises(StorageError, match=r"Cannot list .*/run"):
+        Folder(str(tmp_path / "run")).names()
+
+
+def test_the_last_file_of_a_folder_comes_after_all_others(tmp_path: Path) -> None:
+    for name in ("a", "m", "z"):
+        (tmp_path / "from").mkdir(exist_ok=True)
+        (tmp_path / "from" / name).write_text(name)
+    written: list[str] = []
+    with mock.patch.object(Folder, "write_bytes", lambda self, name, data: written.append(name)):
+        upload_folder(tmp_path / "from", str(tmp_path / "to"), last="m")
+    assert written == ["a", "z", "m"]

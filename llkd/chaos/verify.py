@@ -10,7 +10,8 @@ from llkd.arrays import matrix
 from llkd.config import RunConfig
 from llkd.errors import LLKDError
 from llkd.manifest import read_manifest
-from llkd.pipeline import METRICS, datasets_of
+from llkd.needs import datasets_of
+from llkd.pipeline import METRICS
 from llkd.schema import LOGPROBS, ROW, RunLayout
 from llkd.storage import Folder
 

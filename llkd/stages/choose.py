@@ -15,6 +15,7 @@ import pyarrow as pa
 from llkd.arrays import matrix
 from llkd.calibrate import RANDOM_SLICE
 from llkd.cells import text_cells
+from llkd.checksums import close_stage, shard_crcs
 from llkd.config import RunConfig
 from llkd.core.acquisition import (
     RandomSlice,
@@ -35,7 +36,6 @@ from llkd.manifest import (
     open_stage,
     read_manifest,
     require_complete,
-    write_manifest,
 )
 from llkd.runtime import run_on_shards, sum_over_shards
 from llkd.schema import (
@@ -225,8 +225,7 @@ class Chooser:
         if self.number == 0:
             results[RANDOM_SLICE] = vars(RandomSlice(self.config.seed, draw_limit(bar_s[0])))
         finished = manifest.finished(results)
-        write_manifest(folder, finished)
-        return finished
+        return close_stage(folder, finished, shard_crcs(folder, len(shards), {}))
 
 
 def _count_shard(chooser: Chooser, bar_s: np.ndarray, digit: int, shard: int) -> Tally:

@@ -13,13 +13,22 @@ import pyarrow as pa
 
 from llkd.arrays import fixed_lists, matrix
 from llkd.calibrate import calibration_settings
+from llkd.checksums import close_stage
 from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.combination import combine_distributions
 from llkd.errors import IncompleteError
-from llkd.manifest import Manifest, open_stage, require_complete, write_manifest
+from llkd.manifest import Manifest, open_stage, require_complete
 from llkd.runtime import run_on_shards
-from llkd.schema import DISAGREEMENT, LABEL_MASS, LOGPROBS, ROW, RunLayout, labels_schema
+from llkd.schema import (
+    DISAGREEMENT,
+    LABEL_MASS,
+    LOGPROBS,
+    ROW,
+    RunLayout,
+    labels_schema,
+    shard_name,
+)
 from llkd.storage import Folder
 
 Teachers = Sequence[tuple[RunConfig, Calibration]]
@@ -83,7 +92,7 @@ def _combine(config: RunConfig, teachers: Teachers, dataset: str) -> None:
             for table, place_n in zip(tables, places, strict=True)
         ]
         mass_n = np.average(masses, axis=0, weights=weights).astype(np.float32)
-        folder.write_shard(
+        crc = folder.write_shard(
             shard,
             pa.table(
                 {
@@ -99,6 +108,7 @@ def _combine(config: RunConfig, teachers: Teachers, dataset: str) -> None:
             "rows": len(kept_n),
             "mass": float(mass_n.sum(dtype=np.float64)),
             "disagreement": float(disagreement_n.sum(dtype=np.float64)),
+            "crc": crc,
         }
 
     found = dict(run_on_shards(work, shards))
@@ -119,4 +129,5 @@ def _combine(config: RunConfig, teachers: Teachers, dataset: str) -> None:
         # Each row is labelled by all of them.
         "rows_per_second": 1 / sum(1 / rate for rate in rates) if all(rates) else None,
     }
-    write_manifest(folder, manifest.finished(results))
+    crcs = {shard_name(shard): found[shard]["crc"] for shard in shards}
+    close_stage(folder, manifest.finished(results), crcs)

@@ -20,13 +20,14 @@ from llkd.core.calibration import Calibration
 from llkd.epochs import read_stats, run_worker, scores_until
 from llkd.errors import ResourceError, StudentError
 from llkd.manifest import Manifest, begun, open_stage, require_complete, write_manifest
+from llkd.mend import prepare_epochs, record_epoch, trained_epochs
 from llkd.models import model_identity
 from llkd.schema import RunLayout
 from llkd.selection import Selector, shard_starts
 from llkd.settled import settled_precision
 from llkd.shard_queue import ShardQueue
 from llkd.storage import Folder, filesystem
-from llkd.validation import best_epoch, make_validation
+from llkd.validation import best_epoch
 
 NEVER_SECONDS = 1e9
 """Between two looks whether an elastic group can have more workers: Ray would stop the group in
@@ -58,14 +59,14 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
     if not begun(folder):
         Folder(layout.checkpoints).delete()  # of a run whose epochs were deleted
     manifest = open_stage(folder, manifest_of(config, labelled))
+    ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
+    selector = Selector(config, shard_starts(ingested.results["rows"]))
     if manifest.complete:
+        prepare_epochs(selector, calibration)
         delete_checkpoints(Folder(layout.checkpoints), [manifest.results["checkpoint"]])
         return manifest
     resources, most = worker_resources(config)
-    ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
-    selector = Selector(config, shard_starts(ingested.results["rows"]))
-    selector.make_pseudo_labels(calibration)
-    make_validation(config, selector)
+    prepare_epochs(selector, calibration)
     epochs = _train(config, selector, labelled.results["rows"], resources, most, tracker)
     stats = [read_stats(config, epoch) for epoch in range(epochs)]
     rows = sum(labelled.results["rows"])
@@ -82,6 +83,8 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
             "seconds": time.monotonic() - started,
         }
     )
+    for epoch in range(epochs):
+        record_epoch(layout, epoch)
     write_manifest(folder, finished)
     delete_checkpoints(Folder(layout.checkpoints), [checkpoint_name(best)])
     return finished
@@ -238,21 +241,18 @@ def _train(
     except SystemExit as error:  # what Ray Train makes of an interrupt
         raise KeyboardInterrupt from error
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        failure = _failure_of(queue) or ("StudentError", str(error))
+        failure = _failure_of(queue) or _trouble_of(queue) or ("StudentError", str(error))
     finally:
         signal.signal(signal.SIGINT, interrupt)
         ray.kill(queue)
     if failure is not None:
         kind, message = failure
         raise getattr(errors, kind)(message)
-    from llkd.student.checkpoints import checkpoint_epoch, last_checkpoint
-
-    name = last_checkpoint(Folder(layout.checkpoints))
-    epochs = 0 if name is None else checkpoint_epoch(name) + 1
+    epochs = trained_epochs(layout)
     if epochs < config.student.epochs and not (
         epochs and read_stats(config, epochs - 1)["stopped"]
     ):
-        raise StudentError(f"Training ended with the checkpoint {name}; see the log")
+        raise StudentError(f"Training ended after {epochs} epochs; see the log")
     return epochs
 
 
@@ -263,3 +263,12 @@ def _failure_of(queue: Any) -> tuple[str, str] | None:
     except ray.exceptions.RayError:
         return None
     return failure
+
+
+def _trouble_of(queue: Any) -> tuple[str, str] | None:
+    """What a worker met that no new start mended."""
+    try:
+        trouble: tuple[str, str] | None = ray.get(queue.last_trouble.remote())
+    except ray.exceptions.RayError:
+        return None
+    return trouble

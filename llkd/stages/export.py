@@ -2,13 +2,17 @@
 
 import re
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import SafetensorError
+
 from llkd import __version__
+from llkd.checksums import close_stage
 from llkd.config import RunConfig
-from llkd.manifest import Manifest, open_stage, require_complete, write_manifest
+from llkd.errors import StorageError
+from llkd.manifest import Manifest, open_stage, require_complete
 from llkd.schema import RunLayout
+from llkd.scratch import scratch_folder
 from llkd.storage import Folder, local_copy, upload_folder
 
 
@@ -32,14 +36,21 @@ def export(config: RunConfig) -> Manifest:
         load_checkpoint(Path(directory), model)
     model = without_adapters(model)
     tokenizer.model_max_length = config.student.max_length  # what it was trained with
-    with TemporaryDirectory(prefix="llkd-") as directory:
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        Path(directory, "README.md").write_text(model_card(config, distilled), encoding="utf-8")
-        upload_folder(Path(directory), layout.student)
+    with scratch_folder() as local:
+        try:
+            model.save_pretrained(local)
+            tokenizer.save_pretrained(local)
+            (local / "README.md").write_text(model_card(config, distilled), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"Cannot write the student into {local}: {error}. Make room there, or name another "
+                "directory in TMPDIR, and run the same command again."
+            ) from error
+        upload_folder(local, layout.student)
+        written = Folder(str(local)).files()
+        crcs = {name: Folder(str(local)).crc32(name) for name in written}
     finished = manifest.finished({"checkpoint": distilled.results["checkpoint"]})
-    write_manifest(folder, finished)
-    return finished
+    return close_stage(folder, finished, crcs)
 
 
 def manifest_of(distilled: Manifest) -> Manifest:

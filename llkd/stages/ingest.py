@@ -12,11 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from llkd.checksums import close_stage, read_record, shard_crcs
 from llkd.config import RunConfig
 from llkd.config_file import portable_path
 from llkd.config_sources import CorpusConfig, SourceConfig, TestConfig, section_of
 from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
-from llkd.manifest import FILES, Manifest, begun, open_stage, write_manifest
+from llkd.manifest import FILES, Manifest, begun, open_stage
 from llkd.runtime import run_on_shards
 from llkd.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
 from llkd.sources import (
@@ -96,13 +97,36 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     def work(shard: int) -> dict[str, Any]:
         return _write_shard(plan, shard, labels, layout)
 
+    crcs: dict[int, int] = {}
     for shard, result in run_on_shards(work, missing):
+        crcs[shard] = result["crc"]
         tracker.update.remote(f"{shard}", result["rows"] + result["rejected"])
     if absent := sorted(set(range(plan.shards)) - folder.shards()):
         raise IncompleteError(
             f"{folder.uri} lacks {len(absent)} of {plan.shards} shards, first {absent[0]}"
         )
-    return _finish(config, manifest, plan, layout, time.monotonic() - started)
+    finished = _finished(config, manifest, plan, layout, time.monotonic() - started)
+    files = {**shard_crcs(folder, plan.shards, crcs), FILES: folder.crc32(FILES)}
+    _require_unchanged(folder, files, plan)
+    return close_stage(folder, finished, files)
+
+
+def _require_unchanged(folder: Folder, crcs: dict[str, int], plan: ShardPlan) -> None:
+    """See that what was damaged and made again is what it was.
+
+    Raises:
+        DataError: it is not.
+    """
+    known = read_record(folder) or {}
+    changed = [name for name in crcs if name in known and known[name].crc != crcs[name]]
+    if changed:
+        raise DataError(
+            f"{folder.uri}/{changed[0]} was damaged, and what was made in its place from "
+            f"{section_of(plan.dataset)}.path holds something else: those files have changed, or "
+            "another version of pyarrow writes them otherwise. "
+            f"Put them back as they were and delete {changed[0]}, or delete {folder.uri} and all that "
+            "was made of it to ingest them as they are now."
+        )
 
 
 def manifest_of(config: RunConfig, dataset: str) -> Manifest:
@@ -142,7 +166,8 @@ def _check_plan(folder: Folder, plan: ShardPlan) -> None:
     """Keep which files the shards are cut from, and see that a resumed run finds the same.
 
     Raises:
-        FingerprintError: naming the first file that differs.
+        DataError: naming the first file that differs, where shards were damaged.
+        FingerprintError: naming it, where not all were made yet.
     """
     now = [
         [portable_path(file.uri), file.size, end - start]
@@ -152,6 +177,13 @@ def _check_plan(folder: Folder, plan: ShardPlan) -> None:
         folder.write_json(FILES, now)
         return
     for old, new in itertools.zip_longest(folder.read_json(FILES), now):
+        if old != new and read_record(folder) is not None:
+            raise DataError(
+                f"A shard of {folder.uri} is damaged, and cannot be read again: the files of "
+                f"{section_of(plan.dataset)}.path have changed ([file, bytes, rows] was {old}, now "
+                f"{new}). Put them back as they were, or delete that folder and all that was made of "
+                "it to ingest them as they are now."
+            )
         if old != new:
             raise FingerprintError(
                 f"The files of {section_of(plan.dataset)}.path have changed since {folder.uri} was begun: "
@@ -188,10 +220,10 @@ def _write_shard(
         columns[ID] = [identifier for _, identifier, _ in kept]
     if with_gold:
         columns[GOLD] = [gold for _, _, gold in kept]
-    Folder(layout.rows(plan.dataset)).write_shard(
+    crc = Folder(layout.rows(plan.dataset)).write_shard(
         shard, pa.table(columns, schema=corpus_schema(with_id, with_gold))
     )
-    return {"rows": len(kept), "rejected": len(rejected)}
+    return {"rows": len(kept), "rejected": len(rejected), "crc": crc}
 
 
 def usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
@@ -237,10 +269,10 @@ def _gold_class(
     return classes[name]
 
 
-def _finish(
+def _finished(
     config: RunConfig, manifest: Manifest, plan: ShardPlan, layout: RunLayout, seconds: float
 ) -> Manifest:
-    """Count what came out, and close the stage."""
+    """Count what came out."""
     folder = Folder(layout.rows(plan.dataset))
     rejects = Folder(layout.rejects(f"ingest-{plan.dataset}"))
     rows = {shard: folder.shard_rows(shard) for shard in sorted(folder.shards())}
@@ -256,9 +288,7 @@ def _finish(
             f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
             f"{rejects.uri}."
         )
-    finished = manifest.finished(
+    return manifest.finished(
         {"rows": [rows[shard] for shard in range(plan.shards)], "rejects": reasons,
          "seconds": seconds}
     )  # fmt: skip
-    write_manifest(folder, finished)
-    return finished

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from llkd import runtime
 from llkd.arrays import fixed_lists
+from llkd.checksums import close_stage, shard_crcs
 from llkd.config import RunConfig, TeacherConfig
 from llkd.config_file import portable_path
 from llkd.config_sources import SourceConfig
@@ -29,7 +30,6 @@ from llkd.manifest import (
     open_stage,
     read_manifest,
     require_complete,
-    write_manifest,
 )
 from llkd.models import model_identity
 from llkd.progress import now_and_then, rows_per_second
@@ -201,9 +201,9 @@ class TeacherActor:
             self._write_rejects(dataset, shard, rows, refused)
         kept = [i for i in range(len(texts)) if i not in refused]
         row_n = rows[ROW].to_numpy()[kept]
-        table = self._write_labels((dataset, shard), row_n, batch.logprobs_nc[kept])
+        counts = self._write_labels((dataset, shard), row_n, batch.logprobs_nc[kept])
         self._tracker.update.remote(unit, len(texts))
-        return _counts(table)
+        return counts
 
     def _label(
         self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
@@ -227,11 +227,11 @@ class TeacherActor:
         batch = self._label(CONTENT_FREE, [None] * len(CONTENT_FREE), lambda done: None)
         kept = [i for i in range(len(CONTENT_FREE)) if i not in batch.refused]
         row_n = np.array(kept, dtype=np.int32)
-        return _counts(self._write_labels(CONTENT_FREE_ITEM, row_n, batch.logprobs_nc[kept]))
+        return self._write_labels(CONTENT_FREE_ITEM, row_n, batch.logprobs_nc[kept])
 
     def _write_labels(
         self, item: tuple[str, int], row_n: np.ndarray, logprobs_nc: np.ndarray
-    ) -> pa.Table:
+    ) -> dict[str, Any]:
         dataset, shard = item
         table = pa.table(
             {
@@ -241,8 +241,8 @@ class TeacherActor:
             },
             schema=labels_schema(len(self._config.task.labels)),
         )
-        Folder(self._layout.answers(dataset)).write_shard(shard, table)
-        return table
+        crc = Folder(self._layout.answers(dataset)).write_shard(shard, table)
+        return {**_counts(table), "crc": crc}
 
     def _write_rejects(
         self, dataset: str, shard: int, rows: pa.Table, refused: dict[int, str]
@@ -303,6 +303,7 @@ def _finish(
             f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}. "
             "Run the same command again."
         )
+    written = {shard: entry["crc"] for shard, entry in counts.items()}
     earlier = [shard for shard in range(len(expected)) if shard not in counts]
     counts |= dict(runtime.run_on_shards(lambda shard: _counts(folder.read_shard(shard)), earlier))
     rows = [counts[shard]["rows"] for shard in range(len(expected))]
@@ -316,9 +317,8 @@ def _finish(
         )
     mass = sum(entry["label_mass"] for entry in counts.values()) / max(sum(rows), 1)
     results = {"rows": rows, "rejected": rejected, "label_mass": mass, **times}
-    finished = manifest.finished(results)
-    write_manifest(folder, finished)
-    return finished
+    crcs = shard_crcs(folder, len(expected), written)
+    return close_stage(folder, manifest.finished(results), crcs)
 
 
 def _counts(table: pa.Table) -> dict[str, Any]:

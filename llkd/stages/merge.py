@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from llkd.checksums import close_stage, shard_crcs
 from llkd.errors import IncompleteError
-from llkd.manifest import Manifest, begun, open_stage, require_complete, write_manifest
+from llkd.manifest import Manifest, begun, open_stage, require_complete
 from llkd.runtime import run_on_shards
 from llkd.schema import ROW, RunLayout
 from llkd.storage import Folder
@@ -49,19 +50,18 @@ def merge(
             left_out = [each.read_shard(shard) for each, there in listed if shard in there]
             if left_out:
                 rejects.write_shard(shard, _in_order(left_out))
-        folder.write_shard(shard, _in_order([each.read_shard(shard) for each in answers]))
-        return {}
+        table = _in_order([each.read_shard(shard) for each in answers])
+        return {"crc": folder.write_shard(shard, table)}
 
-    for _ in run_on_shards(work, sorted(set(shards) - folder.shards())):
-        pass
+    done = run_on_shards(work, sorted(set(shards) - folder.shards()))
+    written = {shard: result["crc"] for shard, result in done}
     if absent := sorted(set(shards) - folder.shards()):
         raise IncompleteError(
             f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}. "
             "Run the same command again."
         )
     finished = manifest.finished({**_results(answered), **results})
-    write_manifest(folder, finished)
-    return finished
+    return close_stage(folder, finished, shard_crcs(folder, len(shards), written))
 
 
 def _in_order(tables: Sequence[pa.Table]) -> pa.Table:

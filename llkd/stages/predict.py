@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from llkd import runtime
 from llkd.arrays import class_indices, fixed_lists, named
+from llkd.checksums import close_stage, shard_crcs
 from llkd.config import RunConfig
 from llkd.core.tally import Tally
 from llkd.errors import DataError, IncompleteError
-from llkd.manifest import FILES, Manifest, open_stage, require_complete, write_manifest
+from llkd.manifest import FILES, Manifest, open_stage, require_complete
 from llkd.progress import now_and_then, rows_per_second
 from llkd.schema import (
     CONFIDENCE,
@@ -93,7 +94,9 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     done = _run_pool(config, wanted, missing, sum(expected) - skipped, tracker)
     tracker.end.remote()
     times = {"seconds": time.monotonic() - started, "rows_per_second": rows_per_second(done)}
-    return _finish(config, wanted, manifest, expected, times)
+    finished = _finished(config, wanted, manifest, expected, times)
+    written = {item["shard"]: item["crc"] for item in done}
+    return close_stage(wanted.folder, finished, shard_crcs(wanted.folder, len(expected), written))
 
 
 def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Folder) -> Manifest:
@@ -183,9 +186,10 @@ class StudentActor:
         with self._turn:
             probs_nc = self._scorer.probabilities(rows[TEXT].to_pylist(), now_and_then(tell))
         table = self._table(rows, probs_nc)
-        self._wanted.folder.write_shard(shard, table)
+        crc = self._wanted.folder.write_shard(shard, table)
         tell(len(table))
-        return {"rows": len(table), "started": started, "ended": time.time()}
+        times = {"started": started, "ended": time.time()}
+        return {"shard": shard, "rows": len(table), "crc": crc, **times}
 
     def _table(self, rows: pa.Table, probs_nc: np.ndarray) -> pa.Table:
         columns: dict[str, Any] = {
@@ -213,14 +217,14 @@ def _tally(folder: Folder, names: Sequence[str], shard: int) -> Tally:
     )
 
 
-def _finish(
+def _finished(
     config: RunConfig,
     wanted: Pass,
     manifest: Manifest,
     expected: Sequence[int],
     times: dict[str, Any],
 ) -> Manifest:
-    """See that all shards are there, add up their counts, and close the stage."""
+    """See that all shards are there, and add up their counts."""
     folder, names = wanted.folder, config.task.label_names
     if absent := sorted(set(range(len(expected))) - folder.shards()):
         raise IncompleteError(
@@ -235,6 +239,4 @@ def _finish(
         name: {"rows": int(rows_c[i]), "confidence": float(mean_c[i])}
         for i, name in enumerate(names)
     }
-    finished = manifest.finished({"rows": list(expected), "labels": labels, **times})
-    write_manifest(folder, finished)
-    return finished
+    return manifest.finished({"rows": list(expected), "labels": labels, **times})

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llkd.storage import Folder
+from llkd.errors import StorageError
+from llkd.storage import Folder, upload_folder
 from llkd.student.parallel import (
     Tensors,
     load_model_tensors,
@@ -45,11 +47,31 @@ def save_checkpoint(
         weights: what `model_tensors` gave.
         moments: what `optimizer_tensors` gave.
         state: JSON-able.
+
+    Raises:
+        StorageError: it cannot be written.
     """
-    save_file(_apart(weights), directory / _MODEL)
-    save_file(_apart(moments), directory / _OPTIMIZER)
+    try:
+        save_file(_apart(weights), directory / _MODEL)
+        save_file(_apart(moments), directory / _OPTIMIZER)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"Cannot write a checkpoint into {directory}: {error}. Make room there, or name another "
+            "directory in TMPDIR; the same command then goes on from the epoch before."
+        ) from error
+    folder = Folder(str(directory))
     sizes = {name: (directory / name).stat().st_size for name in (_MODEL, _OPTIMIZER)}
-    (directory / _STATE).write_text(json.dumps({**state, "sizes": sizes}))
+    crcs = {name: folder.crc32(name) for name in (_MODEL, _OPTIMIZER)}
+    folder.write_json(_STATE, {**state, "sizes": sizes, "crc32": crcs})
+
+
+def store_checkpoint(directory: Path, checkpoints: Folder, name: str) -> None:
+    """Put what `save_checkpoint` wrote where it is kept: file by file, the state last.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    upload_folder(directory, f"{checkpoints.uri}/{name}", last=_STATE)
 
 
 def _apart(tensors: Tensors) -> Tensors:
@@ -63,26 +85,33 @@ def _apart(tensors: Tensors) -> Tensors:
     return found
 
 
-def last_checkpoint(checkpoints: Folder) -> str | None:
+def last_checkpoint(checkpoints: Folder, contents: bool = False) -> str | None:
     """The newest checkpoint in a folder that is there whole; None if there is none.
 
-    Ray Train copies a checkpoint file by file and learns of it up to some seconds later. So a
-    checkpoint is judged by its own files: one cut short does not count, and one that Ray Train
-    has not heard of yet does.
+    A checkpoint is stored file by file, and Ray Train learns of it up to some seconds later. So it
+    is judged by its own files: one cut short does not count, and one that Ray Train has not heard
+    of yet does. For `contents` see `is_whole`.
     """
     for name in reversed(checkpoints.names()):
-        if is_whole(checkpoints, name):
+        if name.startswith("epoch-") and is_whole(checkpoints, name, contents):
             return name
     return None
 
 
-def is_whole(checkpoints: Folder, name: str) -> bool:
-    """Whether a checkpoint has all its files, at their full sizes."""
+def is_whole(checkpoints: Folder, name: str, contents: bool = False) -> bool:
+    """Whether a checkpoint has all its files, at their full sizes; with `contents` also whether
+    these are what was written."""
     folder = Folder(f"{checkpoints.uri}/{name}")
-    if not folder.exists(_STATE):
+    try:
+        state = folder.read_json(_STATE)
+        sizes, crcs = dict(state["sizes"]), dict(state.get("crc32", {}))
+    except (StorageError, KeyError, TypeError, ValueError):
         return False
-    sizes = json.loads(folder.read_bytes(_STATE) or b"{}").get("sizes", {})
-    return bool(sizes) and all(folder.size(file) == size for file, size in sizes.items())
+    return (
+        bool(sizes)
+        and all(folder.size(file) == size for file, size in sizes.items())
+        and (not contents or all(folder.crc32(file) == crc for file, crc in crcs.items()))
+    )
 
 
 def load_checkpoint(

@@ -18,7 +18,7 @@ from llkd.core.statistics import on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import entropy
 from llkd.epochs import read_stats
-from llkd.errors import FingerprintError, ResourceError, StudentError
+from llkd.errors import FingerprintError, ResourceError, StorageError, StudentError
 from llkd.manifest import begun
 from llkd.schema import RunLayout
 from llkd.selection import Selector, policy_of, shard_starts
@@ -310,6 +310,21 @@ def test_epochs_that_were_deleted_are_made_anew_and_one_worker_learns_like_two(
     losses = [[stats["training_loss"] for stats in each] for each in (ours, theirs)]
     assert losses[0][0] > losses[0][1]
     assert losses[0] == pytest.approx(losses[1], rel=0.15)
+
+
+def test_a_checkpoint_that_cannot_be_stored_is_told_and_the_same_command_goes_on(
+    make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    config = labelled(make_config(test=None, student={"max_failures": 0, "epochs": 1}), tracker)
+    layout = RunLayout(config.run_dir)
+    Path(layout.epoch(0)).mkdir(parents=True)
+    blocked = Path(layout.checkpoints, "epoch-0000")
+    blocked.parent.mkdir()
+    blocked.write_text("")  # in place of a folder
+    with pytest.raises(StorageError, match=r"Cannot write .*checkpoints/epoch-0000/model.safe"):
+        distill(config, calibrate(config), live_tracker())
+    blocked.unlink()
+    assert distill(config, calibrate(config), live_tracker()).complete
 
 
 def test_settings_that_change_the_student_are_refused(

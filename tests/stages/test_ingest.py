@@ -168,6 +168,7 @@ def test_files_that_changed_in_the_middle_are_refused(
     ingest(config, "corpus", tracker)
     folder = Folder(RunLayout(config.run_dir).rows("corpus"))
     folder.write_json("manifest.json", {**folder.read_json("manifest.json"), "complete": False})
+    folder.delete_file("checksums.json")
     write_lines(tmp_path / "a.jsonl", [{"text": "new"}])
     with pytest.raises(FingerprintError, match=r"have changed.*b.jsonl.*a.jsonl"):
         ingest(config, "corpus", tracker)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llkd.config import StudentConfig
+from llkd.errors import StorageError
 from llkd.storage import Folder
 from llkd.student.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from llkd.student.data import Batch
@@ -111,6 +112,36 @@ def test_a_checkpoint_cut_short_does_not_count(tmp_path: Path, tiny_student: str
     assert last_checkpoint(folder) == "epoch-0000"
     (tmp_path / "epoch-0000/state.json").unlink()
     assert last_checkpoint(folder) is None
+
+
+def test_a_checkpoint_that_was_altered_does_not_count_when_it_is_read(
+    tmp_path: Path, tiny_student: str
+) -> None:
+    student = StudentConfig(model=tiny_student)
+    model = without_dropout(student)
+    folder = Folder(str(tmp_path))
+    for epoch in range(2):
+        (tmp_path / f"epoch-{epoch:04d}").mkdir()
+        trainer = Trainer(model, student, CPU, bfloat16=False)
+        save(tmp_path / f"epoch-{epoch:04d}", model, trainer, epoch)
+    assert last_checkpoint(folder, contents=True) == "epoch-0001"
+    path = tmp_path / "epoch-0001/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert last_checkpoint(folder) == "epoch-0001"
+    assert last_checkpoint(folder, contents=True) == "epoch-0000"
+    for damage in ("{", "[]", '{"epoch": 0}'):
+        (tmp_path / "epoch-0000/state.json").write_text(damage)
+        assert last_checkpoint(folder, contents=True) is None
+
+
+def test_a_checkpoint_that_finds_no_room_is_told(tmp_path: Path, tiny_student: str) -> None:
+    student = StudentConfig(model=tiny_student)
+    model = without_dropout(student)
+    trainer = Trainer(model, student, CPU, bfloat16=False)
+    with pytest.raises(StorageError, match=r"Cannot write a checkpoint into .*/nothing.*Make room"):
+        save(tmp_path / "nothing", model, trainer, 0)
 
 
 def rows_of(whole: Batch, rows: slice) -> Batch:

@@ -1,0 +1,79 @@
+"""Folders on this machine for a while, in the system's temporary directory.
+
+Each is locked by the process that made it, so that what killed processes left can be told from what
+is in use, and cleared.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from llkd.errors import StorageError
+
+_PREFIX = "llkd-scratch-"
+_GRACE_SECONDS = 60.0
+"""A folder that is younger may be about to be locked."""
+
+_locks: dict[Path, int] = {}
+"""The folders of this process, and the descriptors that lock them."""
+
+
+def make_scratch() -> Path:
+    """A folder of this process, that somebody else may delete.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    for gone in [folder for folder in _locks if not folder.exists()]:
+        os.close(_locks.pop(gone))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write into {tempfile.gettempdir()}: {error}. Make room there, or name another "
+            "directory in TMPDIR; the same command then goes on from here."
+        ) from error
+    with contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _locks[folder] = lock
+    return folder
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that is deleted in the end.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    folder = make_scratch()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_dead() -> None:
+    """Delete the folders whose processes have died, on this machine."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or just deleted
+            if time.time() - folder.stat().st_mtime >= _GRACE_SECONDS and _is_dead(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_dead(folder: Path) -> bool:
+    """Whether nobody locks it."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
