@@ -157,7 +157,7 @@ def test_a_value_that_python_cannot_hold_costs_its_row_only(tmp_path: Path) -> N
     rows = list(read_rows(list_files(config, "corpus")[0], config, 0, 5))
     assert [row.number for row in rows] == [0, 1, 2, 3, 4]
     assert [usable_text(row)[:2] for row in rows] == [
-        ("a", None), (None, "invalid_utf8"), (None, "damaged"), ("d", None), ("e", None),
+        ("a", None), (None, "not_utf8"), (None, "damaged"), ("d", None), ("e", None),
     ]  # fmt: skip
 
 
