@@ -14,7 +14,9 @@ from llkd.errors import LLKDError
 def main() -> None:
     """Print what is wrong and exit: 0 if nothing is, else 2."""
     parser = plain_parser("check_cluster", __doc__)
-    parser.add_argument("cluster", help="cluster.yaml, cluster-gcp.yaml, jobs/rayjob.yaml, ...")
+    parser.add_argument(
+        "cluster", help="cluster.yaml, jobs/clusters/gcp.yaml, jobs/clusters/rayjob.yaml, ..."
+    )
     parser.add_argument("config", help="the run's config")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     arguments = parser.parse_args()

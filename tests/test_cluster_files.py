@@ -1,6 +1,6 @@
 """The files for clusters: Ray's own reading of them, and rules that it does not know.
 
-No CRD of KubeRay comes with a package, so that `jobs/rayjob.yaml` is held against rules that were
+No CRD of KubeRay comes with a package, so that `jobs/clusters/rayjob.yaml` is held against rules that were
 written by hand from its field reference; what Ray's autoscaler makes of it is Ray's own code.
 """
 
@@ -20,8 +20,8 @@ from llkd.config_file import load_config
 from llkd.errors import ConfigError
 from tests.conftest import ROOT
 
-LAUNCHER = ("cluster.yaml", "cluster-gcp.yaml")
-FILES = (*LAUNCHER, "jobs/rayjob.yaml")
+LAUNCHER = ("cluster.yaml", "jobs/clusters/gcp.yaml")
+FILES = (*LAUNCHER, "jobs/clusters/rayjob.yaml")
 GPUS = {"m6i.xlarge": 0, "m6i.4xlarge": 0, "g6e.2xlarge": 1}
 GPUS |= {"n2-standard-4": 0, "n2-standard-16": 0, "g2-standard-8": 1}
 CPUS = {"m6i.4xlarge": 16, "g6e.2xlarge": 8, "n2-standard-16": 16, "g2-standard-8": 8}
@@ -59,7 +59,7 @@ def test_ray_reads_what_the_file_says(name: str) -> None:
 
 
 def test_ray_reads_the_groups_of_the_rayjob() -> None:
-    cluster = rayjob.as_cluster(filled("jobs/rayjob.yaml"))
+    cluster = rayjob.as_cluster(filled("jobs/clusters/rayjob.yaml"))
     types = cluster["available_node_types"]
     assert cluster["idle_timeout_minutes"] == 10
     assert types["headgroup"]["resources"]["CPU"] == 0
@@ -71,12 +71,14 @@ def test_ray_reads_the_groups_of_the_rayjob() -> None:
 
 def test_both_clouds_and_kubernetes_have_the_same_image_and_the_same_resources() -> None:
     images = {filled(name)["docker"]["image"] for name in LAUNCHER}
-    assert images == set(re.findall(r"^FROM (\S+)$", (ROOT / "Dockerfile").read_text(), re.M))
+    assert images == set(
+        re.findall(r"^FROM (\S+)$", (ROOT / "jobs/clusters/Dockerfile").read_text(), re.M)
+    )
     names = [
         {key for group in cluster["available_node_types"].values() for key in group["resources"]}
         for cluster in (
             *(prepared(filled(name)) for name in LAUNCHER),
-            rayjob.as_cluster(filled("jobs/rayjob.yaml")),
+            rayjob.as_cluster(filled("jobs/clusters/rayjob.yaml")),
         )
     ]
     assert all(each - {"memory"} == {"CPU", "GPU", "gpu_worker", "cpu_worker"} for each in names)
@@ -198,7 +200,7 @@ RAYJOB_BREAKS: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("broken", RAYJOB_BREAKS)
 def test_a_broken_rayjob_is_told(broken: str) -> None:
     change, message = RAYJOB_BREAKS[broken]
-    expect("jobs/rayjob.yaml", change, message)
+    expect("jobs/clusters/rayjob.yaml", change, message)
 
 
 def expect(name: str, change: Change, message: str) -> None:
@@ -255,7 +257,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, message: s
 
 
 def test_the_roles_are_those_that_the_cluster_names() -> None:
-    roles = yaml.safe_load((ROOT / "cluster-aws-roles.yaml").read_text())["Resources"]
+    roles = yaml.safe_load((ROOT / "jobs/clusters/aws-roles.yaml").read_text())["Resources"]
     made = {
         each["Properties"]["InstanceProfileName"]
         for each in roles.values()
