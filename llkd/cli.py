@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -20,12 +21,15 @@ from llkd.errors import ConfigError, LLKDError
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit statuses, as shells have them."""
+
 
 def run_job(name: str, description: str | None) -> None:
     """Parse the command line, connect to Ray, do the stage of that name, and exit.
 
     Exit status: 0 when everything is there; 1 when the job failed; 2 for a wrong command line
-    or config; 130 when interrupted.
+    or config; 130 when interrupted, 143 when told to end, as by `ray job stop`.
     """
     arguments = job_parser(name, description).parse_args()
     try:
@@ -58,6 +62,8 @@ def config_of(path: str, overrides: Sequence[str]) -> RunConfig:
 def do_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
     """Do some work, with all that the libraries say in a log; returns the exit status, see
     `run_job`."""
+    # What is held is given back. Ray's own handler, once it is connected, does the same.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         return _run(name, config, work)
     except OSError as error:  # before there is a log
@@ -112,7 +118,7 @@ def plain_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser of a config and of settings that replace its own."""
     parser = plain_parser(name, description)
-    parser.add_argument("config", help="a YAML config, such as jobs/configs/bbc.yaml")
+    parser.add_argument("config", help="a YAML config, such as jobs/configs/bbc.yaml, or its URI")
     parser.add_argument(
         "overrides", nargs="*", metavar="dotted.key=value", help="settings that replace the file's"
     )
@@ -126,9 +132,9 @@ def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
         try:
             work(console)
             return 0
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:
             console.print("Interrupted. The same command goes on from here.")
-            return 130
+            return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
         except LLKDError as error:
             status = 2 if isinstance(error, ConfigError) else 1
             traceback.print_exc()

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from llkd.config import RunConfig, StudentConfig, TaskConfig, TeacherConfig
 from llkd.config_sources import PredictConfig, SourceConfig
 from llkd.config_words import explained
-from llkd.errors import ConfigError
+from llkd.errors import ConfigError, StorageError
+from llkd.storage import Folder
 
 LONGEST_INTEGER = 63
 """Bits."""
@@ -63,12 +64,18 @@ def _read_yaml(text: str, what: str) -> Any:
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML config and apply `dotted.key=value` overrides, whose values are YAML.
 
+    Args:
+        path: of the file, or its URI.
+        overrides: settings that replace the file's.
+
     Raises:
         ConfigError: the file cannot be read, or a setting is wrong; all that is wrong is named.
     """
+    folder, _, name = path.rpartition("/")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        content = Folder(folder).read_bytes(name) if "://" in path else Path(path).read_bytes()
+        text = content.decode()
+    except (OSError, ValueError, StorageError) as error:
         raise ConfigError(f"Cannot read the config {path}: {error}") from error
     raw = _read_yaml(text, path)
     if not isinstance(raw, dict):

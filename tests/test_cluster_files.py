@@ -108,7 +108,7 @@ LAUNCHER_BREAKS: dict[str, tuple[Change, str]] = {
     ),
     "no such resource": (
         lambda f: types(f)["gpu_worker"].update(resources={"CPU": 8, "GPU": 1}),
-        r"teacher.resources asks for \{GPU: 1, CPU: 4, gpu_worker: 1\}, which no node type has",
+        r"teacher.resources asks for \{GPU: 1, CPU: 7, gpu_worker: 1\}, which no node type has",
     ),
     "too few nodes": (
         lambda f: types(f)["gpu_worker"].update(max_workers=3),

@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,9 @@ from llkd.stages.ingest import ingest
 from llkd.stages.label import CONTENT_FREE, label
 from llkd.storage import Folder
 from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
+from tests.heads import PATIENCE, free_port
 
 pytestmark = pytest.mark.timeout(900)
-
-PATIENCE = 400
-"""Seconds that a process may take to get somewhere; a busy machine is many times slower."""
 
 SECRETS = dict.fromkeys(
     ("OPENAI_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"),
@@ -343,85 +340,3 @@ def listening_addresses(root: int) -> set[str]:
             continue
         found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
     return found
-
-
-@pytest.fixture
-def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """A head node with token authentication; (dashboard address, environment)."""
-    ports = [free_port() for _ in range(7)]
-    scratch = Path("/tmp") / f"llkd-test-{os.getpid()}"  # socket paths must be short
-    env = environment(
-        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef" * 4,
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    )  # fmt: skip
-    env.pop("PYTHONPATH")
-    log = tmp_path_factory.mktemp("head") / "log"
-    with log.open("w") as file:
-        head = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
-             "--node-ip-address=127.0.0.1", f"--port={ports[0]}", "--dashboard-host=127.0.0.1",
-             f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}",
-             # Of their own: another Ray's agents may hold the usual ones.
-             f"--dashboard-agent-listen-port={ports[3]}",
-             f"--dashboard-agent-grpc-port={ports[4]}", f"--metrics-export-port={ports[5]}",
-             f"--runtime-env-agent-port={ports[6]}",
-             "--num-cpus=4", "--disable-usage-stats", f"--temp-dir={scratch}"],
-            env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-    address = f"http://127.0.0.1:{ports[1]}"
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not answers(ports[1]):
-            assert head.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-        yield address, env
-    finally:
-        head.terminate()
-        try:
-            head.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def submit(
-    address: str, env: dict[str, str], *arguments: object
-) -> subprocess.CompletedProcess[str]:
-    for _ in range(30):  # the head answers some seconds before it can run jobs
-        done = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address,
-             "--working-dir", str(ROOT), "--", sys.executable, "jobs/run.py", *map(str, arguments)],
-            env=env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
-        )  # fmt: skip
-        if "No available agent" not in done.stderr:
-            break
-        time.sleep(1)
-    return done
-
-
-def test_ray_job_submit(
-    tmp_path: Path, write_config: WriteConfig, ray_head: tuple[str, dict[str, str]]
-) -> None:
-    address, env = ray_head
-    config = write_config(student={"epochs": 1}, test=None)
-    done = submit(address, env, config)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "succeeded" in done.stdout
-    assert "Rows trained on" in done.stdout
-    assert (tmp_path / "run/student/model.safetensors").exists()
-    assert "selection" in json.loads((tmp_path / "run/metrics.json").read_text())
-    failed = submit(address, env, config, "student.epoch=3")
-    assert failed.returncode != 0
-    assert "did you mean 'epochs'" in failed.stdout

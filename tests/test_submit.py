@@ -1,0 +1,254 @@
+"""`ray job submit` to clusters of this machine: one of a fixed size, and one that grows."""
+
+import json
+import threading
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from llkd.chaos.verify import problems
+from llkd.config import RunConfig
+from llkd.stages.label import CONTENT_FREE
+from llkd.storage import Folder
+from tests.conftest import ROOT, MakeConfig, config_maker
+from tests.heads import HEAD_TYPE, PATIENCE, Head, head
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with head(tmp_path_factory.mktemp("head")) as found:
+        yield found
+
+
+def written(path: Path, config: RunConfig) -> Path:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def labelled(run_dir: Path) -> int:
+    return len(Folder(str(run_dir / "labels")).shards())
+
+
+def test_two_jobs_and_one_of_them_is_stopped_and_goes_on(
+    tmp_path: Path, make_config: MakeConfig, ray_head: Head
+) -> None:
+    calls, small = tmp_path / "calls", {"epochs": 1, "resources": {"CPU": 1}}
+    slow = written(
+        tmp_path / "slow.yaml",
+        make_config(
+            test=None, student=small,
+            teacher={"engine_args": {"delay": 0.02, "calls": str(calls)}},
+        ),
+    )  # fmt: skip
+    other = written(
+        tmp_path / "other.yaml",
+        make_config(run_dir=str(tmp_path / "other"), test=None, student=small),
+    )
+    ray_head.submit(slow, name="stopped")
+    ray_head.submit(f"file://{other}", name="other")
+    wait_until(lambda: labelled(tmp_path / "run") >= 2, "labels")
+    ray_head.job("stop", "stopped")
+    assert "was stopped" in ray_head.job("status", "stopped").stdout
+    assert "Interrupted. The same command goes on" in ray_head.job("logs", "stopped").stdout
+    assert not (tmp_path / "run/student").exists()
+
+    done = ray_head.submit(slow)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Rows trained on" in done.stdout
+    assert (tmp_path / "run/student/model.safetensors").exists()
+    counts = Counter(line.split()[0] for line in calls.read_text().splitlines())
+    assert len(counts) == 420 + len(CONTENT_FREE)
+    assert sum(n > 1 for n in counts.values()) <= 60  # one shard of the one actor
+
+    wait_until(lambda: "succeeded" in ray_head.job("status", "other").stdout, "the other job")
+    assert "selection" in json.loads((tmp_path / "other/metrics.json").read_text())
+
+
+def test_a_wrong_config_fails_the_job_and_says_why(
+    tmp_path: Path, make_config: MakeConfig, ray_head: Head
+) -> None:
+    failed = ray_head.submit(written(tmp_path / "config.yaml", make_config()), "student.epoch=3")
+    assert failed.returncode != 0
+    assert "did you mean 'epochs'" in failed.stdout
+
+
+def test_what_is_uploaded_is_the_code(tmp_path: Path) -> None:
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    create_package(str(ROOT), package, True, excludes=get_runtime_env_default_excludes())
+    with zipfile.ZipFile(package) as files:
+        folders = {name.split("/")[0] for name in files.namelist()}
+    assert {"jobs", "llkd", "pyproject.toml"} <= folders
+    assert not {".git", ".venv", "demo", "runs"} & folders
+    assert package.stat().st_size < 2 << 20
+
+
+NODE_TYPES: dict[str, Any] = {
+    "gpu_worker": {"resources": {"CPU": 2, "gpu_worker": 1}, "max_workers": 2},
+    "cpu_worker": {"resources": {"CPU": 2, "cpu_worker": 2}, "max_workers": 1},
+}
+"""gpu_worker is all that the scheduler sees of a GPU; who takes one takes the node's CPUs too."""
+
+TITLES = ("ray::MapWorker", "ray::RayTrainWorker", "ray::Map(")
+"""The processes of a teacher, of training, of tasks over shards."""
+
+
+@dataclass
+class Watch:
+    """What was on the nodes of a cluster, several times a second."""
+
+    cluster: Head
+    nodes: list[Counter[str]] = field(default_factory=list)
+    """Nodes of each type."""
+    seen: list[Counter[tuple[str, str]]] = field(default_factory=list)
+    """Processes by node type and title."""
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Watch":
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.2):
+            raylets = {name: self.cluster.raylets(name) for name in [*NODE_TYPES, HEAD_TYPE]}
+            self.nodes.append(Counter({name: len(there) for name, there in raylets.items()}))
+            found: Counter[tuple[str, str]] = Counter()
+            for name, there in raylets.items():
+                for raylet in there:
+                    found.update((name, title) for title in titles_of(raylet))
+            self.seen.append(found)
+
+    def of(self, title: str) -> set[str]:
+        """The node types on which processes of a title were."""
+        return {name for found in self.seen for name, there in found if there == title}
+
+    def together(self, title: str) -> list[int]:
+        """How many processes of a title there were, at each look."""
+        return [sum(n for (_, there), n in found.items() if there == title) for found in self.seen]
+
+
+def titles_of(raylet: psutil.Process) -> list[str]:
+    found = []
+    for process in children(raylet):
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        found += [title for title in TITLES if line.startswith(title)]
+    return found
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children()
+    except psutil.Error:
+        return []
+
+
+@dataclass
+class Grown:
+    """A run on a cluster that grew for it, lost a node, and shrank."""
+
+    config: RunConfig
+    alone: RunConfig
+    """The same on one node."""
+    watch: Watch
+    left: Counter[str]
+    """Nodes by type, some time after the job."""
+    shards_at_kill: int
+    logs: str
+
+
+@pytest.fixture(scope="module")
+def grown(
+    tmp_path_factory: pytest.TempPathFactory, tiny_student: str, corpus_files: tuple[str, str],
+    ray_head: Head,
+) -> Grown:  # fmt: skip
+    folder = tmp_path_factory.mktemp("grown")
+    make = config_maker(folder, tiny_student, corpus_files)
+    one = {"CPU": 2, "gpu_worker": 1}
+    config = make(
+        corpus={"rows_per_shard": 20},
+        teacher={"replicas": [1, 2], "resources": one, "engine_args": {"delay": 0.05}},
+        student={"workers": 2, "resources": one},
+    )
+    cpu = {"CPU": 1}
+    alone = make(
+        run_dir=str(folder / "alone"), corpus={"rows_per_shard": 20}, teacher={"resources": cpu},
+        student={"workers": 2, "resources": cpu},
+    )  # fmt: skip
+    done = ray_head.submit(written(folder / "alone.yaml", alone))
+    assert done.returncode == 0, done.stdout
+    with head(folder, NODE_TYPES) as cluster, Watch(cluster) as watch:
+        cluster.submit(written(folder / "config.yaml", config), name="grown")
+        wait_until(lambda: max(watch.together("ray::MapWorker"), default=0) == 2, "two teachers")
+        done_before = labelled(folder / "run")
+        wait_until(lambda: labelled(folder / "run") > done_before + 2, "labels of two teachers")
+        cluster.raylets("gpu_worker")[0].kill()
+        shards = labelled(folder / "run")
+        wait_until(lambda: "RUNNING" not in cluster.job("status", "grown").stdout, "its end")
+        logs = cluster.job("logs", "grown").stdout
+        assert "succeeded" in cluster.job("status", "grown").stdout, logs
+        wait_until(lambda: not cluster.raylets("gpu_worker"), "an idle node to go")
+        left = watch.nodes[-1]
+    return Grown(config, alone, watch, left, shards, logs)
+
+
+def test_a_run_that_grows_and_loses_a_node_is_that_of_one_node(grown: Grown) -> None:
+    assert problems(grown.config, grown.alone) == []
+    ours, theirs = (
+        json.loads(Path(config.run_dir, "metrics.json").read_text())
+        for config in (grown.config, grown.alone)
+    )
+    assert ours["teacher"]["test"] == theirs["teacher"]["test"]
+    assert ours["selection"] == theirs["selection"]
+    assert ours["student"]["test"] == theirs["student"]["test"]
+    assert 0 < grown.shards_at_kill < 27
+
+
+def test_nodes_come_when_work_waits_and_go_when_it_is_done(grown: Grown) -> None:
+    for name, settings in NODE_TYPES.items():
+        counts = [nodes[name] for nodes in grown.watch.nodes]
+        assert counts[0] == 0
+        assert max(counts) == settings["max_workers"]
+        assert counts[-1] == 0 or name == "cpu_worker"
+    assert max(sum(nodes.values()) for nodes in grown.watch.nodes) == 4  # with the head
+
+
+def test_the_pool_grows_from_one_to_two_and_is_gone_before_training(grown: Grown) -> None:
+    teachers = grown.watch.together("ray::MapWorker")
+    trainers = grown.watch.together("ray::RayTrainWorker")
+    assert {0, 1, 2} == set(teachers)
+    assert max(trainers) == 2
+    assert not any(np.minimum(teachers, trainers))
+
+
+def test_work_is_on_the_nodes_that_are_meant_for_it(grown: Grown) -> None:
+    assert grown.watch.of("ray::MapWorker") == {"gpu_worker"}
+    assert grown.watch.of("ray::RayTrainWorker") == {"gpu_worker"}
+    assert "cpu_worker" in grown.watch.of("ray::Map(")
