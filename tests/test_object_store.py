@@ -1,7 +1,12 @@
 """An object store keeps what a disk does: whole files, whole listings, errors that name the file."""
 
+import contextlib
+import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +16,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from llkd import storage
+from llkd import lock, storage
 from llkd.benchmarks.object_store import ObjectStore, Request
 from llkd.checksums import close_stage, damaged_files
-from llkd.errors import DamageError, StorageError
+from llkd.errors import BusyError, DamageError, StorageError
+from llkd.lock import LEASE, Lease, held
 from llkd.manifest import Manifest, read_manifest
 from llkd.mend import reopen_damaged
 from llkd.schema import shard_name
@@ -280,6 +286,61 @@ def test_what_cannot_be_reached_is_not_taken_for_damaged(store: ObjectStore, sta
     store.gate = None
     assert stage.shards() == {0, 1, 2, 3}
     assert not reopen_damaged(stage, "labels", lambda line: None)
+
+
+HOLDER = "import sys, time; from llkd.lock import held\nwith held(sys.argv[1]): print(flush=True); time.sleep(99)"
+
+
+def test_a_killed_job_holds_its_lease_until_it_is_stale(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", HOLDER, folder.uri], stdout=subprocess.PIPE)
+    assert owner.stdout is not None
+    owner.stdout.readline()
+    owner.kill()
+    owner.wait()
+    by = rf"in use by process {owner.pid} on .* it holds the directory for \d+ seconds more"
+    for _ in range(2):
+        with pytest.raises(BusyError, match=by):
+            held(folder.uri).__enter__()
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.1)
+    deadline = time.monotonic() + 60
+    while True:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(BusyError), held(folder.uri):
+            assert len(Folder(f"{folder.uri}/{LEASE}").files()) == 1
+            break
+    assert Folder(f"{folder.uri}/{LEASE}").files() == {}
+
+
+def test_a_lease_costs_two_requests_to_take_and_to_renew(
+    store: ObjectStore, folder: Folder
+) -> None:
+    lease = Lease(folder.uri)
+    lease.take()
+    assert store.counted() == {"PUT": 1, "LIST": 1}
+    lease.renew()
+    assert store.counted() == {"PUT": 2, "LIST": 2}
+
+
+def test_of_two_jobs_at_the_same_moment_one_gives_way_however_slow_the_store(
+    store: ObjectStore, folder: Folder
+) -> None:
+    """The second comes when the first has put its claim, and its listing is still under way."""
+    first, second = Lease(folder.uri), Lease(folder.uri)
+    refused: list[BusyError] = []
+
+    def second_comes(request: Request) -> None:
+        if request.kind == "LIST" and not refused:
+            refused.append(BusyError())
+            with pytest.raises(BusyError) as caught:
+                second.take()
+            refused[0] = caught.value
+
+    store.gate = second_comes
+    first.take()
+    assert f"in use by process {os.getpid()}" in str(refused[0])
+    first.renew()
 
 
 def test_the_same_by_googles_store() -> None:
