@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,20 @@ import pytest
 from pyarrow import fs
 
 from llkd import lock, storage
-from llkd.benchmarks.object_store import ObjectStore, Request
+from llkd.benchmarks.object_store import SECRET, ObjectStore, Request
 from llkd.checksums import close_stage, damaged_files
 from llkd.errors import BusyError, DamageError, StorageError
 from llkd.lock import LEASE, Lease, held
 from llkd.manifest import Manifest, read_manifest
 from llkd.mend import reopen_damaged
 from llkd.schema import shard_name
-from llkd.storage import Folder, filesystem, local_copy, upload_folder
+from llkd.stages.ingest import ingest
+from llkd.stages.label import label
+from llkd.storage import FileState, Folder, filesystem, local_copy, upload_folder
+from tests.conftest import SilentTracker, config_maker
+from tests.test_jobs import PATIENCE, kill, start, wait_until, written
+
+pytestmark = pytest.mark.timeout(900)
 
 TABLE = pa.table({"row": [0, 1, 2], "text": ["a", "b", "ç"]})
 
@@ -350,3 +358,134 @@ def test_the_same_by_googles_store() -> None:
     assert filesystem("gs://bucket/other")[0] is google
     _, (options,) = google.__reduce__()
     assert options["retry_time_limit"].total_seconds() == storage.GCS_SECONDS
+
+
+LABEL_REQUESTS = {"HEAD": 1, "GET": 1, "PUT": 1}
+"""What labelling a shard asks of the store, at most: its rows are read, its labels put."""
+
+
+@dataclass
+class Ordeal:
+    """What was seen of a run in a bucket that was killed, and damaged."""
+
+    bucket: str
+    labelling: list[Request]
+    """What the label stage asked."""
+    refused: str
+    """What a second command was told."""
+    epoch: FileState
+    """The figures of the epoch that was done at the kill."""
+    output: str
+    """Of the second start."""
+    predicted: str
+    plain: str
+    """A run directory on a disk with the same labels."""
+
+
+@pytest.fixture(scope="module")
+def ordeal(
+    running: ObjectStore, local_ray: None, tmp_path_factory: pytest.TempPathFactory,
+    tiny_student: str, corpus_files: tuple[str, str],
+) -> Ordeal:  # fmt: skip
+    """`kill -9` in mid-training; a cut and a lost object; the same command again; predictions."""
+    folder, bucket = tmp_path_factory.mktemp("ordeal"), running.make_bucket("ordeal")
+    for source in corpus_files:
+        Folder(f"{bucket}/data").write_bytes(Path(source).name, Path(source).read_bytes())
+    make = config_maker(folder, tiny_student, corpus_files)
+    config = written(
+        folder / "config.yaml",
+        make(
+            run_dir=f"{bucket}/run", corpus={"path": f"{bucket}/data/c*.parquet"},
+            test={"path": f"{bucket}/data/test.parquet"}, student={"epochs": 3},
+        ),
+    )  # fmt: skip
+    running.requests.clear()
+
+    process = start("run", config, **running.environment)
+    stats, labels = Folder(f"{bucket}/run/epochs/00"), Folder(f"{bucket}/run/labels")
+    wait_until(lambda: "training_loss" in (stats.read_json_if_there("stats.json") or {}), process)
+    kill(process)
+    labelling = label_stage(running.requests)
+    epoch = stats.files()["stats.json"]
+    refused, _ = start("run", config, **running.environment).communicate(timeout=PATIENCE)
+
+    assert Folder(f"{bucket}/run/student").names() == []
+    Folder(f"{bucket}/run/.lease").delete()  # a minute later
+    labels.write_bytes(shard_name(1), labels.read_bytes(shard_name(1))[:-1])
+    Folder(f"{bucket}/run/corpus").delete_file(shard_name(2))
+    outputs = []
+    for job in ("run", "predict"):
+        process = start(job, config, **running.environment)
+        outputs.append(process.communicate(timeout=PATIENCE)[0])
+        assert process.returncode == 0, outputs[-1]
+
+    plain = make(run_dir=str(folder / "plain"), test=None)
+    ingest(plain, "corpus", SilentTracker())
+    label(plain, ["corpus"], SilentTracker())
+    return Ordeal(bucket, labelling, refused, epoch, *outputs, plain=plain.run_dir)
+
+
+def label_stage(requests: list[Request]) -> list[Request]:
+    """From the end of ingest to the end of the labels."""
+
+    def last(path: str) -> int:
+        return max(
+            number
+            for number, each in enumerate(requests)
+            if (each.kind, each.path) == ("PUT", f"ordeal/run/{path}/manifest.json")
+        )
+
+    return requests[last("test") + 1 : max(last("labels"), last("test_labels")) + 1]
+
+
+def test_a_killed_run_in_a_bucket_ends_with_the_labels_of_one_on_a_disk(ordeal: Ordeal) -> None:
+    ours, theirs = Folder(f"{ordeal.bucket}/run/labels"), Folder(f"{ordeal.plain}/labels")
+    assert ours.shards() == theirs.shards() == set(range(7))
+    for shard in range(7):
+        assert ours.read_shard(shard).equals(theirs.read_shard(shard))
+
+
+def test_a_killed_run_in_a_bucket_goes_on_where_it_was(ordeal: Ordeal) -> None:
+    stats = Folder(f"{ordeal.bucket}/run/epochs/00").files()["stats.json"]
+    assert stats == ordeal.epoch
+    assert "epoch 3/3 training" in ordeal.output
+    assert "epoch 1/3" not in ordeal.output
+    assert "model.safetensors" in Folder(f"{ordeal.bucket}/run/student").names()
+    metrics = Folder(f"{ordeal.bucket}/run").read_json("metrics.json")
+    assert metrics["teacher"]["rows"] == 420
+    assert Folder(f"{ordeal.bucket}/run/.lease").names() == []
+
+
+def test_a_second_job_in_a_bucket_is_refused(ordeal: Ordeal) -> None:
+    assert f"BusyError: {ordeal.bucket}/run is in use by process" in ordeal.refused
+
+
+def test_a_cut_and_a_lost_object_are_made_again(ordeal: Ordeal) -> None:
+    assert "corpus: 1 damaged shard (part-00002.parquet) is made again" in ordeal.output
+    assert "labels: 1 damaged shard (part-00001.parquet) is made again" in ordeal.output
+
+
+def test_predictions_go_into_the_bucket(ordeal: Ordeal) -> None:
+    assert "student on corpus: 420 rows" in ordeal.predicted
+    predicted = Folder(f"{ordeal.bucket}/run/predictions/corpus")
+    assert sum(predicted.shard_rows(shard) for shard in predicted.shards()) == 420
+
+
+def test_no_object_holds_the_stores_key(ordeal: Ordeal) -> None:
+    with local_copy(ordeal.bucket) as path:
+        files = [file for file in Path(path).rglob("*") if file.is_file()]
+        assert len(files) > 50
+        assert not [file for file in files if SECRET.encode() in file.read_bytes()]
+
+
+def test_labelling_a_shard_takes_three_requests(ordeal: Ordeal) -> None:
+    of_shards: dict[str, Counter[str]] = defaultdict(Counter)
+    others: Counter[str] = Counter()
+    for each in ordeal.labelling:
+        name = each.path.rpartition("/")[2]
+        if "/corpus/part-" in each.path or "/labels/part-" in each.path:
+            of_shards[name][each.kind] += 1
+        else:
+            others[each.kind] += 1
+    assert of_shards == {shard_name(shard): LABEL_REQUESTS for shard in range(7)}
+    assert others.total() <= 60
