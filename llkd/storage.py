@@ -27,8 +27,6 @@ from llkd.schema import shard_name, shard_number
 from llkd.scratch import scratch_folder
 
 _TEMPORARY_SUFFIX = ".tmp"
-
-
 S3_ATTEMPTS = 6
 """How often a request is tried: with growing pauses, for a quarter of a minute where nobody listens
 and for half a minute where nobody answers."""
@@ -52,12 +50,12 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         return _from_uri(uri)
     # A name is taken as it is: within a URI a space or a % would mean something else.
     bucket, _, key = path.strip("/").partition("/")
-    filesystem_, root = open_bucket(f"{scheme}://{bucket}")
+    filesystem_, root = _bucket(f"{scheme}://{bucket}")
     return filesystem_, f"{root}/{key}".rstrip("/")
 
 
 @cache
-def open_bucket(uri: str) -> tuple[fs.FileSystem, str]:
+def _bucket(uri: str) -> tuple[fs.FileSystem, str]:
     """One filesystem for all of a bucket: each has connections of its own."""
     found, root = _from_uri(uri)
     make, (options,) = found.__reduce__()
@@ -68,11 +66,18 @@ def open_bucket(uri: str) -> tuple[fs.FileSystem, str]:
     return make({**options, "retry_time_limit": timedelta(seconds=GCS_SECONDS)}), root
 
 
+@cache
 def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"Cannot open {uri}: {error}") from error
+
+
+def forget_filesystems() -> None:
+    """Look at the environment again when the next file is asked for."""
+    _bucket.cache_clear()
+    _from_uri.cache_clear()
 
 
 @contextlib.contextmanager

@@ -67,10 +67,10 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]
 
     def set_(number: int) -> None:
         monkeypatch.setattr(storage, "S3_ATTEMPTS", number)
-        storage.open_bucket.cache_clear()
+        storage.forget_filesystems()
 
     yield set_
-    storage.open_bucket.cache_clear()
+    storage.forget_filesystems()
 
 
 def test_a_file_is_one_put_and_read_by_two_requests(store: ObjectStore, folder: Folder) -> None:
@@ -161,10 +161,19 @@ def test_an_interrupt_leaves_the_old_file_or_the_new_one(
     real, path = filesystem(folder.uri)
 
     class Interrupted:
-        def open_output_stream(self, *arguments: Any, **options: Any) -> pa.NativeFile:
-            file = real.open_output_stream(*arguments, **options)
+        def open_output_stream(self, *arguments: Any, **options: Any) -> "Interrupted":
+            self._file = real.open_output_stream(*arguments, **options)
+            return self
+
+        def __enter__(self) -> "Interrupted":
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self._file.close()
+
+        def write(self, data: bytes) -> None:
             signal.raise_signal(signal.SIGINT)
-            return file
+            self._file.write(data)
 
     with monkeypatch.context() as patched:
         patched.setattr(storage, "filesystem", lambda uri: (Interrupted(), path))
@@ -241,12 +250,12 @@ def test_a_bucket_that_is_not_there_and_a_wrong_key_are_told(
     with pytest.raises(DamageError, match="Cannot read s3://no-such-bucket/x: it is not there"):
         Folder("s3://no-such-bucket").read_bytes("x")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
-    storage.open_bucket.cache_clear()
+    storage.forget_filesystems()
     with pytest.raises(StorageError, match=f"Cannot write {folder.uri}/x.*INVALID_ACCESS_KEY_ID"):
         folder.write_bytes("x", b"1")
     with pytest.raises(StorageError, match=f"Cannot read {folder.uri}/x.*ACCESS_DENIED"):
         folder.read_bytes("x")
-    storage.open_bucket.cache_clear()
+    storage.forget_filesystems()
 
 
 @pytest.fixture

@@ -97,13 +97,13 @@ class ObjectStore:
         """This process and those that it starts use it, for the while."""
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
-        storage.open_bucket.cache_clear()
+        storage.forget_filesystems()
         try:
             yield
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-            storage.open_bucket.cache_clear()
+            storage.forget_filesystems()
 
     def make_bucket(self, name: str) -> str:
         """A new bucket; returns its URI."""
