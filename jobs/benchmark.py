@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     endurance.add_argument("--plot", type=Path, metavar="FILE", help="where a plot goes (PNG)")
     endurance.set_defaults(run=_endurance)
     requests = what.add_parser("requests", help="requests to an object store, by stage and shard")
-    requests.add_argument("--sizes", type=_sizes, default="20,60", help="two numbers of shards")
+    requests.add_argument("--sizes", type=_two_sizes, default="20,60", help="numbers of shards")
     requests.set_defaults(run=_requests)
     for one in (*speeds, selection, overhead, labels, endurance, requests):
         one.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
@@ -120,6 +120,13 @@ def _sizes(text: str) -> list[int]:
     sizes = sorted(int(float(size)) for size in text.split(","))
     if not sizes or sizes[0] < 1:
         raise argparse.ArgumentTypeError(f"{text!r} are not numbers of rows")
+    return sizes
+
+
+def _two_sizes(text: str) -> list[int]:
+    sizes = sorted(set(_sizes(text)))
+    if len(sizes) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} are not two numbers of shards")
     return sizes
 
 
