@@ -7,12 +7,14 @@
     python jobs/benchmark.py overhead [--config jobs/configs/bbc.yaml] [--json FILE]
     python jobs/benchmark.py labels CONFIG [CONFIG ...] [--json FILE]
     python jobs/benchmark.py endurance [--shards 2000] [--fail 0.01] [--plot FILE] [--json FILE]
+    python jobs/benchmark.py requests [--sizes 20,60] [--json FILE]
 
 `teacher`, `scoring`, `training`: rows a second of the labelling stage, the student's uncertainty
 pass and its training, as ratios in one run. `selection`: rows a second and memory, by the size of
 the corpus. `overhead`: a whole run, and what its time went into. `labels`: how good labels and
 confidence are, by verbalizer and calibration, on corpora with gold. `endurance`: whether memory and
-open files grow while shards are labelled and actors die. Prints a table and writes the
+open files grow while shards are labelled and actors die. `requests`: how often an object store is
+asked, by stage and shard. Prints a table and writes the
 figures to FILE, and nothing else. Give it a quiet machine: it takes all of it.
 """
 
@@ -74,7 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     endurance.add_argument("--fail", type=float, default=0.01, help="share of the calls that fail")
     endurance.add_argument("--plot", type=Path, metavar="FILE", help="where a plot goes (PNG)")
     endurance.set_defaults(run=_endurance)
-    for one in (*speeds, selection, overhead, labels, endurance):
+    requests = what.add_parser("requests", help="requests to an object store, by stage and shard")
+    requests.add_argument("--sizes", type=_two_sizes, default="20,60", help="numbers of shards")
+    requests.set_defaults(run=_requests)
+    for one in (*speeds, selection, overhead, labels, endurance, requests):
         one.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     return parser
 
@@ -118,6 +123,13 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
+def _two_sizes(text: str) -> list[int]:
+    sizes = sorted(set(_sizes(text)))
+    if len(sizes) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} are not two numbers of shards")
+    return sizes
+
+
 def _selection(arguments: argparse.Namespace) -> tuple[Any, str]:
     from llkd.benchmarks.selection import benchmark_selection, plot, table
 
@@ -152,6 +164,13 @@ def _endurance(arguments: argparse.Namespace) -> tuple[Any, str]:
     result = benchmark_endurance(arguments.shards, arguments.rows_per_shard, arguments.fail, _say)
     if arguments.plot is not None:
         plot(result, arguments.plot)
+    return result, table(result)
+
+
+def _requests(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from llkd.benchmarks.requests import benchmark_requests, table
+
+    result = benchmark_requests(arguments.sizes, _say)
     return result, table(result)
 
 

@@ -44,10 +44,9 @@ def calibrate(config: RunConfig) -> Calibration:
     settings = {**calibration_settings(config), "labels": config.task.label_names}
     labelled = require_complete(folder, "label")
     settings["upstream"] = labelled.fingerprint
-    if folder.exists(CALIBRATION):
-        found = folder.read_json(CALIBRATION)
-        if found["settings"] == settings:
-            return Calibration(np.asarray(found["log_bias"]), found["temperature"])
+    found = folder.read_json_if_there(CALIBRATION)
+    if found is not None and found["settings"] == settings:
+        return Calibration(np.asarray(found["log_bias"]), found["temperature"])
     calibration = _fit(config, folder, labelled)
     folder.write_json(
         CALIBRATION,

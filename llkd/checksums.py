@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from llkd.errors import StorageError
+from llkd.errors import DamageError
 from llkd.manifest import CHECKSUMS, Manifest, write_manifest
 from llkd.runtime import FEW_SHARDS, SHARDS_AT_ONCE, run_on_shards
 from llkd.schema import shard_name, shard_number
@@ -52,13 +52,15 @@ def write_record(
 
 
 def read_record(folder: Folder) -> dict[str, FileRecord] | None:
-    """What is known of the files of a folder, by name; None where nothing is, or it is damaged."""
-    if not folder.exists(CHECKSUMS):
-        return None
+    """What is known of the files of a folder, by name; None where nothing is, or it is damaged.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     try:
         files = folder.read_json(CHECKSUMS)["files"]
         return {name: FileRecord(*entry) for name, entry in files.items()}
-    except (StorageError, KeyError, TypeError, AttributeError):
+    except (DamageError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -120,7 +122,7 @@ def _unreadable(
     def read(number: int) -> dict[str, Any]:
         name = names[number]
         crc = known[name].crc if name in known else None
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(DamageError):
             if crc is not None:
                 return {"good": folder.crc32(name) == crc}
             shard = shard_number(name)

@@ -48,6 +48,10 @@ class StorageError(LLKDError):
     """A file of the run directory is damaged or cannot be written."""
 
 
+class DamageError(StorageError):
+    """A file is not what was written, or is not there: not one that just cannot be reached."""
+
+
 class ChaosError(LLKDError):
     """A run that was disturbed has lost something, or it fails even when left in peace."""
 

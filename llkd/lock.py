@@ -1,26 +1,26 @@
 """One job at a time in a run directory.
 
 On a disk a lock of the operating system, which falls with the process that holds it, however that
-ends. On an object store, and on a shared disk that knows no locks, a lease: a small object that its
-owner renews. A lease binds less than a lock. Clocks have to agree to some seconds; who is killed
-holds it for STALE_SECONDS more; and of two that take it within SETTLE_SECONDS only the last to
-write goes on, but one that a store keeps waiting for longer than that may not see the other.
+ends. On an object store, and on a shared disk that knows no locks, a lease: each job puts a claim of
+its own beside the others', renews it, and then lists them all. Who has found another claim that is
+alive gives way. So of two that come at once at least one sees the other, whoever is slow, provided
+that a listing shows all that was put before it, as those of S3 and Google do. Age goes by the
+store's clock alone. A lease binds less than a lock: who is killed holds it for STALE_SECONDS more,
+and who was cut off for longer than that works on until its next renewal.
 """
 
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
@@ -28,10 +28,12 @@ from llkd.config_file import portable_path
 from llkd.errors import BusyError, StorageError
 from llkd.storage import Folder, filesystem
 
-LOCK, LEASE = ".lock", ".lease.json"
-RENEW_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 15.0, 60.0, 2.0
+LOCK, LEASE = ".lock", ".lease"
+RENEW_SECONDS, STALE_SECONDS = 15.0, 60.0
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 """What `flock` answers where the disk cannot lock."""
+
+_UNKNOWN = "another job, that came at the same moment or has just ended"
 
 _held: set[str] = set()
 """What this process holds."""
@@ -42,7 +44,8 @@ def held(run_dir: str) -> Iterator[None]:
     """Hold a run directory for the while; nothing more where this process holds it already.
 
     Raises:
-        BusyError: another process holds it, or has taken it over in the meantime.
+        BusyError: another process holds it, or has taken it over in the meantime; or two came at
+            once.
         StorageError: it cannot be written.
     """
     filesystem_, path = filesystem(run_dir)
@@ -52,7 +55,7 @@ def held(run_dir: str) -> Iterator[None]:
     local = isinstance(filesystem_, fs.LocalFileSystem)
     with contextlib.ExitStack() as stack:
         if not (local and _locked(stack, Path(path), run_dir)):
-            stack.enter_context(Lease(Folder(run_dir)).kept())
+            stack.enter_context(Lease(run_dir).kept())
         _held.add(path)
         stack.callback(_held.discard, path)
         yield
@@ -98,31 +101,30 @@ def _busy(run_dir: str, holder: str, more: str = "") -> BusyError:
 
 @dataclass
 class Lease:
-    """A claim to a folder, that holds for as long as it is renewed."""
+    """A claim to a run directory, that holds for as long as it is renewed."""
 
-    folder: Folder
-    clock: Callable[[], float] = time.time
-    settle_seconds: float = SETTLE_SECONDS
-    lost: bool = False
-    """Whether somebody else has taken it."""
-    _id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    _holder: str = field(default_factory=_me)
+    run_dir: str
+    lost: BusyError | None = None
+    """Why the work was interrupted: somebody else has taken it."""
+    _name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _renewed: int = 0
+    """When the claim was last put, in nanoseconds of the store's clock."""
+
+    @property
+    def folder(self) -> Folder:
+        """The claims of all."""
+        return Folder(f"{self.run_dir.rstrip('/')}/{LEASE}")
 
     def take(self) -> None:
         """Take it, or take it over from one who has ceased to renew it.
 
         Raises:
-            BusyError: somebody holds it.
+            BusyError: somebody holds it, or wants it at the same moment.
         """
-        found = self._read()
-        if found is not None:
-            left = found["renewed"] + STALE_SECONDS - self.clock()
-            if left > 0:
-                more = f" If it was killed, it holds the directory for {left:.0f} seconds more."
-                raise _busy(self.folder.uri, found["holder"], more)
-        self._write()
-        time.sleep(self.settle_seconds)
-        self._require_mine()
+        others = self._put()
+        self._give_way(others)
+        for name in others:
+            self.folder.delete_file(name)
 
     def renew(self) -> None:
         """Hold it for another STALE_SECONDS.
@@ -130,14 +132,47 @@ class Lease:
         Raises:
             BusyError: somebody else has taken it.
         """
-        self._require_mine()
-        self._write()
+        before = self._renewed
+        others = self._put()
+        if self._renewed - before >= STALE_SECONDS * 1e9:  # else they give way
+            self._give_way(others)
 
     def give_back(self) -> None:
         """Let others have it."""
-        with contextlib.suppress(BusyError, StorageError):  # it goes stale by itself
-            self._require_mine()
-            self.folder.delete_file(LEASE)
+        with contextlib.suppress(StorageError):  # it goes stale by itself
+            self.folder.delete_file(self._name)
+
+    def _put(self) -> dict[str, int]:
+        """Put the claim; returns when the others' were put, by name.
+
+        Raises:
+            BusyError: it was taken for stale in the meantime, and deleted.
+        """
+        self.folder.write_bytes(self._name, _me().encode())
+        claims = {name: state.modified for name, state in self.folder.files().items()}
+        if self._name not in claims:
+            raise _busy(self.run_dir, next(map(self._holder, claims), _UNKNOWN))
+        self._renewed = claims.pop(self._name)
+        return claims
+
+    def _give_way(self, others: Mapping[str, int]) -> None:
+        """Withdraw the claim where another one is alive.
+
+        Raises:
+            BusyError: one is.
+        """
+        for name, renewed in others.items():
+            left = STALE_SECONDS - (self._renewed - renewed) / 1e9
+            if left > 0:
+                self.give_back()
+                more = f" If it was killed, it holds the directory for {left:.0f} seconds more."
+                raise _busy(self.run_dir, self._holder(name), more)
+
+    def _holder(self, name: str) -> str:
+        try:
+            return self.folder.read_bytes(name).decode(errors="replace")
+        except StorageError:
+            return _UNKNOWN
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -153,8 +188,8 @@ class Lease:
         try:
             yield
         except KeyboardInterrupt:
-            if self.lost:
-                self._require_mine()
+            if self.lost is not None:
+                raise self.lost from None
             raise
         finally:
             ended.set()
@@ -167,28 +202,7 @@ class Lease:
                 self.renew()
             except StorageError:
                 continue  # the store may be back before the lease is stale
-            except BusyError:
-                self.lost = True
+            except BusyError as error:
+                self.lost = error
                 os.kill(os.getpid(), signal.SIGINT)
                 return
-
-    def _require_mine(self) -> None:
-        found = self._read()
-        if found is not None and found["id"] != self._id:
-            raise _busy(self.folder.uri, found["holder"])
-
-    def _read(self) -> dict[str, Any] | None:
-        """The lease that is there; None also for one that no owner can have written."""
-        if not self.folder.exists(LEASE):
-            return None
-        data = self.folder.read_bytes(LEASE)
-        try:
-            found = json.loads(data)
-            return {"id": found["id"], "holder": str(found["holder"]),
-                    "renewed": float(found["renewed"])}  # fmt: skip
-        except (KeyError, TypeError, ValueError):
-            return None
-
-    def _write(self) -> None:
-        content = {"id": self._id, "holder": self._holder, "renewed": self.clock()}
-        self.folder.write_json(LEASE, content)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llkd.errors import FingerprintError, IncompleteError, StorageError
+from llkd.errors import DamageError, FingerprintError, IncompleteError
 from llkd.schema import FORMAT_VERSION
 from llkd.storage import Folder
 
@@ -63,18 +63,18 @@ def read_manifest(folder: Folder) -> Manifest | None:
 
     Raises:
         FingerprintError: it was written by another version of LLKD.
-        StorageError: it is damaged, and there is no copy of it.
+        DamageError: it is damaged, and there is no copy of it.
+        StorageError: it cannot be read.
     """
-    if not folder.exists(MANIFEST):
-        return None
     try:
-        return _parsed(folder, folder.read_json(MANIFEST))
-    except (StorageError, TypeError, ValueError, AttributeError):
+        found = folder.read_json_if_there(MANIFEST)
+        return None if found is None else _parsed(folder, found)
+    except (DamageError, TypeError, ValueError, AttributeError):
         pass
     try:
         return _parsed(folder, folder.read_json(CHECKSUMS)["manifest"])
-    except (StorageError, TypeError, ValueError, AttributeError, KeyError):
-        raise StorageError(
+    except (DamageError, TypeError, ValueError, AttributeError, KeyError):
+        raise DamageError(
             f"{folder.uri}/{MANIFEST} is damaged, so it cannot be told how the files beside it were "
             "made. Put it back from a copy, or delete that folder: it is made again."
         ) from None

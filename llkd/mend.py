@@ -13,7 +13,7 @@ from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
 from llkd.epochs import STATS, read_stats
-from llkd.errors import StorageError
+from llkd.errors import DamageError
 from llkd.manifest import Manifest, read_manifest, write_manifest
 from llkd.schema import RunLayout, shard_name
 from llkd.selection import COUNTS, STATISTICS, Selector, policy_of
@@ -76,7 +76,7 @@ def mend_labels(layout: RunLayout, dataset: str, say: Say) -> None:
 
 def _drop_unreadable(folder: Folder, names: Sequence[str], what: str, say: Say) -> list[str]:
     """Delete JSON files that are there and cannot be read; returns which."""
-    bad = [name for name in names if folder.exists(name) and not _is_readable(folder, name)]
+    bad = [name for name in names if not _is_readable(folder, name)]
     if bad:
         say(_line(what, bad))
     for name in bad:
@@ -85,9 +85,10 @@ def _drop_unreadable(folder: Folder, names: Sequence[str], what: str, say: Say) 
 
 
 def _is_readable(folder: Folder, name: str) -> bool:
+    """Whether it can be read, or is not there."""
     try:
-        folder.read_json(name)
-    except StorageError:
+        folder.read_json_if_there(name)
+    except DamageError:
         return False
     return True
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from llkd.arrays import fixed_lists, matrix
+from llkd.checksums import write_record
 from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.holdout import Holdout
@@ -40,6 +41,7 @@ from llkd.schema import (
     UNCERTAINTY,
     WEIGHT,
     RunLayout,
+    shard_name,
     with_probs,
 )
 from llkd.storage import Folder
@@ -171,15 +173,19 @@ class Selector:
         there = folder.shards()
 
         def work(shard: int) -> ClassStatistics:
-            if shard not in there:
-                self._label_shard(folder, calibration, shard)
-            _, signals = self.signals(shard, None)
-            return class_statistics(signals.label_n, signals.confidence_n, None, self.classes)
+            table = (
+                folder.read_shard(shard, [LABEL, CONFIDENCE])
+                if shard in there
+                else self._label_shard(folder, calibration, shard)
+            )
+            label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
+            return class_statistics(label_n, confidence_n, None, self.classes)
 
         total = sum_over_shards(ClassStatistics, work, range(self.shards))
+        write_record(folder, dict.fromkeys(map(shard_name, range(self.shards))))
         folder.write_json(STATISTICS, total.to_json())
 
-    def _label_shard(self, folder: Folder, calibration: Calibration, shard: int) -> None:
+    def _label_shard(self, folder: Folder, calibration: Calibration, shard: int) -> pa.Table:
         table = Folder(self._layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
         probs_nc = calibration.apply(matrix(table[LOGPROBS]))
         columns, schema = {
@@ -190,7 +196,9 @@ class Selector:
         if self.keeps_teacher_probs:
             columns[PROBS] = fixed_lists(probs_nc)
             schema = with_probs(schema, pa.float32(), self.classes)
-        folder.write_shard(shard, pa.table(columns, schema=schema))
+        made = pa.table(columns, schema=schema)
+        folder.write_shard(shard, made)
+        return made
 
     def teacher_statistics(self) -> ClassStatistics:
         """Counts and confidence by class over the corpus; the same in every epoch."""

@@ -22,10 +22,11 @@ def settle(
     folder: Folder, decide: Callable[[], dict[str, Any]], resources: runtime.Resources
 ) -> dict[str, Any]:
     """What `decide` answered when it was first asked, on a node that has the resources."""
-    if not folder.exists(SETTLED):
-        folder.write_json(SETTLED, _asked(decide, resources))
-    choices: dict[str, Any] = folder.read_json(SETTLED)
-    return choices
+    found: dict[str, Any] | None = folder.read_json_if_there(SETTLED)
+    if found is None:
+        found = _asked(decide, resources)
+        folder.write_json(SETTLED, found)
+    return found
 
 
 def settled_teacher(

@@ -318,7 +318,7 @@ def _read_parquet(
     file: SourceFile, source: SourceConfig, columns: list[str], start: int, stop: int
 ) -> Iterator[Record]:
     with _open(file) as handle:
-        parquet = pq.ParquetFile(handle)
+        parquet = pq.ParquetFile(handle, pre_buffer=True)  # one request for all columns
         first = 0
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows

@@ -1,7 +1,8 @@
 """Files of a run directory, on any filesystem: there whole, or not at all.
 
 A file is built in memory (a shard is bounded) and appears in one step: written aside and renamed
-on a local disk, put as one object on an object store.
+on a local disk, put as one object on an object store. There a request is what costs, so nothing is
+looked for that the request itself tells.
 """
 
 import contextlib
@@ -10,7 +11,9 @@ import os
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,26 +22,75 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from llkd.errors import StorageError
+from llkd.errors import DamageError, StorageError
 from llkd.schema import shard_name, shard_number
 from llkd.scratch import scratch_folder
 
 _TEMPORARY_SUFFIX = ".tmp"
+S3_ATTEMPTS = 6
+"""How often a request is tried: with growing pauses, for a quarter of a minute where nobody listens
+and for half a minute where nobody answers."""
+GCS_SECONDS = 60
+"""For how long a request to Google's store is tried again; its own default is 15 minutes."""
 
 
-@cache
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path or URI, and the path within it.
+
+    What an object store has to be told beside the bucket is in the environment: for `s3://`
+    AWS_ENDPOINT_URL, AWS_REGION and the credentials, for `gs://` those of Google.
 
     Raises:
         StorageError: the URI is of a kind that pyarrow does not know.
     """
-    if "://" not in uri:
+    scheme, separator, path = uri.partition("://")
+    if not separator:
         return fs.LocalFileSystem(), os.path.abspath(uri)
+    if scheme not in ("s3", "gs"):
+        return _from_uri(uri)
+    # A name is taken as it is: within a URI a space or a % would mean something else.
+    bucket, _, key = path.strip("/").partition("/")
+    filesystem_, root = _bucket(f"{scheme}://{bucket}")
+    return filesystem_, f"{root}/{key}".rstrip("/")
+
+
+@cache
+def _bucket(uri: str) -> tuple[fs.FileSystem, str]:
+    """One filesystem for all of a bucket: each has connections of its own."""
+    found, root = _from_uri(uri)
+    make, (options,) = found.__reduce__()
+    if found.type_name == "s3":
+        tries = fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+        # A small file is one request then, and three without.
+        return make({**options, "retry_strategy": tries, "allow_delayed_open": True}), root
+    return make({**options, "retry_time_limit": timedelta(seconds=GCS_SECONDS)}), root
+
+
+@cache
+def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"Cannot open {uri}: {error}") from error
+
+
+def forget_filesystems() -> None:
+    """Look at the environment again when the next file is asked for."""
+    _bucket.cache_clear()
+    _from_uri.cache_clear()
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Errors of a filesystem as ours.
+
+    Raises:
+        StorageError: `Cannot <what>`, and why.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"Cannot {what}: {error}") from error
 
 
 class FileState(NamedTuple):
@@ -78,10 +130,8 @@ class Folder:
 
     def _infos(self) -> list[fs.FileInfo]:
         filesystem_, path = filesystem(self.uri)
-        try:
+        with _telling(f"list {self.uri}"):
             found = filesystem_.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        except OSError as error:
-            raise StorageError(f"Cannot list {self.uri}: {error}") from error
         return [info for info in found if not info.base_name.startswith(".")]
 
     def shards(self) -> set[int]:
@@ -89,28 +139,50 @@ class Folder:
         return {number for name in self.names() if (number := shard_number(name)) is not None}
 
     def exists(self, name: str) -> bool:
-        """Whether a finished file of that name is there."""
-        filesystem_, path = filesystem(self.uri)
-        return bool(filesystem_.get_file_info(f"{path}/{name}").type == fs.FileType.File)
+        """Whether a finished file of that name is there.
+
+        Raises:
+            StorageError: that cannot be told.
+        """
+        return bool(self._info(name).type == fs.FileType.File)
 
     def size(self, name: str) -> int | None:
-        """The bytes of a file; None if it is not there."""
-        filesystem_, path = filesystem(self.uri)
-        size: int | None = filesystem_.get_file_info(f"{path}/{name}").size
+        """The bytes of a file; None if it is not there.
+
+        Raises:
+            StorageError: that cannot be told.
+        """
+        size: int | None = self._info(name).size
         return size
+
+    def _info(self, name: str) -> fs.FileInfo:
+        filesystem_, path = filesystem(self.uri)
+        with _telling(f"look for {self.uri}/{name}"):
+            return filesystem_.get_file_info(f"{path}/{name}")
 
     def read_bytes(self, name: str) -> bytes:
         """A whole file.
 
         Raises:
-            StorageError: it is not there or cannot be read.
+            DamageError: it is not there.
+            StorageError: it cannot be read.
         """
+        data = self._data(name)
+        if data is None:
+            raise self._missing(name)
+        return data
+
+    def _data(self, name: str) -> bytes | None:
         filesystem_, path = filesystem(self.uri)
-        try:
-            with filesystem_.open_input_file(f"{path}/{name}") as file:
-                return bytes(file.read())
-        except OSError as error:
-            raise StorageError(f"Cannot read {self.uri}/{name}: {error}") from error
+        with _telling(f"read {self.uri}/{name}"):
+            try:
+                with filesystem_.open_input_file(f"{path}/{name}") as file:
+                    return bytes(file.read())
+            except FileNotFoundError:
+                return None
+
+    def _missing(self, name: str) -> DamageError:
+        return DamageError(f"Cannot read {self.uri}/{name}: it is not there")
 
     def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
         """Put a whole file in place, over an older one if there is one.
@@ -123,8 +195,10 @@ class Folder:
             if isinstance(filesystem_, fs.LocalFileSystem):
                 _write_local(Path(path), name, data)
             else:
-                with filesystem_.open_output_stream(f"{path}/{name}", compression=None) as file:
-                    file.write(data)
+                # An interrupt between the opening and the writing would put an empty object: it
+                # meets the main thread only.
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(_put, filesystem_, f"{path}/{name}", data).result()
         except OSError as error:
             raise StorageError(
                 f"Cannot write {self.uri}/{name}: {error}. See that there is room and that the "
@@ -139,24 +213,44 @@ class Folder:
         """
         filesystem_, path = filesystem(self.uri)
         found = 0
-        try:
-            with filesystem_.open_input_file(f"{path}/{name}") as file:
-                while data := file.read(1 << 24):
-                    found = zlib.crc32(data, found)
-        except OSError as error:
-            raise StorageError(f"Cannot read {self.uri}/{name}: {error}") from error
+        with (
+            _telling(f"read {self.uri}/{name}"),
+            filesystem_.open_input_file(f"{path}/{name}") as file,
+        ):
+            while data := file.read(1 << 24):
+                found = zlib.crc32(data, found)
         return found
 
     def read_json(self, name: str) -> Any:
         """A JSON file.
 
         Raises:
-            StorageError: it is missing or damaged.
+            DamageError: it is missing or damaged.
+            StorageError: it cannot be read.
         """
-        try:
-            return json.loads(self.read_bytes(name))
-        except ValueError as error:
-            raise self._damaged(name, error) from error
+        found = self.read_json_if_there(name)
+        if found is None:
+            raise self._missing(name)
+        return found
+
+    def read_json_if_there(self, name: str) -> Any | None:
+        """A JSON file; None if it is not there. One request less than to ask for it first.
+
+        Raises:
+            DamageError: it is damaged.
+            StorageError: it cannot be read.
+        """
+        before = None
+        while (data := self._data(name)) is not None:
+            try:
+                return json.loads(data)
+            except ValueError as error:
+                # An object is read up to the size that it had just before. Where it was put anew
+                # in between, that may be half of it; another look tells.
+                if data == before:
+                    raise self._damaged(name, error) from error
+                before = data
+        return None
 
     def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
         """A JSON file, indented for people."""
@@ -166,7 +260,8 @@ class Folder:
         """The table of a shard, or some of its columns.
 
         Raises:
-            StorageError: it is missing or damaged, or lacks a column.
+            DamageError: it is missing or damaged, or lacks a column.
+            StorageError: it cannot be read.
         """
         name = shard_name(shard)
         data = self.read_bytes(name)
@@ -177,11 +272,11 @@ class Folder:
             raise self._damaged(name, error) from error
         missing = set(columns or ()) - set(table.column_names)
         if missing:
-            raise StorageError(f"{self.uri}/{name} lacks the columns {sorted(missing)}")
+            raise DamageError(f"{self.uri}/{name} lacks the columns {sorted(missing)}")
         return table
 
-    def _damaged(self, name: str, error: Exception) -> StorageError:
-        return StorageError(
+    def _damaged(self, name: str, error: Exception) -> DamageError:
+        return DamageError(
             f"{self.uri}/{name} is damaged: {error}. Delete it and run the same command again: it "
             "is made anew, or it is told what else has to be."
         )
@@ -206,15 +301,23 @@ class Folder:
             raise self._damaged(name, error) from error
 
     def delete(self) -> None:
-        """Remove the folder and all in it, if it is there."""
+        """Remove the folder and all in it, if it is there.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
         filesystem_, path = filesystem(self.uri)
-        if filesystem_.get_file_info(path).type == fs.FileType.Directory:
+        with _telling(f"delete {self.uri}"), contextlib.suppress(FileNotFoundError):
             filesystem_.delete_dir(path)
 
     def delete_file(self, name: str) -> None:
-        """Remove a file, if it is there."""
-        if self.exists(name):
-            filesystem_, path = filesystem(self.uri)
+        """Remove a file, if it is there.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        filesystem_, path = filesystem(self.uri)
+        with _telling(f"delete {self.uri}/{name}"), contextlib.suppress(FileNotFoundError):
             filesystem_.delete_file(f"{path}/{name}")
 
     def delete_temporary(self) -> None:
@@ -280,6 +383,11 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
         "write_statistics": False,
         "column_encoding": dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
     }
+
+
+def _put(filesystem_: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
+    with filesystem_.open_output_stream(path, compression=None) as file:
+        file.write(data)
 
 
 def _write_local(folder: Path, name: str, data: bytes | pa.Buffer) -> None:

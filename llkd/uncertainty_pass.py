@@ -29,6 +29,10 @@ from llkd.selection import Selector, policy_of, sums_by_class
 from llkd.shard_queue import Piece
 from llkd.storage import Folder
 
+LABELS_KEPT = 4
+"""Shards whose labels a worker keeps besides the newest one's: texts are read so far ahead of
+their scores, and seldom more."""
+
 
 class UncertaintyPass:
     """One worker's part of it."""
@@ -59,6 +63,8 @@ class UncertaintyPass:
         self._scorer, self._queue, self._tracker = scorer, queue, tracker
         self._rank, self._workers = rank, workers
         self._layout, self._policy = RunLayout(config.run_dir), policy_of(config)
+        self._labels: dict[int, pa.Table] = {}
+        """The pseudo-labels of the shards that this worker was last given a piece of."""
 
     def begin(self, epoch: int, name: str) -> None:
         """Fill the queue with the shards that are missing: done by rank 0, before any `run`.
@@ -103,10 +109,14 @@ class UncertaintyPass:
         while (piece := ray.get(self._queue.take.remote(self._rank))) is not None:
             if piece.shard != shard:
                 shard = piece.shard
-                row_n = Folder(self._layout.pseudo_labels).read_shard(shard, [ROW])[ROW]
+                labels = self._read_labels(shard)
+                self._labels = {**dict(list(self._labels.items())[-LABELS_KEPT:]), shard: labels}
                 texts = Folder(self._layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
-                texts = texts.take(row_n)
+                texts = texts.take(labels[ROW])
             yield piece, texts[piece.start : piece.stop].to_pylist()
+
+    def _read_labels(self, shard: int) -> pa.Table:
+        return Folder(self._layout.pseudo_labels).read_shard(shard, [ROW, LABEL])
 
     def _write(self, epoch: int, shard: int, found: np.ndarray) -> None:
         """Write a shard's uncertainty, and tell its sums by class.
@@ -116,7 +126,8 @@ class UncertaintyPass:
             shard: its number.
             found: uncertainty, shape (N,); or, with the student's distribution, (N, 1 + C).
         """
-        labels = Folder(self._layout.pseudo_labels).read_shard(shard, [ROW, LABEL])
+        kept = self._labels.get(shard)
+        labels = self._read_labels(shard) if kept is None else kept
         folder = Folder(self._layout.uncertainty(epoch))
         uncertainty_n = found if found.ndim == 1 else np.ascontiguousarray(found[:, 0])
         columns, schema = {ROW: labels[ROW], UNCERTAINTY: uncertainty_n}, UNCERTAINTY_SCHEMA

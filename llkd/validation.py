@@ -61,7 +61,7 @@ def make_validation(config: RunConfig, selector: Selector) -> None:
     missing = sorted(chosen.shards - folder.shards())
     for _ in run_on_shards(work, missing):
         pass
-    if not sum(folder.shard_rows(shard) for shard in chosen.shards):
+    if not any(folder.shard_rows(shard) for shard in sorted(chosen.shards)):
         raise DataError(
             f"student.validation_fraction = {config.student.validation_fraction} holds out no row "
             "of this corpus: raise it, or set it to 0"

@@ -58,9 +58,9 @@ def environment(**extra: str) -> dict[str, str]:
     return {**env, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **SECRETS, **extra}
 
 
-def start(job: str, *arguments: object) -> subprocess.Popen[str]:
+def start(job: str, *arguments: object, **extra: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, f"jobs/{job}.py", *map(str, arguments)], cwd=ROOT, env=environment(),
+        [sys.executable, f"jobs/{job}.py", *map(str, arguments)], cwd=ROOT, env=environment(**extra),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -1,12 +1,12 @@
 """One job at a time in a run directory, and a killed one does not keep the next out."""
 
-import json
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from llkd import lock
 from llkd.errors import BusyError
 from llkd.lock import LEASE, STALE_SECONDS, Lease, held
-from llkd.storage import Folder
+from llkd.storage import FileState, Folder
 
 HOLDER = "import sys, time; from llkd.lock import held\nwith held(sys.argv[1]): print(flush=True); time.sleep(99)"
 
@@ -45,26 +45,23 @@ def test_a_process_may_hold_it_twice_and_lets_go_after_an_error(tmp_path: Path) 
     assert done.returncode == 0
 
 
-@dataclass
-class Clock:
-    now: float = 1e9
-
-    def __call__(self) -> float:
-        return self.now
+def leases(run_dir: Path) -> tuple[Lease, Lease]:
+    return Lease(str(run_dir)), Lease(f"{run_dir}/")
 
 
-def leases(folder: Path) -> tuple[Lease, Lease, Clock]:
-    clock = Clock()
-    one, other = (Lease(Folder(str(folder)), clock, settle_seconds=0) for _ in range(2))
-    return one, other, clock
+def age(run_dir: Path, seconds: float) -> None:
+    """Make all claims so much older."""
+    for claim in (run_dir / LEASE).iterdir():
+        put = claim.stat().st_mtime_ns - int(seconds * 1e9)
+        os.utime(claim, ns=(put, put))
 
 
 def test_a_lease_holds_while_it_is_renewed(tmp_path: Path) -> None:
-    one, other, clock = leases(tmp_path)
+    one, other = leases(tmp_path)
     one.take()
     for _ in range(3):
-        clock.now += STALE_SECONDS - 1
-        with pytest.raises(BusyError, match="in use by process .* for 1 seconds more"):
+        age(tmp_path, STALE_SECONDS - 10)
+        with pytest.raises(BusyError, match=r"in use by process .* for (10|[1-9]) seconds more"):
             other.take()
         one.renew()
     one.give_back()
@@ -72,10 +69,12 @@ def test_a_lease_holds_while_it_is_renewed(tmp_path: Path) -> None:
 
 
 def test_a_lease_that_is_not_renewed_is_taken_over_and_its_owner_told(tmp_path: Path) -> None:
-    one, other, clock = leases(tmp_path)
+    one, other = leases(tmp_path)
     one.take()
-    clock.now += STALE_SECONDS
+    one._renewed -= int(STALE_SECONDS * 1e9)
+    age(tmp_path, STALE_SECONDS)
     other.take()
+    assert [claim.name for claim in (tmp_path / LEASE).iterdir()] == [other._name]
     with pytest.raises(BusyError):
         one.renew()
     one.give_back()  # not its own any more
@@ -84,43 +83,84 @@ def test_a_lease_that_is_not_renewed_is_taken_over_and_its_owner_told(tmp_path: 
     other.renew()
 
 
-def test_of_two_who_take_a_lease_at_once_the_last_has_it(tmp_path: Path) -> None:
-    one, other, _ = leases(tmp_path)
-    one.settle_seconds = 0.5
-    refused: list[BusyError] = []
+def test_a_claim_that_was_deleted_as_stale_while_it_was_renewed_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = leases(tmp_path)
+    one.take()
+    listed = Folder.files
+
+    def files(folder: Folder) -> dict[str, FileState]:
+        one.give_back()
+        other.folder.write_bytes(other._name, b"process 7")
+        return listed(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "files", files)
+        with pytest.raises(BusyError, match="in use by process 7"):
+            one.renew()
+
+
+def test_a_lease_that_nobody_took_over_is_gone_on_with(tmp_path: Path) -> None:
+    one, other = leases(tmp_path)
+    one.take()
+    one._renewed -= int(STALE_SECONDS * 1e9)
+    one.renew()
+    with pytest.raises(BusyError):
+        other.take()
+
+
+def test_of_two_who_take_a_lease_at_once_one_has_it_or_none(tmp_path: Path) -> None:
+    one, other = leases(tmp_path)
+    other._put()  # and has not looked yet
+    with pytest.raises(BusyError):
+        one.take()
+    other._give_way(other._put())  # it has seen nobody
+    with pytest.raises(BusyError):
+        one.take()
+
+
+def test_many_who_take_a_lease_at_once(tmp_path: Path) -> None:
+    had = []
+    start = threading.Barrier(8)
 
     def take() -> None:
-        try:
-            one.take()
-        except BusyError as error:
-            refused.append(error)
+        lease = Lease(str(tmp_path))
+        start.wait()
+        with contextlib.suppress(BusyError):
+            lease.take()
+            had.append(lease)
 
-    thread = threading.Thread(target=take)
-    thread.start()
-    while not (tmp_path / LEASE).exists():
-        time.sleep(0.01)
-    other._write()  # as one that looked before there was a lease
-    thread.join()
-    assert len(refused) == 1
-    other.renew()
+    for _ in range(10):
+        threads = [threading.Thread(target=take) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(had) <= 1
+        while had:
+            had.pop().give_back()
+        assert not list((tmp_path / LEASE).iterdir())
 
 
 def test_a_lease_is_renewed_beside_the_work_that_ends_when_it_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "RENEW_SECONDS", 0.02)
-    one, _, clock = leases(tmp_path)
+    one, other = leases(tmp_path)
     with one.kept():
-        clock.now += 7
-        while json.loads((tmp_path / LEASE).read_text())["renewed"] != clock.now:
+        put = one._renewed
+        while one._renewed == put:
             time.sleep(0.01)
-    assert not (tmp_path / LEASE).exists()
-    one, other, _ = leases(tmp_path)
-    with pytest.raises(BusyError), one.kept():  # noqa: PT012
-        for _ in range(300):  # the owner may be about to write, having just looked
-            other._write()
+    assert not list((tmp_path / LEASE).iterdir())
+    with pytest.raises(BusyError, match="in use by process"), one.kept():  # noqa: PT012
+        monkeypatch.setattr(lock, "STALE_SECONDS", 0.0)  # it was cut off
+        other.take()
+        monkeypatch.setattr(lock, "STALE_SECONDS", 60.0)
+        for _ in range(3000):  # it may be about to look by what it knew before
+            one._renewed -= int(60e9)
             time.sleep(0.1)
-    assert (tmp_path / LEASE).exists()
+    assert [claim.name for claim in (tmp_path / LEASE).iterdir()] == [other._name]
 
 
 def test_a_disk_without_locks_gets_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +168,6 @@ def test_a_disk_without_locks_gets_a_lease(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(lock.fcntl, "flock", unsupported)
-    monkeypatch.setattr(lock.time, "sleep", lambda seconds: None)
     with held(str(tmp_path)):
-        assert (tmp_path / LEASE).exists()
-    assert not (tmp_path / LEASE).exists()
+        assert len(list((tmp_path / LEASE).iterdir())) == 1
+    assert not list((tmp_path / LEASE).iterdir())

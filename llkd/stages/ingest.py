@@ -6,7 +6,7 @@ shard, and the rows of a shard do not depend on how many workers there are.
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,14 +98,15 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
         return _write_shard(plan, shard, labels, layout)
 
     crcs: dict[int, int] = {}
+    rows: dict[int, int] = {}
     for shard, result in run_on_shards(work, missing):
-        crcs[shard] = result["crc"]
+        crcs[shard], rows[shard] = result["crc"], result["rows"]
         tracker.update.remote(f"{shard}", result["rows"] + result["rejected"])
     if absent := sorted(set(range(plan.shards)) - folder.shards()):
         raise IncompleteError(
             f"{folder.uri} lacks {len(absent)} of {plan.shards} shards, first {absent[0]}"
         )
-    finished = _finished(config, manifest, plan, layout, time.monotonic() - started)
+    finished = _finished(config, manifest, plan, layout, rows, time.monotonic() - started)
     files = {**shard_crcs(folder, plan.shards, crcs), FILES: folder.crc32(FILES)}
     _require_unchanged(folder, files, plan)
     return close_stage(folder, finished, files)
@@ -270,12 +271,19 @@ def _gold_class(
 
 
 def _finished(
-    config: RunConfig, manifest: Manifest, plan: ShardPlan, layout: RunLayout, seconds: float
+    config: RunConfig,
+    manifest: Manifest,
+    plan: ShardPlan,
+    layout: RunLayout,
+    known: Mapping[int, int],
+    seconds: float,
 ) -> Manifest:
-    """Count what came out."""
+    """Count what came out, where the rows of some shards are known."""
     folder = Folder(layout.rows(plan.dataset))
     rejects = Folder(layout.rejects(f"ingest-{plan.dataset}"))
-    rows = {shard: folder.shard_rows(shard) for shard in sorted(folder.shards())}
+    rows = [
+        known[shard] if shard in known else folder.shard_rows(shard) for shard in range(plan.shards)
+    ]
     reasons: dict[str, int] = {}
     for shard in sorted(rejects.shards()):
         for reason in rejects.read_shard(shard, ["reason"])["reason"].to_pylist():
@@ -288,7 +296,4 @@ def _finished(
             f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
             f"{rejects.uri}."
         )
-    return manifest.finished(
-        {"rows": [rows[shard] for shard in range(plan.shards)], "rejects": reasons,
-         "seconds": seconds}
-    )  # fmt: skip
+    return manifest.finished({"rows": rows, "rejects": reasons, "seconds": seconds})

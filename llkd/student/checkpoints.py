@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llkd.errors import StorageError
+from llkd.errors import DamageError, StorageError
 from llkd.storage import Folder, upload_folder
 from llkd.student.parallel import (
     Tensors,
@@ -105,7 +105,7 @@ def is_whole(checkpoints: Folder, name: str, contents: bool = False) -> bool:
     try:
         state = folder.read_json(_STATE)
         sizes, crcs = dict(state["sizes"]), dict(state.get("crc32", {}))
-    except (StorageError, KeyError, TypeError, ValueError):
+    except (DamageError, KeyError, TypeError, ValueError):
         return False
     return (
         bool(sizes)

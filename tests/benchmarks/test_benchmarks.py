@@ -173,6 +173,7 @@ def test_rows_with_gold_are_drawn_once_each_and_never_an_example(make_config: Ma
     [
         (["teacher", "--config", "nothing.yaml"], "Cannot read the config nothing.yaml"),
         (["labels", "jobs/configs/bbc.yaml"], "corpus.label_column must name the gold"),
+        (["requests", "--sizes", "20"], "'20' are not two numbers of shards"),
         (["speed"], "invalid choice"),
     ],
 )
