@@ -64,6 +64,26 @@ def read_record(folder: Folder) -> dict[str, FileRecord] | None:
         return None
 
 
+def forget(folder: Folder, names: Iterable[str]) -> None:
+    """Have files made anew that were deleted: they need not be what they were, as the labels of an
+    engine that rounds otherwise each time. `lost_files` tells what they were."""
+    if (known := read_record(folder)) is None:
+        return
+    content = folder.read_json(CHECKSUMS)
+    gone = {name: known[name] for name in names if name in known}
+    content["files"] = {name: entry for name, entry in known.items() if name not in gone}
+    content["lost"] = {**content.get("lost", {}), **gone}
+    folder.write_json(CHECKSUMS, content, indent=None)
+
+
+def lost_files(folder: Folder) -> dict[str, FileRecord]:
+    """What is known of files that are made anew, by name."""
+    if read_record(folder) is None:
+        return {}
+    lost = folder.read_json(CHECKSUMS).get("lost", {})
+    return {name: FileRecord(*entry) for name, entry in lost.items()}
+
+
 def shard_crcs(folder: Folder, shards: int, known: Mapping[int, int]) -> dict[str, int]:
     """CRC-32 of all shards by name; of those that are not known from their contents.
 
@@ -100,9 +120,9 @@ def damaged_files(folder: Folder, expected: Iterable[str] = ()) -> list[str]:
     )
     bad = lost | _unreadable(folder, doubtful, known)
     if doubtful and not bad:  # copies: they need not be read the next time
-        manifest = folder.read_json(CHECKSUMS)["manifest"]
         files = {name: [*there[name], record.crc] for name, record in known.items()}
-        folder.write_json(CHECKSUMS, {"manifest": manifest, "files": files}, indent=None)
+        content = {**folder.read_json(CHECKSUMS), "files": files}
+        folder.write_json(CHECKSUMS, content, indent=None)
     return sorted(bad)
 
 
@@ -112,6 +132,21 @@ def is_whole_file(folder: Folder, name: str) -> bool:
         return False
     record = (read_record(folder) or {}).get(name)
     return record is None or record.crc in (None, folder.crc32(name))
+
+
+def require_recorded(folder: Folder) -> None:
+    """Read all files, to see that they are what was recorded.
+
+    Raises:
+        DamageError: one is not.
+        StorageError: one cannot be read.
+    """
+    for name, record in (read_record(folder) or {}).items():
+        if record.crc not in (None, folder.crc32(name)):
+            raise DamageError(
+                f"{folder.uri}/{name} is damaged: it is not what was written. Delete it and run the "
+                "same command again: it is made anew."
+            )
 
 
 def _unreadable(

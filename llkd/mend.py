@@ -8,7 +8,7 @@ cannot be, the epochs from there on are trained again.
 from collections.abc import Callable, Iterable, Sequence
 
 from llkd.calibrate import CALIBRATION
-from llkd.checksums import damaged_files, read_record, write_record
+from llkd.checksums import damaged_files, forget, read_record, write_record
 from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
@@ -21,6 +21,8 @@ from llkd.storage import Folder
 from llkd.validation import holdout_of, make_validation
 
 Say = Callable[[str], None]
+
+LEFT_AWAY = "left away, for nothing needs it any more"
 
 
 def reopen_damaged(folder: Folder, name: str, say: Say) -> bool:
@@ -48,6 +50,7 @@ def reopen_damaged(folder: Folder, name: str, say: Say) -> bool:
     write_manifest(folder, manifest.reopened())
     for file in bad:
         folder.delete_file(file)
+    forget(folder, bad)
     return True
 
 
@@ -164,10 +167,11 @@ class EpochsMender:
             trained = int(manifest.results["epochs"])
             self._mend_checkpoint(manifest)
         self._mend_inputs()
+        done = self._read_stats_again(manifest)
         for epoch in begun_epochs(self._layout):
-            if not self._mend_epoch(epoch, epoch < trained):
+            if not self._mend_epoch(epoch, epoch < trained, done):
                 self._go_back(epoch)
-                trained = epoch
+                trained, done = trained_epochs(self._layout), False
 
     def _is_forgotten(self) -> bool:
         """Whether this is a round whose student has done its work and was deleted."""
@@ -184,6 +188,16 @@ class EpochsMender:
             self._say(f"checkpoints: {name} is damaged, its epochs are trained again")
             Folder(f"{checkpoints.uri}/{name}").delete()
             write_manifest(self._folder, manifest.reopened())
+
+    def _read_stats_again(self, manifest: Manifest) -> bool:
+        """Where training is done, restore figures from the manifest's copy; returns whether it is."""
+        done = read_manifest(self._folder) == manifest and manifest.complete
+        for epoch, stats in enumerate(manifest.results.get("stats", ()) if done else ()):
+            folder = Folder(self._layout.epoch(epoch))
+            if not _is_readable(folder, STATS) or not folder.exists(STATS):
+                self._say(_line(f"epoch {epoch + 1} figures", [STATS]))
+                folder.write_json(STATS, stats)
+        return done
 
     def _mend_inputs(self) -> None:
         """What all epochs select by."""
@@ -205,13 +219,18 @@ class EpochsMender:
             folder.delete_file(file)
         return bad
 
-    def _mend_epoch(self, epoch: int, trained: bool) -> bool:
-        """See to one epoch; returns whether its student can stay what it is."""
+    def _mend_epoch(self, epoch: int, trained: bool, done: bool) -> bool:
+        """See to one epoch; returns whether its student can stay what it is. Where training is
+        `done`, what only served to choose an epoch is needed no more."""
         folder, name = Folder(self._layout.epoch(epoch)), f"epoch {epoch + 1}"
         lost = _drop_unreadable(folder, [STATS], f"{name} figures", self._say)
-        held = {shard_name(0)} if trained and self._config.student.validation_fraction > 0 else ()
         validation = Folder(self._layout.validation_of(epoch))
-        lost += self._delete_bad(validation, held, f"{name} validation")
+        if done:
+            self._delete_bad(validation, (), f"{name} validation", LEFT_AWAY)
+        else:
+            held_out = trained and self._config.student.validation_fraction > 0
+            expected = {shard_name(0)} if held_out else ()
+            lost += self._delete_bad(validation, expected, f"{name} validation")
         selection = Folder(self._layout.selection(epoch))
         selected = self._shards if folder.exists(STATS) else ()
         bad = self._delete_bad(selection, selected, f"{name} selection")
@@ -225,26 +244,26 @@ class EpochsMender:
         """See to the uncertainty of an epoch; returns what is damaged of it."""
         folder = Folder(self._layout.uncertainty(epoch))
         expected = self._shards if needed and policy_of(self._config).uses_uncertainty else ()
-        then = (
-            "left away, for nothing needs it any more" if trained and not needed else "made again"
-        )
+        then = LEFT_AWAY if trained and not needed else "made again"
         bad = self._delete_bad(folder, expected, f"epoch {epoch + 1} uncertainty", then)
         if bad and trained:
             write_record(folder, dict.fromkeys(map(shard_name, folder.shards())))
         return bad
 
     def _go_back(self, epoch: int) -> None:
-        """Have an epoch and those after it trained again."""
+        """Have an epoch trained again, and those around it of which there is no other checkpoint."""
         from llkd.student.checkpoints import checkpoint_epoch
 
-        self._say(f"epoch {epoch + 1} and those after it are trained again")
         checkpoints = Folder(self._layout.checkpoints)
         for name in checkpoints.names():
             if name.startswith("epoch-") and checkpoint_epoch(name) >= epoch:
                 Folder(f"{checkpoints.uri}/{name}").delete()
-        manifest = read_manifest(self._folder)
-        if manifest is not None and manifest.complete:
-            write_manifest(self._folder, manifest.reopened())
+        first = trained_epochs(self._layout) + 1
+        self._say(f"epoch {first} and those after it are trained again")
+        for folder in (self._folder, Folder(self._layout.student)):
+            manifest = read_manifest(folder)
+            if manifest is not None and manifest.complete:
+                write_manifest(folder, manifest.reopened())
 
 
 def mend_rounds(config: RunConfig, shards: int, say: Say) -> None:

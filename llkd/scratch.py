@@ -30,7 +30,8 @@ def make_scratch() -> Path:
         StorageError: it cannot be made.
     """
     for gone in [folder for folder in _locks if not folder.exists()]:
-        os.close(_locks.pop(gone))
+        if (lock := _locks.pop(gone, None)) is not None:  # else another thread was sooner
+            os.close(lock)
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         lock = os.open(folder, os.O_RDONLY)

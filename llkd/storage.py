@@ -268,9 +268,9 @@ class Folder:
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             table = file.read(columns and list(columns), use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+            missing = set(columns or ()) - set(table.column_names)
+        except (pa.ArrowException, OSError, ValueError) as error:  # a name that is not UTF-8, too
             raise self._damaged(name, error) from error
-        missing = set(columns or ()) - set(table.column_names)
         if missing:
             raise DamageError(f"{self.uri}/{name} lacks the columns {sorted(missing)}")
         return table

@@ -12,7 +12,9 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from llkd.errors import DataError
+from llkd.mend import reopen_damaged
 from llkd.pipeline import run_stage
+from llkd.storage import Folder
 from tests.conftest import MakeConfig, config_maker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -136,16 +138,34 @@ def test_all_kinds_of_damage_to_a_finished_run(finished: Finished, tmp_path: Pat
     assert not asked(finished)
 
 
-def test_epochs_are_trained_again_where_nothing_else_helps(
+def test_a_finished_student_is_not_trained_again_for_its_figures(
     finished: Finished, tmp_path: Path
 ) -> None:
     run_dir = copied(finished, tmp_path)
     cut(run_dir / "epochs/01/validation/part-00000.parquet")
+    cut(run_dir / "epochs/00/stats.json")
+    (run_dir / "epochs/01/stats.json").unlink()
+    output = run(finished, run_dir)
+    assert "epoch 2 validation: 1 damaged shard (part-00000.parquet) is left away" in output
+    assert "epoch 1 figures: 1 damaged file (stats.json) is made again" in output
+    assert "epoch 2 figures: 1 damaged file (stats.json) is made again" in output
+    assert "training" not in output
+    for name in ("epochs/00/stats.json", "epochs/01/stats.json", "student/model.safetensors"):
+        assert (run_dir / name).read_bytes() == (finished.run_dir / name).read_bytes()
+    held = json.loads((run_dir / "metrics.json").read_text())["student"]["held_out"]
+    assert ["gold_accuracy" in figures for figures in held] == [True, False]
+
+
+def test_epochs_are_trained_again_where_nothing_else_helps(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run_dir = copied(finished, tmp_path)
+    cut(run_dir / "epochs/01/selection/part-00002.parquet")
     cut(run_dir / "epochs/01/uncertainty/part-00004.parquet")
     output = run(finished, run_dir)
     assert "epoch 2 uncertainty: 1 damaged shard (part-00004.parquet) is made again" in output
-    assert "epoch 2 validation: 1 damaged shard (part-00000.parquet) is made again" in output
-    assert "epoch 2 and those after it are trained again" in output
+    # Of two epochs the one checkpoint that is kept is gone with the second.
+    assert "epoch 1 and those after it are trained again" in output
     assert "epoch 2/2 training" in output
     assert_same(run_dir, finished)
 
@@ -179,6 +199,20 @@ def test_shards_of_stages_that_were_not_at_their_end(finished: Finished, tmp_pat
     assert "labels: 1 damaged shard (part-00005.parquet) is made again" in output
     assert len(asked(finished)) == 120
     assert_same(run_dir, finished)
+
+
+def test_a_shard_that_was_made_again_may_differ_and_stays(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run_dir = copied(finished, tmp_path)
+    for shard in (2, 4):
+        (run_dir / f"labels/part-0000{shard}.parquet").unlink()
+    labels = Folder(str(run_dir / "labels"))
+    assert reopen_damaged(labels, "labels", str)
+    other = labels.read_shard(3).slice(0, 59)  # as if the engine had refused a row this time
+    labels.write_shard(2, other)
+    assert not reopen_damaged(labels, "labels", str)
+    assert labels.read_shard(2).equals(other)
 
 
 def test_a_shard_of_rows_whose_source_has_changed_is_not_made_up(

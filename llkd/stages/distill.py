@@ -80,6 +80,7 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
             "rows": rows,
             "row_visits_fraction": visits / (rows * epochs),
             "unique_rows_fraction": selector.unique_rows(epochs) / rows,
+            "stats": stats,  # a copy, should a file of them be lost
             "seconds": time.monotonic() - started,
         }
     )

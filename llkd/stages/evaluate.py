@@ -98,12 +98,13 @@ def _against(probs_nc: np.ndarray, gold_n: pa.ChunkedArray) -> Evaluation:
 
 def measure_held_out(config: RunConfig, epochs: int) -> list[dict[str, Any]]:
     """For each epoch's student its agreement with the teacher on the rows held out of training,
-    and, beside it, with gold where the corpus has any. Nothing was chosen by gold."""
+    and, beside it, with gold where the corpus has any and its predictions are still there. Nothing
+    was chosen by gold."""
     gold_v = None if config.corpus.label_column is None else _gold_held_out(config)
     found = []
     for epoch in range(epochs):
         figures = dict(read_stats(config, epoch)["validation"])
-        if gold_v is not None:
+        if gold_v is not None and Folder(RunLayout(config.run_dir).validation_of(epoch)).shards():
             evaluation = _against(read_predictions(config, epoch), gold_v)
             figures["gold_accuracy"] = evaluation.accuracy
             figures["gold_macro_f1"] = evaluation.macro_f1

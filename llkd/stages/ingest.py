@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llkd.checksums import close_stage, read_record, shard_crcs
+from llkd.checksums import close_stage, lost_files, read_record, shard_crcs
 from llkd.config import RunConfig
 from llkd.config_file import portable_path
 from llkd.config_sources import CorpusConfig, SourceConfig, TestConfig, section_of
@@ -118,7 +118,7 @@ def _require_unchanged(folder: Folder, crcs: dict[str, int], plan: ShardPlan) ->
     Raises:
         DataError: it is not.
     """
-    known = read_record(folder) or {}
+    known = {**(read_record(folder) or {}), **lost_files(folder)}
     changed = [name for name in crcs if name in known and known[name].crc != crcs[name]]
     if changed:
         raise DataError(

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from llkd import runtime
 from llkd.arrays import class_indices, fixed_lists, named
-from llkd.checksums import close_stage, shard_crcs
+from llkd.checksums import close_stage, require_recorded, shard_crcs
 from llkd.config import RunConfig
 from llkd.core.tally import Tally
 from llkd.errors import DataError, IncompleteError
@@ -172,6 +172,7 @@ class StudentActor:
         if device.type == "cpu":
             torch.set_num_threads(threads)
         with local_copy(layout.student) as directory:
+            require_recorded(Folder(directory))
             tokenizer, model = load_finished(directory)
         model = scoring_copy(model, use_bfloat16(precision, device)).to(device)
         self._scorer = Scorer(
