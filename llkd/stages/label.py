@@ -88,10 +88,10 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
         if not manifests[dataset].complete:
             missing = set(range(len(asked.results["rows"]))) - folder.shards()
             work += [(dataset, shard) for shard in sorted(missing)]
-    if all(manifest.complete for manifest in manifests.values()):
-        return manifests
     if not Folder(layout.labels(CONTENT_FREE_ITEM[0])).shards():
         work.append(CONTENT_FREE_ITEM)
+    elif all(manifest.complete for manifest in manifests.values()):
+        return manifests
     done: list[dict[str, Any]] = []
     if work:
         skipped = sum(rows.values()) - sum(rows.get(item, 0) for item in work)
