@@ -213,6 +213,12 @@ ASKING: dict[str, Callable[[Folder], Any]] = {
 
 
 @pytest.mark.parametrize("what", ASKING)
+def test_a_name_that_no_object_can_have_is_told(store: ObjectStore, what: str) -> None:
+    with pytest.raises(StorageError, match=f"Cannot {what.split()[0]} .*s3://some-bucket//run"):
+        ASKING[what](Folder("s3://some-bucket//run"))
+
+
+@pytest.mark.parametrize("what", ASKING)
 def test_a_store_that_refuses_is_named(store: ObjectStore, folder: Folder, what: str) -> None:
     store.gate = lambda request: "403 Forbidden"
     with pytest.raises(StorageError, match=f"Cannot {what.split()[0]} .*{folder.uri}"):
