@@ -378,7 +378,7 @@ def test_the_same_by_googles_store() -> None:
 
 LABEL_REQUESTS = 3
 """What labelling a shard asks of the store: a HEAD and a GET of its rows, a PUT of its labels."""
-FIXED_REQUESTS = 60
+FIXED_REQUESTS = 45
 """What the stage asks besides, for however many shards."""
 TRIED_AGAIN = 3
 """Requests that a busy machine may answer too late."""
@@ -499,7 +499,8 @@ def test_no_object_holds_the_stores_key(ordeal: Ordeal) -> None:
 
 
 def test_labelling_a_shard_takes_three_requests(ordeal: Ordeal) -> None:
-    asked = [each.path for each in ordeal.labelling if "/.lease" not in each.path]
+    beside = ("/.lease", "/stats.json")  # by the clock, and by the test that waits
+    asked = [each.path for each in ordeal.labelling if not any(n in each.path for n in beside)]
     of_shards = Counter(path for path in asked if re.search("/(corpus|labels)/part-", path))
     assert len(of_shards) == 2 * 7
     assert 7 * LABEL_REQUESTS <= of_shards.total() <= 7 * LABEL_REQUESTS + TRIED_AGAIN
