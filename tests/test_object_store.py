@@ -423,7 +423,8 @@ def ordeal(
 
     process = start("run", config, **running.environment)
     stats, labels = Folder(f"{bucket}/run/epochs/00"), Folder(f"{bucket}/run/labels")
-    wait_until(lambda: "training_loss" in (stats.read_json_if_there("stats.json") or {}), process)
+    checkpoint = Folder(f"{bucket}/run/checkpoints/epoch-0000")
+    wait_until(lambda: checkpoint.exists("state.json"), process)
     kill(process)
     labelling = label_stage(running.requests)
     epoch = stats.files()["stats.json"]
@@ -499,7 +500,7 @@ def test_no_object_holds_the_stores_key(ordeal: Ordeal) -> None:
 
 
 def test_labelling_a_shard_takes_three_requests(ordeal: Ordeal) -> None:
-    beside = ("/.lease", "/stats.json")  # by the clock, and by the test that waits
+    beside = ("/.lease", "/checkpoints/")  # by the clock, and by the test that waits
     asked = [each.path for each in ordeal.labelling if not any(n in each.path for n in beside)]
     of_shards = Counter(path for path in asked if re.search("/(corpus|labels)/part-", path))
     assert len(of_shards) == 2 * 7
