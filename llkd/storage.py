@@ -178,7 +178,7 @@ class Folder:
             try:
                 with filesystem_.open_input_file(f"{path}/{name}") as file:
                     return bytes(file.read())
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def _missing(self, name: str) -> DamageError:
