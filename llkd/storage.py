@@ -89,7 +89,7 @@ def _telling(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except (pa.ArrowException, OSError) as error:
         raise StorageError(f"Cannot {what}: {error}") from error
 
 
@@ -178,7 +178,7 @@ class Folder:
             try:
                 with filesystem_.open_input_file(f"{path}/{name}") as file:
                     return bytes(file.read())
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def _missing(self, name: str) -> DamageError:
@@ -199,7 +199,7 @@ class Folder:
                 # meets the main thread only.
                 with ThreadPoolExecutor(1) as thread:
                     thread.submit(_put, filesystem_, f"{path}/{name}", data).result()
-        except OSError as error:
+        except (pa.ArrowException, OSError) as error:
             raise StorageError(
                 f"Cannot write {self.uri}/{name}: {error}. See that there is room and that the "
                 "folder can be written; the same command then goes on from here."

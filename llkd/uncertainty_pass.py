@@ -29,10 +29,6 @@ from llkd.selection import Selector, policy_of, sums_by_class
 from llkd.shard_queue import Piece
 from llkd.storage import Folder
 
-LABELS_KEPT = 4
-"""Shards whose labels a worker keeps besides the newest one's: texts are read so far ahead of
-their scores, and seldom more."""
-
 
 class UncertaintyPass:
     """One worker's part of it."""
@@ -64,7 +60,7 @@ class UncertaintyPass:
         self._rank, self._workers = rank, workers
         self._layout, self._policy = RunLayout(config.run_dir), policy_of(config)
         self._labels: dict[int, pa.Table] = {}
-        """The pseudo-labels of the shards that this worker was last given a piece of."""
+        """The pseudo-labels of the shards that are read and not written yet."""
 
     def begin(self, epoch: int, name: str) -> None:
         """Fill the queue with the shards that are missing: done by rank 0, before any `run`.
@@ -96,6 +92,7 @@ class UncertaintyPass:
             self._tracker.update.remote(f"{epoch}/{self._rank}", done)
             if whole_n is not None:
                 self._write(epoch, piece.shard, whole_n)
+        self._labels.clear()  # those that another worker has written
 
     def merged(self, epoch: int) -> np.ndarray:
         """Sums of uncertainty by class over the corpus, shape (C,), when all have ended."""
@@ -110,7 +107,7 @@ class UncertaintyPass:
             if piece.shard != shard:
                 shard = piece.shard
                 labels = self._read_labels(shard)
-                self._labels = {**dict(list(self._labels.items())[-LABELS_KEPT:]), shard: labels}
+                self._labels[shard] = labels
                 texts = Folder(self._layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
                 texts = texts.take(labels[ROW])
             yield piece, texts[piece.start : piece.stop].to_pylist()
@@ -126,7 +123,7 @@ class UncertaintyPass:
             shard: its number.
             found: uncertainty, shape (N,); or, with the student's distribution, (N, 1 + C).
         """
-        kept = self._labels.get(shard)
+        kept = self._labels.pop(shard, None)
         labels = self._read_labels(shard) if kept is None else kept
         folder = Folder(self._layout.uncertainty(epoch))
         uncertainty_n = found if found.ndim == 1 else np.ascontiguousarray(found[:, 0])

@@ -120,6 +120,16 @@ def test_of_two_who_take_a_lease_at_once_one_has_it_or_none(tmp_path: Path) -> N
         one.take()
 
 
+def test_an_owner_does_not_give_way_to_one_who_has_just_come(tmp_path: Path) -> None:
+    one, other = leases(tmp_path)
+    one.take()
+    others = other._put()  # and has not looked yet
+    one.renew()
+    with pytest.raises(BusyError):
+        other._give_way(others)
+    one.renew()
+
+
 def test_many_who_take_a_lease_at_once(tmp_path: Path) -> None:
     had = []
     start = threading.Barrier(8)

@@ -181,6 +181,7 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "run/labels"))
     with pytest.raises(StorageError, match=r"Cannot write .*run/labels/part-00000.parquet"):
         folder.write_shard(0, TABLE)
+    assert folder.read_json_if_there("x.json") is None
     with pytest.raises(StorageError, match=r"Cannot list .*/run"):
         Folder(str(tmp_path / "run")).names()
 

@@ -4,6 +4,7 @@ It is moto's server behind a gate: the gate knows one key, writes down each requ
 to answer some of them otherwise, as a store does that is busy or down.
 """
 
+import logging
 import os
 import threading
 from collections import Counter
@@ -55,18 +56,13 @@ class ObjectStore:
                 DomainDispatcherApplication,
                 create_backend_app,
             )
-            from werkzeug.serving import WSGIRequestHandler, make_server
+            from werkzeug.serving import make_server
         except ImportError as error:
             raise ConfigError(f"{error}: pip install '.[dev]'") from error
 
-        class Quiet(WSGIRequestHandler):
-            def log(self, *_: Any) -> None:
-                pass
-
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
         self._app: WSGIApp = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server(
-            "127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet
-        )
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         return self
