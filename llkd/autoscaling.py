@@ -4,12 +4,19 @@ That there is one can be seen. Which nodes it may add, the autoscalers of `ray u
 tell nobody in Ray 2.60; others do.
 """
 
+import contextlib
 import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 READONLY_TYPE = "node_"
 """Where no autoscaler adds nodes, Ray's monitor reports a node type of this prefix for each node."""
 
 STATUS_KEY = "__autoscaling_status"
+
+LOOK_SECONDS = 1.0
+"""Between two looks whether nodes have come."""
 
 
 def addable_nodes() -> list[dict[str, float]]:
@@ -41,3 +48,43 @@ def adds_nodes(status: bytes | None) -> bool:
     report = json.loads(status).get("autoscaler_report") if status else None
     types = [*report["active_nodes"], *report["pending_launches"]] if report else []
     return any(not name.startswith(READONLY_TYPE) for name in types)
+
+
+@contextlib.contextmanager
+def demand(resources: Mapping[str, float], missing: Callable[[], int]) -> Iterator[None]:
+    """Have nodes added for so many reservations of these resources as are missing; none is kept:
+    as soon as there is a node for one it is given back, and asked for again if still missing.
+
+    Ray Data lets a pool of actors grow on nodes that are there. Those that it asks for itself it
+    chooses by CPUs, GPUs and memory alone, and only by rates that it has measured.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    asked: list[Any] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while (wanted := missing()) and not done.wait(LOOK_SECONDS):
+            for group in [group for group in asked if _is_placed(group)]:
+                remove_placement_group(group)
+                asked.remove(group)
+            while len(asked) < wanted:
+                asked.append(placement_group([dict(resources)]))
+            while len(asked) > wanted:
+                remove_placement_group(asked.pop())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        for group in asked:
+            remove_placement_group(group)
+
+
+def _is_placed(group: Any) -> bool:
+    from ray.util.placement_group import placement_group_table
+
+    return bool(placement_group_table(group)["state"] == "CREATED")

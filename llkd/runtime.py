@@ -8,6 +8,7 @@ import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import reduce
 from operator import add, itemgetter
 from typing import Any, Protocol
@@ -336,7 +337,8 @@ def run_on_actors(
     if most == 0:
         return []
     # Each has two items at once, and more actors are wanted as soon as all have.
-    ray.data.DataContext.get_current().actor_pool_util_upscaling_threshold = 1.0
+    growth = ray.data.DataContext.get_current().autoscaling_config
+    growth.actor_pool_util_upscaling_threshold = 1.0
     deaths = _Deaths.options(**here()).remote(max_failures)  # type: ignore[attr-defined]
     dataset = _items(items).map(
         _Replica,
@@ -350,7 +352,17 @@ def run_on_actors(
         ),
         **options_of(resources),
     )
-    return [_result(row) for row in dataset.iter_rows()]
+    least = min(pool[0], most)  # these Ray asks for itself
+
+    def missing() -> int:
+        return most - max(ray.get(deaths.replicas.remote()), least)
+
+    grows = autoscaling.demand(resources, missing) if autoscales() else nullcontext()
+    with grows:
+        return [_result(row) for row in dataset.iter_rows()]
+
+
+START = "The start of replica"
 
 
 @ray.remote(num_cpus=0)
@@ -361,9 +373,16 @@ class _Deaths:
         self._most = most
         self._begun: dict[str, int] = {}
         self._said: dict[str, str] = {}
+        self._replicas: set[str] = set()
+
+    def replicas(self) -> int:
+        """How many replicas have begun to start."""
+        return len(self._replicas)
 
     def begin(self, what: str) -> str | None:
         """Something is tried; says why it must not be, if it failed too often."""
+        if what.startswith(START):
+            self._replicas.add(what)
         failed = self._begun.get(what, 0)
         if failed > self._most:
             said = self._said.get(what, "it was killed: too little memory is the usual cause")
@@ -395,7 +414,7 @@ class _Replica:
         self._deaths = deaths
         self._under_way: set[str] = set()
         # Ray gives an actor that it starts again its old name.
-        me = f"The start of replica {ray.get_runtime_context().get_actor_id()[:8]}"
+        me = f"{START} {ray.get_runtime_context().get_actor_id()[:8]}"
         try:
             self._actor = self._guarded(me, lambda: actor(*arguments))
         except LLKDError as error:

@@ -41,17 +41,23 @@ class Head:
     env: dict[str, str]
     """The environment of those who may talk to it."""
     process: subprocess.Popen[bytes]
+    grows: bool
+    """Whether it has an autoscaler."""
 
     def submit(
         self, *arguments: object, name: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` of jobs/run.py; one with a name is not waited for."""
+        """`ray job submit` of jobs/run.py; one with a name is not waited for.
+
+        The code is uploaded where there is one node. Others of the same machine share its folder
+        of such code, and delete it when they go.
+        """
         options = ["--no-wait", "--submission-id", name] if name else []
+        if not self.grows:
+            options += ["--working-dir", str(ROOT)]
         for _ in range(30):  # the head answers some seconds before it can run jobs
-            done = self.job(
-                "submit", *options, "--working-dir", ROOT, "--", sys.executable, "jobs/run.py",
-                *arguments,
-            )  # fmt: skip
+            job = ROOT / "jobs/run.py" if self.grows else "jobs/run.py"
+            done = self.job("submit", *options, "--", sys.executable, job, *arguments)
             if "No available agent" not in done.stderr:
                 break
             time.sleep(1)
@@ -103,7 +109,7 @@ def head(folder: Path, node_types: Mapping[str, Any] | None = None) -> Iterator[
         config.write_text(json.dumps(_autoscaler(node_types, gcs)))
         arguments = ["--num-cpus=0", f"--autoscaling-config={config}"]
         env |= {
-            "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "PYTHONPATH": str(ROOT), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             # A node whose raylet was killed says so by its silence.
             "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "10",
         }  # fmt: skip
@@ -129,7 +135,7 @@ def head(folder: Path, node_types: Mapping[str, Any] | None = None) -> Iterator[
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        yield Head(address, gcs, env, process)
+        yield Head(address, gcs, env, process, node_types is not None)
     finally:
         _stop(process)
         shutil.rmtree(scratch, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,19 @@ def test_actors_take_all_items() -> None:
     )
     assert sorted(result["value"] for result in results) == [2 * i for i in range(9)]
     assert runtime.run_on_actors(Doubler, (2,), [], pool=(1, 2), resources={"CPU": 1}) == []
+
+
+class Slow:
+    """Takes a while, and says in which process."""
+
+    def __call__(self, item: int) -> int:
+        time.sleep(0.5)
+        return os.getpid()
+
+
+def test_a_pool_grows_while_items_wait() -> None:
+    pids = runtime.run_on_actors(Slow, (), list(range(40)), pool=(1, 3), resources={"CPU": 1})
+    assert len(set(pids)) == 3
 
 
 class Pair:

@@ -104,10 +104,11 @@ def test_what_is_uploaded_is_the_code(tmp_path: Path) -> None:
 
 
 NODE_TYPES: dict[str, Any] = {
-    "gpu_worker": {"resources": {"CPU": 2, "gpu_worker": 1}, "max_workers": 2},
+    "gpu_worker": {"resources": {"CPU": 2, "GPU": 1, "gpu_worker": 1}, "max_workers": 2},
     "cpu_worker": {"resources": {"CPU": 2, "cpu_worker": 2}, "max_workers": 1},
 }
-"""gpu_worker is all that the scheduler sees of a GPU; who takes one takes the node's CPUs too."""
+"""Who takes a node of the first type takes all of its CPUs. The GPU is only there for the scheduler,
+which adds no such node for work that needs none."""
 
 TITLES = ("ray::MapWorker", "ray::RayTrainWorker", "ray::Map(")
 """The processes of a teacher, of training, of tasks over shards."""
@@ -191,11 +192,11 @@ def grown(
 ) -> Grown:  # fmt: skip
     folder = tmp_path_factory.mktemp("grown")
     make = config_maker(folder, tiny_student, corpus_files)
-    one = {"CPU": 2, "gpu_worker": 1}
+    one = {"CPU": 2, "GPU": 1, "gpu_worker": 1}
     config = make(
         corpus={"rows_per_shard": 20},
-        teacher={"replicas": [1, 2], "resources": one, "engine_args": {"delay": 0.05}},
-        student={"workers": 2, "resources": one},
+        teacher={"replicas": [1, 2], "resources": one, "engine_args": {"delay": 0.15}},
+        student={"workers": 2, "resources": {"CPU": 2, "gpu_worker": 1}},
     )
     cpu = {"CPU": 1}
     alone = make(
