@@ -1,0 +1,91 @@
+"""What runs of several sizes would take, by llkd/scale_model.py: no measurement, a calculation.
+
+The rates are assumed and told with the table; shards have the size that is recommended. Policy
+`llkd`, four epochs, ten labels, texts of 500 bytes as they are stored, one replica and worker: a
+hundred of them take a hundredth of the hours, and the same GPU hours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llkd.scale_model import (
+    Estimate,
+    Setup,
+    Stage,
+    estimate,
+    recommended_rows_per_shard,
+    selected_shares,
+)
+
+REPLICAS = 64
+"""For which there have to be enough shards."""
+EPOCHS = 4
+
+
+def scale(
+    sizes: Sequence[int], *, teacher: float, score: float, train: float, tokens: float
+) -> list[Estimate]:
+    """A run of each size.
+
+    Args:
+        sizes: rows.
+        teacher: rows a second of a replica.
+        score: rows a second of a worker that scores.
+        train: rows a second of one that trains.
+        tokens: of a prompt.
+    """
+    found = []
+    for rows in sizes:
+        setup = Setup(
+            rows=rows, rows_per_shard=1, classes=10, teacher_rate=teacher,
+            teacher_replicas=REPLICAS, prompt_tokens=tokens, epochs=EPOCHS, score_rate=score,
+            train_rate=train, workers=REPLICAS // 8, predict_replicas=REPLICAS // 8,
+            student_tokens=128, selected=selected_shares("llkd", EPOCHS), cpus=REPLICAS,
+        )  # fmt: skip
+        better = recommended_rows_per_shard(setup)
+        found.append(estimate(replace(setup, rows_per_shard=better)))
+    return found
+
+
+def table(found: Sequence[Estimate]) -> str:
+    """The figures, for people: a column a size."""
+    rows: dict[str, list[str]] = {"rows": [f"{each.setup.rows:,}" for each in found]}
+    rows["rows_per_shard"] = [f"{each.setup.rows_per_shard:,}" for each in found]
+    rows["shards"] = [f"{each.setup.shards:,}" for each in found]
+    rows["files"] = [f"{each.total('files'):,.0f}" for each in found]
+    rows["stored, GB"] = [f"{each.total('bytes') / 1e9:,.1f}" for each in found]
+    rows["tokens, teacher"] = [f"{_of(each, 'label').tokens:.1e}" for each in found]
+    rows["GPU hours, teacher"] = [f"{_hours(each, 'label'):,.1f}" for each in found]
+    rows["GPU hours, student"] = [
+        f"{each.worker_hours - _hours(each, 'label'):,.1f}" for each in found
+    ]
+    rows["CPU hours"] = [f"{_cpu_hours(each):,.1f}" for each in found]
+    rows["requests, reads"] = [f"{each.total('reads'):,.0f}" for each in found]
+    rows["requests, writes"] = [f"{each.total('writes'):,.0f}" for each in found]
+    rows["driver, CPU seconds"] = [f"{each.driver_seconds:,.0f}" for each in found]
+    rows["driver, MiB"] = [f"{each.driver_mib:,.0f}" for each in found]
+    lines = [
+        f"{name:22}" + "".join(f"{cell:>18}" for cell in cells) for name, cells in rows.items()
+    ]
+    setup = found[0].setup
+    return "\n".join(
+        [
+            *lines,
+            f"assumed: teacher {setup.teacher_rate:,.0f} rows/s a GPU, student "
+            f"{setup.score_rate:,.0f} scored and {setup.train_rate:,.0f} trained on",
+        ]
+    )
+
+
+def _of(found: Estimate, name: str) -> Stage:
+    return next(stage for stage in found.stages if stage.name == name)
+
+
+def _hours(found: Estimate, name: str) -> float:
+    stage = _of(found, name)
+    return stage.seconds * stage.workers / 3600
+
+
+def _cpu_hours(found: Estimate) -> float:
+    tasks = [stage for stage in found.stages if stage.on == "CPU"]
+    return sum(stage.seconds * stage.workers for stage in tasks) / 3600
