@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from llkd.config_file import portable_path
 from llkd.config_sources import CorpusConfig, SourceConfig, TestConfig, section_of
 from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
 from llkd.manifest import FILES, Manifest, begun, open_stage
+from llkd.progress import now_and_then
 from llkd.runtime import run_on_shards
 from llkd.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
 from llkd.sources import (
@@ -105,10 +107,14 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     crcs: dict[int, int] = {}
     rows: dict[int, int] = {}
     reasons: Counter[str] = Counter()
+    tell, done = partial(tracker.update.remote, "shards"), 0
+    now_and_then_ = now_and_then(tell)
     for shard, result in run_on_shards(work, missing):
         crcs[shard], rows[shard] = result["crc"], result["rows"]
         reasons.update(result["rejects"])
-        tracker.update.remote(f"{shard}", result["rows"] + sum(result["rejects"].values()))
+        done += result["rows"] + sum(result["rejects"].values())
+        now_and_then_(done)
+    tell(done)
     if absent := sorted(set(range(plan.shards)) - folder.shards()):
         raise IncompleteError(
             f"{folder.uri} lacks {len(absent)} of {plan.shards} shards, first {absent[0]}"
