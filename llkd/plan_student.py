@@ -14,7 +14,6 @@ from llkd.config import RunConfig
 from llkd.config_learning import LossSettings
 from llkd.schema import ROW, SELECTION_SCHEMA, TEXT
 from llkd.scratch import scratch_folder
-from llkd.settled import settled_precision
 from llkd.stages.distill import worker_resources
 from llkd.storage import Folder
 
@@ -42,13 +41,12 @@ def measure_student(config: RunConfig, texts: list[str]) -> StudentSample:
 
     Raises:
         ResourceError: the cluster has no room for it.
-        ConfigError: the student cannot be loaded.
+        StudentError: the student cannot be loaded.
     """
     resources, _ = worker_resources(config)
-    precision = settled_precision(config, resources)
     threads = max(int(resources.get("CPU", 1)), 1)
     (found,) = runtime.run_on_actors(
-        SampleActor, (config, precision, threads), [texts], pool=(1, 1), resources=resources
+        SampleActor, (config, threads), [texts], pool=(1, 1), resources=resources
     )
     return StudentSample(**found)
 
@@ -56,7 +54,7 @@ def measure_student(config: RunConfig, texts: list[str]) -> StudentSample:
 class SampleActor:
     """One worker, and the sample."""
 
-    def __init__(self, config: RunConfig, precision: str, threads: int) -> None:
+    def __init__(self, config: RunConfig, threads: int) -> None:
         import torch
 
         from llkd.student.model import load_student, use_bfloat16
@@ -69,7 +67,7 @@ class SampleActor:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(threads)
-        bfloat16 = use_bfloat16(precision, device)
+        bfloat16 = use_bfloat16(student.precision, device)
         self._tokenizer, model = load_student(student, config.task.label_names)
         self._parameters = sum(each.numel() for each in model.parameters())
         self._scorer = Scorer(

@@ -28,6 +28,7 @@ def test_the_rate_of_actors_is_from_the_first_row_of_any_to_the_last() -> None:
     assert pace.rows_per_second is None
     pace.add({"rows": 60, "started": 102.0, "ended": 110.0})
     pace.add({"rows": 40, "started": 100.0, "ended": 104.0})
+    pace.add({"rows": 0, "started": 103.0, "ended": 103.0})
     assert pace.rows_per_second == 10.0
 
 
