@@ -1,8 +1,8 @@
 """What runs of several sizes would take, by llkd/scale_model.py: no measurement, a calculation.
 
 The rates are assumed and told with the table; shards have the size that is recommended. Policy
-`llkd`, four epochs, ten labels, texts of 500 bytes as they are stored, one replica and worker: a
-hundred of them take a hundredth of the hours, and the same GPU hours.
+`llkd`, four epochs, ten labels, texts of 500 bytes as they are stored; for every two million rows a
+replica of the teacher, for eight of these a worker of the student.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,10 @@ from llkd.scale_model import (
     selected_shares,
 )
 
-REPLICAS = 64
-"""For which there have to be enough shards."""
+ROWS_A_REPLICA, MOST_REPLICAS = 2_000_000, 1024
+REPLICAS_A_WORKER = 8
+CPUS_A_REPLICA = 2
+"""For ingest and selection."""
 EPOCHS = 4
 
 
@@ -36,11 +38,13 @@ def scale(
     """
     found = []
     for rows in sizes:
+        replicas = min(max(rows // ROWS_A_REPLICA, 1), MOST_REPLICAS)
+        workers = max(replicas // REPLICAS_A_WORKER, 1)
         setup = Setup(
             rows=rows, rows_per_shard=1, classes=10, teacher_rate=teacher,
-            teacher_replicas=REPLICAS, prompt_tokens=tokens, epochs=EPOCHS, score_rate=score,
-            train_rate=train, workers=REPLICAS // 8, predict_replicas=REPLICAS // 8,
-            student_tokens=128, selected=selected_shares("llkd", EPOCHS), cpus=REPLICAS,
+            teacher_replicas=replicas, prompt_tokens=tokens, epochs=EPOCHS, score_rate=score,
+            train_rate=train, workers=workers, predict_replicas=workers,
+            student_tokens=128, selected=selected_shares("llkd", EPOCHS), cpus=CPUS_A_REPLICA * replicas,
         )  # fmt: skip
         better = recommended_rows_per_shard(setup)
         found.append(estimate(replace(setup, rows_per_shard=better)))
@@ -59,6 +63,9 @@ def table(found: Sequence[Estimate]) -> str:
     rows["GPU hours, student"] = [
         f"{each.worker_hours - _hours(each, 'label'):,.1f}" for each in found
     ]
+    rows["GPUs that label"] = [f"{each.setup.teacher_replicas:,}" for each in found]
+    rows["GPUs of the student"] = [f"{each.setup.workers:,}" for each in found]
+    rows["hours in all"] = [f"{each.total('seconds') / 3600:,.1f}" for each in found]
     rows["CPU hours"] = [f"{_cpu_hours(each):,.1f}" for each in found]
     rows["requests, reads"] = [f"{each.total('reads'):,.0f}" for each in found]
     rows["requests, writes"] = [f"{each.total('writes'):,.0f}" for each in found]
