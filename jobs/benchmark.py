@@ -9,6 +9,7 @@
     python jobs/benchmark.py endurance [--shards 2000] [--fail 0.01] [--plot FILE] [--json FILE]
     python jobs/benchmark.py control [--shards 1e4,1e5] [--json FILE]
     python jobs/benchmark.py scale [--rows 1e6,1e8,1e10] [--json FILE]
+    python jobs/benchmark.py foretold PLAN RUN_DIR [--json FILE]
 
 `teacher`, `scoring`, `training`: rows a second of the labelling stage, the student's uncertainty
 pass and its training, as ratios in one run. `selection`: rows a second and memory, by the size of
@@ -16,7 +17,7 @@ the corpus. `overhead`: a whole run, and what its time went into. `labels`: how 
 confidence are, by verbalizer and calibration, on corpora with gold. `endurance`: whether memory and
 open files grow while shards are labelled and actors die. `control`: what the driver does for each
 shard, where the work is nothing. `scale`: what runs would take, by llkd/scale_model.py; measures
-nothing. Prints a table and writes the figures to FILE, and nothing else. Give it a quiet machine: it
+nothing. `foretold`: the figures of `jobs/plan.py --json PLAN` beside those of the finished run. Prints a table and writes the figures to FILE, and nothing else. Give it a quiet machine: it
 takes all of it.
 """
 
@@ -88,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     scale.add_argument("--train", type=float, default=1000, help="rows/s that train (1000)")
     scale.add_argument("--tokens", type=float, default=300, help="of a prompt (300)")
     scale.set_defaults(run=_scale)
-    for one in (*speeds, selection, overhead, labels, endurance, control, scale):
+    foretold = what.add_parser("foretold", help="what was planned beside what a run took")
+    foretold.add_argument("plan", type=Path, metavar="PLAN", help="figures of jobs/plan.py")
+    foretold.add_argument("run_dir", metavar="RUN_DIR", help="of the finished run")
+    foretold.set_defaults(run=_foretold)
+    for one in (*speeds, selection, overhead, labels, endurance, control, scale, foretold):
         one.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     return parser
 
@@ -184,6 +189,15 @@ def _scale(arguments: argparse.Namespace) -> tuple[Any, str]:
         tokens=arguments.tokens,
     )  # fmt: skip
     return [each.to_json() for each in found], table(found)
+
+
+def _foretold(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from llkd.benchmarks.scale import actual, comparison
+    from llkd.storage import Folder
+
+    path = arguments.plan.absolute()
+    plan, taken = Folder(str(path.parent)).read_json(path.name), actual(arguments.run_dir)
+    return {"foretold": plan, "taken": taken}, comparison(plan, taken)
 
 
 def _say(line: str) -> None:

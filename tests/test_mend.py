@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from llkd.benchmarks.scale import actual, comparison
 from llkd.errors import DataError
 from llkd.pipeline import run_stage
 from llkd.plan import TeacherSpeed, sample_rows, setup_of, stored_bytes
@@ -100,7 +101,7 @@ def test_a_plan_tells_the_files_and_the_bytes_of_a_run(finished: Finished) -> No
     config = finished.make(corpus={"path": finished.make().corpus.path, "label_column": "label"})
     _, texts = sample_rows(config.corpus, 420, seed=0)
     setup = setup_of(
-        config, 420, [TeacherSpeed(100, 1, 0)], StudentSample(100, 100, 0, 0),
+        config, 420, [TeacherSpeed(128.4, 1, 0)], StudentSample(100, 100, 0, 0),
         stored_bytes(texts, config),
     )  # fmt: skip
     shares = [
@@ -124,6 +125,12 @@ def test_a_plan_tells_the_files_and_the_bytes_of_a_run(finished: Finished) -> No
     assert stages["evaluate"].files == len(shards)
     size = sum(shard.stat().st_size for shard in shards)
     assert size == pytest.approx(stages["evaluate"].bytes, rel=0.15)
+    taken = actual(str(finished.run_dir))
+    assert {name for name in stages if name not in ("evaluate", "predict")} == taken.keys()
+    lines = comparison(plan.to_json(), taken).splitlines()
+    assert len(lines) == 1 + len(taken)
+    assert lines[2].split()[:3] == ["label", "4.2", f"{taken['label']['seconds']:.1f}"]
+    assert lines[2].split()[3:5] == ["7.0", "7.0"]
 
 
 BROKEN: dict[str, str] = {

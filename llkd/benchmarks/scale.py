@@ -1,13 +1,17 @@
-"""What runs of several sizes would take, by llkd/scale_model.py: no measurement, a calculation.
+"""What runs of several sizes would take, by llkd/scale_model.py: no measurement, a calculation. And
+what a plan foretold, beside what the run took.
 
 The rates are assumed and told with the table; shards have the size that is recommended. Policy
 `llkd`, four epochs, ten labels, texts of 500 bytes as they are stored; for every two million rows a
 replica of the teacher, for eight of these a worker of the student.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from llkd.epochs import STATS
+from llkd.manifest import MANIFEST, require_complete
 from llkd.scale_model import (
     Estimate,
     Setup,
@@ -16,12 +20,16 @@ from llkd.scale_model import (
     recommended_rows_per_shard,
     selected_shares,
 )
+from llkd.schema import RunLayout, shard_number
+from llkd.storage import Folder
 
 ROWS_A_REPLICA, MOST_REPLICAS = 2_000_000, 1024
 REPLICAS_A_WORKER = 8
 CPUS_A_REPLICA = 2
 """For ingest and selection."""
 EPOCHS = 4
+FORETOLD = ("seconds", "files", "bytes")
+"""Figures of a stage that a finished run tells too."""
 
 
 def scale(
@@ -82,6 +90,58 @@ def table(found: Sequence[Estimate]) -> str:
             f"{setup.score_rate:,.0f} scored and {setup.train_rate:,.0f} trained on",
         ]
     )
+
+
+def actual(run_dir: str) -> dict[str, dict[str, float]]:
+    """What the stages of a finished run took: by the model's names `seconds`, and of those that
+    leave shards `files` and `bytes`.
+
+    Raises:
+        IncompleteError: it is not finished.
+    """
+    layout = RunLayout(run_dir)
+    ingested = require_complete(Folder(layout.rows("corpus")), "ingest").results
+    labelled = require_complete(Folder(layout.labels("corpus")), "label").results
+    epochs = require_complete(Folder(layout.epochs), "distill").results["epochs"]
+    found: dict[str, dict[str, float]] = {
+        "ingest": {"seconds": ingested["seconds"], **_stored(layout.rows("corpus"))},
+        "label": _stored(layout.labels("corpus")),
+        "prepare": _stored(layout.pseudo_labels),
+    }
+    if labelled["rows_per_second"]:
+        found["label"]["seconds"] = sum(labelled["rows"]) / labelled["rows_per_second"]
+    for epoch in range(epochs):
+        seconds = Folder(layout.epoch(epoch)).read_json(STATS)["seconds"]
+        folders = {"score": layout.uncertainty(epoch), "select": layout.selection(epoch)}
+        for name, value in seconds.items():
+            stored = _stored(folders[name]) if name in folders else {}
+            found[f"epoch {epoch + 1} {name}"] = {"seconds": value, **stored}
+    return found
+
+
+def _stored(uri: str) -> dict[str, float]:
+    files = {name: state for name, state in Folder(uri).files().items() if name != MANIFEST}
+    shards = [name for name in files if shard_number(name) is not None]
+    return {"files": len(shards), "bytes": sum(state.size for state in files.values())}
+
+
+def comparison(plan: Mapping[str, Any], taken: Mapping[str, Mapping[str, float]]) -> str:
+    """What a plan foretold and what a run took, for people: a line a stage.
+
+    Args:
+        plan: what Estimate.to_json gave.
+        taken: what `actual` gave.
+    """
+    lines = [f"{'foretold, taken':16}" + "".join(f"{name:>22}" for name in FORETOLD)]
+    for stage in plan["stages"]:
+        found = taken.get(stage["name"], {})
+        cells = [
+            f"{stage[name]:11,.1f}{found[name]:11,.1f}" if name in found else ""
+            for name in FORETOLD
+        ]
+        if found:
+            lines.append(f"{stage['name']:16}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
 
 
 def _of(found: Estimate, name: str) -> Stage:
