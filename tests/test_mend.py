@@ -108,9 +108,8 @@ def test_a_plan_tells_the_files_and_the_bytes_of_a_run(finished: Finished) -> No
         json.loads((finished.run_dir / f"epochs/{epoch:02d}/stats.json").read_text())["fraction"]
         for epoch in range(2)
     ]
-    stages = {
-        stage.name: stage for stage in estimate(replace(setup, selected=tuple(shares))).stages
-    }
+    plan = estimate(replace(setup, selected=tuple(shares)))
+    stages = {stage.name: stage for stage in plan.stages}
     folders = {
         "ingest": "corpus", "label": "labels", "prepare": "epochs/pseudo_labels",
         "epoch 1 score": "epochs/00/uncertainty", "epoch 2 select": "epochs/01/selection",
