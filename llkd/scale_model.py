@@ -42,7 +42,7 @@ LISTINGS = 4
 """Of a folder in its stage: before, after, for the record of sizes and times, and for the next
 command's check. Priced as writes."""
 
-CORPUS_FIXED, LABELS_FIXED, NUMBERS_FIXED = 1000, 1000, 600
+CORPUS_FIXED, LABELS_FIXED, NUMBERS_FIXED, UNCERTAINTY_FIXED = 1000, 1000, 600, 500
 """Bytes of a shard without rows: schema, footer, page headers."""
 LABELS_ROW, LABELS_CLASS = 9.5, 5.2
 """Bytes a row of log-probabilities, and more for each label: packed, they hardly get smaller."""
@@ -280,7 +280,7 @@ def _epochs(setup: Setup, labelled: float, prefix: str) -> list[Stage]:
             stages.append(
                 _model(
                     setup, f"{name}score", labelled, setup.score_rate, setup.workers,
-                    setup.student_tokens, row=UNCERTAINTY_ROW + halves, fixed=NUMBERS_FIXED,
+                    setup.student_tokens, row=UNCERTAINTY_ROW + halves, fixed=UNCERTAINTY_FIXED,
                     stored=labelled, copies=1, requests=REQUESTS["score"],
                 )
             )  # fmt: skip

@@ -118,12 +118,12 @@ def test_a_plan_tells_the_files_and_the_bytes_of_a_run(finished: Finished) -> No
         shards = list((finished.run_dir / folder).glob("part-*.parquet"))
         assert stages[name].files == len(shards) == 7
         size = sum(shard.stat().st_size for shard in shards)
-        assert size == pytest.approx(stages[name].bytes - 7 * RECORD_BYTES, rel=0.15), name
+        assert size == pytest.approx(stages[name].bytes - 7 * RECORD_BYTES, rel=0.2), name
     tests = [finished.run_dir / name for name in ("test", "test_labels", "test_predictions")]
     shards = [shard for folder in tests for shard in folder.glob("part-*.parquet")]
     assert stages["evaluate"].files == len(shards)
     size = sum(shard.stat().st_size for shard in shards)
-    assert size == pytest.approx(stages["evaluate"].bytes, rel=0.15)
+    assert size == pytest.approx(stages["evaluate"].bytes, rel=0.2)
     taken = actual(str(finished.run_dir))
     assert {name for name in stages if name not in ("evaluate", "predict")} == taken.keys()
     lines = comparison(plan.to_json(), taken).splitlines()

@@ -38,15 +38,15 @@ def test_ten_times_the_shards_are_as_many_requests_of_the_driver(
 
     monkeypatch.setattr(runtime, "_items", cut)
     found = {}
-    for shards in (40, 400):
+    for shards in (20, 200):
         folder = tmp_path / f"{shards}"
         folder.mkdir()
         calls.clear()
         phases = measure(folder, shards)
         assert phases.keys() >= set(PHASES)
         found[shards] = dict(calls)
-    assert found[40] == found[400]
-    assert found[400]["_infos"] < 30
+    assert found[20] == found[200]
+    assert found[200]["_infos"] < 30
     # Ray Data has a block, and the driver some milliseconds, for each run of shards.
     assert max(blocks) < 100
 
