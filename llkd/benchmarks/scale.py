@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from llkd.epochs import STATS
-from llkd.manifest import MANIFEST, require_complete
+from llkd.manifest import MANIFEST, read_manifest, require_complete
 from llkd.scale_model import (
     Estimate,
     Setup,
@@ -109,7 +109,9 @@ def actual(run_dir: str) -> dict[str, dict[str, float]]:
         "prepare": _stored(layout.pseudo_labels),
     }
     if labelled["rows_per_second"]:
-        found["label"]["seconds"] = sum(labelled["rows"]) / labelled["rows_per_second"]
+        tested = read_manifest(Folder(layout.labels("test")))
+        rows = [*labelled["rows"], *(tested.results["rows"] if tested else ())]
+        found["label"]["seconds"] = sum(rows) / labelled["rows_per_second"]
     for epoch in range(epochs):
         seconds = Folder(layout.epoch(epoch)).read_json(STATS)["seconds"]
         folders = {"score": layout.uncertainty(epoch), "select": layout.selection(epoch)}
@@ -132,15 +134,15 @@ def comparison(plan: Mapping[str, Any], taken: Mapping[str, Mapping[str, float]]
         plan: what Estimate.to_json gave.
         taken: what `actual` gave.
     """
-    lines = [f"{'foretold, taken':16}" + "".join(f"{name:>22}" for name in FORETOLD)]
+    lines = [f"{'foretold, taken':16}" + "".join(f"{name:>30}" for name in FORETOLD)]
     for stage in plan["stages"]:
         found = taken.get(stage["name"], {})
         cells = [
-            f"{stage[name]:11,.1f}{found[name]:11,.1f}" if name in found else ""
+            f"{stage[name]:15,.1f}{found[name]:15,.1f}" if name in found else ""
             for name in FORETOLD
         ]
         if found:
-            lines.append(f"{stage['name']:16}" + "".join(f"{cell:>22}" for cell in cells))
+            lines.append(f"{stage['name']:16}" + "".join(f"{cell:>30}" for cell in cells))
     return "\n".join(lines)
 
 
