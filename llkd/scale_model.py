@@ -62,7 +62,7 @@ DRIVER_MIB = 300.0
 """Of the driver with Ray, and no shards."""
 DRIVER_BYTES = 1500.0
 """More of it for each shard: names, counts and checksums while a stage is closed."""
-DRIVER_SECONDS = {"ingest": 3e-4, "label": 4e-4, "epoch": 5e-5, "predict": 4e-4, "start": 5e-5}
+DRIVER_SECONDS = {"ingest": 1e-4, "label": 3e-4, "epoch": 4e-5, "predict": 3e-4, "start": 3e-5}
 """CPU time of the driver for a shard, by stage; `start` is the check of a command. Measured by
 `jobs/benchmark.py control`."""
 
