@@ -13,7 +13,7 @@ from llkd.storage import Folder
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_ten_times_the_shards_are_as_many_requests_of_the_driver(
+def test_the_driver_asks_the_storage_less_often_than_there_are_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: Counter[str] = Counter()
@@ -37,16 +37,10 @@ def test_ten_times_the_shards_are_as_many_requests_of_the_driver(
         return items(runs)
 
     monkeypatch.setattr(runtime, "_items", cut)
-    found = {}
-    for shards in (20, 200):
-        folder = tmp_path / f"{shards}"
-        folder.mkdir()
-        calls.clear()
-        phases = measure(folder, shards)
-        assert phases.keys() >= set(PHASES)
-        found[shards] = dict(calls)
-    assert found[20] == found[200]
-    assert found[200]["_infos"] < 30
+    phases = measure(tmp_path, 200)
+    assert phases.keys() >= set(PHASES)
+    assert calls["_infos"] > 0
+    assert max(calls.values()) < 100, calls
     # Ray Data has a block, and the driver some milliseconds, for each run of shards.
     assert max(blocks) < 100
 
