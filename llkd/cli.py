@@ -25,13 +25,18 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit statuses, as shells have them."""
 
 
-def run_job(name: str, description: str | None) -> None:
+def run_job(name: str, description: str | None, figures: bool = False) -> None:
     """Parse the command line, connect to Ray, do the stage of that name, and exit.
+
+    With `figures` there is an option `--json FILE`, into which goes what the stage returns.
 
     Exit status: 0 when everything is there; 1 when the job failed; 2 for a wrong command line
     or config; 130 when interrupted, 143 when told to end, as by `ray job stop`.
     """
-    arguments = job_parser(name, description).parse_args()
+    parser = job_parser(name, description)
+    if figures:
+        parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    arguments = parser.parse_args()
     try:
         config = config_of(arguments.config, arguments.overrides)
     except LLKDError as error:
@@ -45,7 +50,9 @@ def run_job(name: str, description: str | None) -> None:
 
         require_inputs(name, config)
         with in_run_dir(config, name != "plan"), connected():
-            run_stage(name, config, console)
+            found = run_stage(name, config, console)
+        if figures and arguments.json is not None:
+            write_figures(arguments.json, found)
 
     sys.exit(do_logged(name, config, work))
 

@@ -311,12 +311,36 @@ class StudentConfig(Section):
 
 
 class PlanConfig(Section):
-    """What `jobs/plan.py` looks at."""
+    """What `jobs/plan.py` looks at, and what it is told."""
 
     rows: Annotated[int, Field(ge=16)] = 256
-    """Rows of the corpus to label for it."""
+    """Rows of the corpus to label, score and train on for it."""
+    corpus_rows: Annotated[float, Field(ge=1, le=1e15)] | None = None
+    """Rows to tell it for, such as 1e9; null: those of the corpus."""
     price_per_hour: Annotated[float, Field(gt=0)] | None = None
-    """Price of one replica for an hour, in any currency."""
+    """Price of one replica for an hour, in any currency; a training worker costs as much."""
+    cpu_price_per_hour: Annotated[float, Field(gt=0)] | None = None
+    """Price of a CPU for an hour, for ingest and selection."""
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    """CPUs that ingest and select; null: those that Ray has now."""
+    teacher_rows_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Of one replica, where it is known: the teacher is then not loaded."""
+    score_rows_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Of one worker that scores. Where this and the next are given, the student is not loaded."""
+    train_rows_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Of one worker that trains."""
+    selected_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the rows that an epoch trains on; null: what is usual for the policy (see
+    llkd/scale_model.py)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PlanConfig":
+        if (self.score_rows_per_second is None) != (self.train_rows_per_second is None):
+            raise ValueError(
+                "give score_rows_per_second and train_rows_per_second together: the student is "
+                "loaded for both or for none"
+            )
+        return self
 
 
 class RunConfig(Section):

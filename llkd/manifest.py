@@ -98,7 +98,8 @@ _PLANS = {MANIFEST, FILES, "settled.json", "pseudo_labels", "validation"}
 def begun(folder: Folder) -> bool:
     """Whether a stage has left any result. One that failed before that, by a misspelt model say,
     binds nobody to its settings."""
-    return any(name not in _PLANS for name in folder.names())
+    # A complete stage is told without listing its shards.
+    return folder.exists(CHECKSUMS) or any(name not in _PLANS for name in folder.names())
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:

@@ -32,10 +32,21 @@ def require_inputs(stage: str, config: RunConfig) -> None:
             _require_source(config, dataset)
     if stage == "predict" and config.predict.path is not None:
         _require_source(config, config.predict.dataset)
-    if stage in ("label", "run", "plan") and needs_teacher(config):
+    if stage == "plan":
+        _require_planned(config)
+    if stage in ("label", "run") and needs_teacher(config):
         for teacher in config.teachers or (config.teacher,):
             require_teacher(teacher)
     if stage in ("distill", "run") and needs_student(config):
+        require_model(config.student.model, "student.model")
+
+
+def _require_planned(config: RunConfig) -> None:
+    """The models that a plan measures; those whose rates it is given need not be there."""
+    if config.plan.teacher_rows_per_second is None:
+        for teacher in config.teachers or (config.teacher,):
+            require_teacher(teacher)
+    if config.plan.score_rows_per_second is None:
         require_model(config.student.model, "student.model")
 
 

@@ -324,12 +324,13 @@ def _figures(evaluation: Evaluation, names: list[str], auroc: bool) -> dict[str,
     return figures
 
 
-def run_stage(name: str, config: RunConfig, console: Console) -> None:
-    """Do the job of a name, with the examples that its config has drawn."""
-    STAGES[name](with_drawn_examples(config), console)
+def run_stage(name: str, config: RunConfig, console: Console) -> Any:
+    """Do the job of a name, with the examples that its config has drawn; returns its figures, if it
+    has any beside what it writes."""
+    return STAGES[name](with_drawn_examples(config), console)
 
 
-STAGES: dict[str, Callable[[RunConfig, Console], None]] = {
+STAGES: dict[str, Callable[[RunConfig, Console], Any]] = {
     "ingest": run_ingest,
     "label": run_label,
     "distill": run_distill,

@@ -1,26 +1,43 @@
-"""What labelling the corpus will take, from a sample of it, before money is spent.
+"""What a whole run will take, from a sample of the corpus, before money is spent.
 
-A sample of rows is labelled by one replica, as the stage would do it. Nothing of it is kept.
+A sample of rows is labelled by one replica, and scored and trained on by one student, as the stages
+would do it; the rest is worked out (llkd/scale_model.py). Nothing of it is kept.
 """
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from llkd import runtime
 from llkd.config import RunConfig
 from llkd.config_sources import SourceConfig
 from llkd.core.calibration import Calibration, fit_batch_bias, marginal
 from llkd.errors import DataError
+from llkd.plan_student import StudentSample, measure_student
 from llkd.progress import duration
+from llkd.scale_model import (
+    CORPUS_FIXED,
+    Estimate,
+    Setup,
+    estimate,
+    selected_shares,
+    shards_advice,
+)
+from llkd.schema import corpus_schema, shard_name
+from llkd.scratch import scratch_folder
+from llkd.selection import policy_of
 from llkd.settled import settled_teacher
 from llkd.sources import as_text, check_columns, count_rows, list_files, read_rows
 from llkd.stages.label import default_resources
+from llkd.storage import Folder
 from llkd.teacher.engine import engine_class
 
 BLOCKS = 16
@@ -102,19 +119,188 @@ def _prompts(config: RunConfig, engine: Any, texts: list[str]) -> dict[str, Any]
     }
 
 
-def run_plan(config: RunConfig, console: Console) -> None:
-    """Label a sample with each teacher and print what the whole corpus would take."""
-    total, sampled = sample_rows(config.corpus, config.plan.rows, config.seed)
-    console.print(f"Corpus    {total:,} rows; {len(sampled)} of them sampled")
-    for alone in config.of_each_teacher or [config]:
-        resources = alone.teacher.resources or default_resources(alone)
-        runtime.require_resources(resources, "teacher.resources")
-        teacher = settled_teacher(alone, resources, keep=False)
-        alone = alone.model_copy(update={"teacher": teacher})
-        (found,) = runtime.run_on_actors(
-            PlanActor, (alone,), [sampled], pool=(1, 1), resources=resources
-        )
-        show_plan(alone, Sample(**found), total, console)
+def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Label a sample with each teacher, train a student on it, and print what the whole run would
+    take; returns that as plain values, see Estimate.to_json."""
+    plan = config.plan
+    total, sampled = sample_rows(config.corpus, plan.rows, config.seed)
+    rows = total if plan.corpus_rows is None else int(plan.corpus_rows)
+    extrapolated = f"; told for {rows:,}" if rows != total else ""
+    console.print(f"Corpus    {total:,} rows; {len(sampled)} of them sampled{extrapolated}")
+    each = config.of_each_teacher or [config]
+    speeds = [_measure_teacher(alone, sampled, rows, console) for alone in each]
+    texts = [text for text, _ in sampled]
+    if plan.score_rows_per_second is None or plan.train_rows_per_second is None:
+        student = measure_student(config, texts)
+    else:
+        student = StudentSample(plan.score_rows_per_second, plan.train_rows_per_second, 0.0, 0)
+    setup = setup_of(config, rows, speeds, student, stored_bytes(sampled, config))
+    found = estimate(setup)
+    show_estimate(found, console)
+    return found.to_json()
+
+
+@dataclass(frozen=True)
+class TeacherSpeed:
+    """Of one of the teachers."""
+
+    rate: float
+    """Rows a second of a replica."""
+    replicas: int
+    tokens: float
+    """Of a prompt; 0 where they are not known."""
+
+
+def _measure_teacher(
+    config: RunConfig, sampled: list[tuple[str, str | None]], total: int, console: Console
+) -> TeacherSpeed:
+    """Label the sample, unless the speed is given, and print what it told."""
+    replicas = config.teacher.replicas[1]
+    if config.plan.teacher_rows_per_second is not None:
+        return TeacherSpeed(config.plan.teacher_rows_per_second, replicas, 0.0)
+    resources = config.teacher.resources or default_resources(config)
+    runtime.require_resources(resources, "teacher.resources")
+    teacher = settled_teacher(config, resources, keep=False)
+    config = config.model_copy(update={"teacher": teacher})
+    (found,) = runtime.run_on_actors(
+        PlanActor, (config,), [sampled], pool=(1, 1), resources=resources
+    )
+    sample = Sample(**found)
+    show_plan(config, sample, total, console)
+    tokens = statistics.mean(sample.prompt_tokens) if sample.prompt_tokens else 0.0
+    return TeacherSpeed(sample.rows / sample.seconds, replicas, tokens)
+
+
+def stored_bytes(sampled: list[tuple[str, str | None]], config: RunConfig) -> float:
+    """Bytes of a row of the sample, as a shard of the corpus has them."""
+    with_id = config.corpus.id_column is not None
+    columns: dict[str, Any] = {"row": range(len(sampled)), "text": [text for text, _ in sampled]}
+    if with_id:
+        columns["id"] = [own for _, own in sampled]
+    with scratch_folder() as directory:
+        folder = Folder(str(directory))
+        folder.write_shard(0, pa.table(columns, schema=corpus_schema(with_id, False)))
+        size = folder.size(shard_name(0)) or 0
+    return max(size - CORPUS_FIXED, 1) / len(sampled)
+
+
+def setup_of(
+    config: RunConfig,
+    rows: int,
+    speeds: Sequence[TeacherSpeed],
+    student: StudentSample,
+    text_bytes: float,
+) -> Setup:
+    """What the model of a run has to know.
+
+    Args:
+        config: the run.
+        rows: of the corpus.
+        speeds: of each teacher.
+        student: what the sample told of it.
+        text_bytes: stored bytes of a row.
+    """
+    policy, selection, plan = policy_of(config), config.selection, config.plan
+    epochs = config.student.epochs
+    # Several teachers label one after another.
+    replicas = max(speed.replicas for speed in speeds)
+    seconds = sum(1 / (speed.rate * speed.replicas) for speed in speeds)
+    selected = selected_shares(
+        selection.policy, epochs, warmup=selection.warmup_epochs, fraction=selection.fraction,
+        parts=selection.parts, keep=selection.keep,
+    )  # fmt: skip
+    if plan.selected_fraction is not None:
+        selected = (plan.selected_fraction,) * epochs
+    targets = config.student.loss.uses_targets
+    return Setup(
+        rows=rows,
+        rows_per_shard=config.corpus.rows_per_shard,
+        classes=len(config.task.labels),
+        teachers=len(speeds),
+        teacher_rate=1 / (seconds * replicas),
+        teacher_replicas=replicas,
+        prompt_tokens=statistics.mean(speed.tokens for speed in speeds),
+        epochs=epochs,
+        score_rate=student.score_rate,
+        train_rate=student.train_rate,
+        workers=config.student.most_workers,
+        predict_replicas=config.predict.replicas[1],
+        student_tokens=student.tokens,
+        student_parameters=student.parameters,
+        scores=policy.uses_uncertainty,
+        selected=selected,
+        labels_kept=policy.uses_teacher_probs or targets,
+        targets_kept=targets,
+        student_distributions=policy.uses_student_probs,
+        probabilities=config.predict.probabilities,
+        budget=config.label.budget,
+        rounds=config.label.rounds,
+        first=config.label.first if config.label.rounds > 1 else 1.0,
+        gold=config.corpus.label_column is not None,
+        test_rows=_rows_of(config.test, "test"),
+        text_bytes=text_bytes,
+        on_gpus=runtime.cluster_has_gpus("teacher.resources"),
+        cpus=plan.cpus or max(int(sum(node.get("CPU", 0) for node in runtime.nodes())), 1),
+        price=plan.price_per_hour,
+        cpu_price=plan.cpu_price_per_hour,
+    )
+
+
+def _rows_of(source: SourceConfig | None, setting: str) -> int:
+    if source is None:
+        return 0
+    return sum(count_rows(file, source) for file in list_files(source, setting))
+
+
+def show_estimate(found: Estimate, console: Console) -> None:
+    """Print a table of the stages, and what the run takes beside them."""
+    setup = found.setup
+    table = Table(title=f"A whole run, {setup.rows:,} rows", title_justify="left")
+    for column in ("stage", "rows", "tokens", "on", "rows/s each", "time", "cost", "files",
+                   "stored", "requests"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in found.stages:
+        table.add_row(
+            stage.name, short(stage.rows), short(stage.tokens), f"{stage.workers} {stage.on}",
+            short(stage.rate), duration(stage.seconds), _money(stage.cost), short(stage.files),
+            f"{short(stage.bytes)}B" if stage.bytes else "", short(stage.reads + stage.writes),
+        )  # fmt: skip
+    table.add_section()
+    requests = found.total("reads") + found.total("writes")
+    table.add_row(
+        "all", "", short(found.total("tokens")), "", "", duration(found.total("seconds")),
+        _money(found.cost), short(found.total("files")), f"{short(found.total('bytes'))}B",
+        short(requests),
+    )  # fmt: skip
+    console.print()
+    console.print(table)
+    console.print(
+        f"Shards    {setup.shards:,} of {setup.rows_per_shard:,} rows; the driver takes "
+        f"{duration(found.driver_seconds)} of a CPU and {found.driver_mib:,.0f} MiB"
+    )
+    if setup.student_parameters:
+        # Weights and two moments of each, in float32; then the weights alone.
+        size = setup.student_parameters * 4
+        console.print(f"Student   {short(size)}B, a checkpoint {short(3 * size)}B")
+    console.print(
+        "Left out  engines and workers that start, models that load: minutes, whatever the corpus"
+    )
+    if advice := shards_advice(setup):
+        console.print(f"[bold yellow]Warning[/]   {escape(advice)}")
+
+
+def short(value: float) -> str:
+    """A number of three digits and a thousand's letter; empty for 0."""
+    if not value:
+        return ""
+    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= limit:
+            return f"{value / (1e3 if letter == 'k' else limit):.3g} {letter}"
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _money(cost: float | None) -> str:
+    return "" if cost is None else f"{cost:,.2f}"
 
 
 def sample_rows(

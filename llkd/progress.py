@@ -4,9 +4,10 @@ Workers anywhere in the cluster tell a small actor how far they are; a thread of
 it and draws. On a terminal that is one live line, elsewhere a plain line now and then.
 """
 
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -53,23 +54,25 @@ class _Phase:
     skipped: int = 0
     done: dict[str, int] = field(default_factory=dict)
     """Rows done by unit of work: told as a level, not a step, so that a repeat is harmless."""
+    fresh: int = 0
+    """Their sum, for there may be a million units."""
     begun: float = field(default_factory=time.monotonic)
     first: tuple[float, int] | None = None
     """When the first rows were done, and how many those were."""
     ended: float | None = None
 
     def update(self, unit: str, rows: int) -> None:
+        self.fresh += rows - self.done.get(unit, 0)
         self.done[unit] = rows
         if self.first is None:
             self.first = time.monotonic(), rows
 
     def state(self) -> PhaseState:
         now = time.monotonic() if self.ended is None else self.ended
-        fresh = sum(self.done.values())
         rate = None
         if self.first is not None and now - self.first[0] >= MEASURABLE_SECONDS:
-            rate = max(fresh - self.first[1], 0) / (now - self.first[0])
-        rows = min(self.skipped + fresh, self.total)
+            rate = max(self.fresh - self.first[1], 0) / (now - self.first[0])
+        rows = min(self.skipped + self.fresh, self.total)
         return PhaseState(
             self.name,
             rows,
@@ -207,17 +210,27 @@ def now_and_then(tell: Callable[[int], Any]) -> Callable[[int], None]:
     return maybe
 
 
-def rows_per_second(done: Sequence[Mapping[str, Any]]) -> float | None:
-    """The rate of some actors together, without their start: from the first one's first row to
-    the last one's last; None where nothing was done.
+@dataclass
+class Pace:
+    """How fast some actors are together, without their start: from the first one's first row to
+    the last one's last."""
 
-    Args:
-        done: of each unit of work `rows`, and when it `started` and `ended`, in seconds.
-    """
-    if not done:
-        return None
-    seconds = max(item["ended"] for item in done) - min(item["started"] for item in done)
-    return float(sum(item["rows"] for item in done) / max(seconds, 1e-9))
+    rows: int = 0
+    started: float = math.inf
+    ended: float = -math.inf
+
+    def add(self, done: Mapping[str, Any]) -> None:
+        """A unit of work: its `rows`, and when it `started` and `ended`, in seconds."""
+        self.rows += done["rows"]
+        self.started = min(self.started, done["started"])
+        self.ended = max(self.ended, done["ended"])
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """None where nothing was done."""
+        if self.ended < self.started:
+            return None
+        return self.rows / max(self.ended - self.started, 1e-9)
 
 
 def running_line(state: PhaseState) -> str:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import reduce
+from functools import partial, reduce
 from operator import add, itemgetter
 from typing import Any, Protocol
 
@@ -43,6 +43,10 @@ AUTOSCALED_CPUS = 64
 SHARDS_AT_ONCE = 4
 """Shards that a task which only reads, counts and writes has in hand: while one waits for the
 storage, another is computed."""
+
+
+MOST_SHARDS_A_TASK = 256
+"""What a task did is told when it ends, and done again if its process dies."""
 
 
 def connect() -> bool:
@@ -218,7 +222,7 @@ def run_on_shards(
 
     if not shards:
         return
-    runs = _runs(shards, shards_per_task or _fair_run(len(shards)))
+    runs = _runs(shards, shards_per_task or min(_fair_run(len(shards)), MOST_SHARDS_A_TASK))
 
     def run(row: dict[str, Any]) -> dict[str, str]:
         return _answer(lambda: [(shard, work(shard)) for shard in json.loads(row["item"])])
@@ -313,8 +317,9 @@ def run_on_actors(
     pool: tuple[int, int],
     resources: Resources,
     max_failures: int = 3,
-) -> list[Any]:
-    """Call `actor(*arguments)(item)` for each item on a pool of Ray Data actors.
+) -> Iterator[Any]:
+    """Call `actor(*arguments)(item)` for each item on a pool of Ray Data actors; yield the results
+    as they come.
 
     Args:
         actor: a class whose instances take an item and return a result, both small and JSON-able.
@@ -335,12 +340,12 @@ def run_on_actors(
 
     most = min(pool[1], len(items))
     if most == 0:
-        return []
+        return
     # Each has two items at once, and more actors are wanted as soon as all have.
     growth = ray.data.DataContext.get_current().autoscaling_config
     growth.actor_pool_util_upscaling_threshold = 1.0
     deaths = _Deaths.options(**here()).remote(max_failures)  # type: ignore[attr-defined]
-    dataset = _items(items).map(
+    dataset = _items(falling_runs(items, most)).map(
         _Replica,
         fn_constructor_args=(actor, arguments, deaths),
         compute=ray.data.ActorPoolStrategy(
@@ -352,47 +357,85 @@ def run_on_actors(
         ),
         **options_of(resources),
     )
-    least = min(pool[0], most)  # these Ray asks for itself
+    returned = 0
 
     def missing() -> int:
-        return most - max(ray.get(deaths.replicas.remote()), least)
+        """Actors that the items still out would keep busy, beside those that Ray has begun: it asks
+        for the nodes of these, and of the fewest, itself."""
+        busy = min(most, (len(items) - returned) // ITEMS_AHEAD)
+        return max(busy - max(_pool_size(), min(pool[0], most)), 0)
 
-    grows = autoscaling.demand(resources, missing) if autoscales() else nullcontext()
-    with grows:
-        return [_result(row) for row in dataset.iter_rows()]
+    with autoscaling.demand(resources, missing) if autoscales() else nullcontext():
+        for row in dataset.iter_rows():
+            results = _result(row)
+            returned += len(results)
+            yield from results
 
 
-START = "The start of replica"
+ITEMS_AHEAD = 4
+"""Items that wait for an actor when it is worth a new node."""
+
+
+def _pool_size() -> int:
+    """Actors of this job's pool, whether they run or wait for a node."""
+    from ray._private.state import actors
+
+    job = ray.get_runtime_context().get_job_id()
+    known = actors(job_id=ray.JobID.from_hex(job)).values()
+    pool = [actor for actor in known if actor["ActorClassName"].startswith("MapWorker")]
+    return sum(actor["State"] != "DEAD" for actor in pool)
+
+
+LONGEST_RUN = 64
+"""Items that an actor is given at once, at most: all of them wait if there is no other one."""
+RUNS_AHEAD = 16
+"""Runs that each actor would have of the items that are left, were all as long as the next."""
+
+
+def falling_runs(items: Sequence[Any], actors: int) -> list[list[Any]]:
+    """Items cut into runs for actors to take one after another: long ones first, for each costs
+    the driver some milliseconds; ever shorter ones, so that all end at about the same time."""
+    runs, start = [], 0
+    while start < len(items):
+        length = max((len(items) - start) // (RUNS_AHEAD * actors), 1)
+        runs.append(list(items[start : start + min(length, LONGEST_RUN)]))
+        start += len(runs[-1])
+    return runs
 
 
 @ray.remote(num_cpus=0)
 class _Deaths:
-    """Counts what was begun and not ended, for Ray starts a dead actor again for ever."""
+    """Counts what was begun and not ended, for Ray starts a dead actor again for ever; and keeps
+    the results of runs that are not ended, so that no item of them is done again after a death."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._begun: dict[str, int] = {}
         self._said: dict[str, str] = {}
-        self._replicas: set[str] = set()
+        self._results: dict[str, str] = {}
 
-    def replicas(self) -> int:
-        """How many replicas have begun to start."""
-        return len(self._replicas)
-
-    def begin(self, what: str) -> str | None:
-        """Something is tried; says why it must not be, if it failed too often."""
-        if what.startswith(START):
-            self._replicas.add(what)
+    def begin(self, what: str) -> tuple[str | None, str | None]:
+        """Something is tried: (why it must not be, if it failed too often; its result, if there
+        is one)."""
+        if what in self._results:
+            return None, self._results[what]
         failed = self._begun.get(what, 0)
         if failed > self._most:
             said = self._said.get(what, "it was killed: too little memory is the usual cause")
-            return f"{what} failed {failed} times; the last time: {said}"
+            return f"{what} failed {failed} times; the last time: {said}", None
         self._begun[what] = failed + 1
-        return None
+        return None, None
 
-    def end(self, what: str) -> None:
-        """It went well."""
+    def end(self, what: str, result: str | None) -> None:
+        """It went well; the result is kept until it is forgotten."""
         self._begun.pop(what, None)
+        if result is not None:
+            self._results[what] = result
+
+    def forget(self, whats: Sequence[str]) -> None:
+        """A run has ended: the results of its items are on their way."""
+        for what in whats:
+            self._results.pop(what, None)
 
     def say(self, what: str, message: str, others: Sequence[str]) -> None:
         """Why it failed; the others fell with it by no fault of theirs."""
@@ -414,26 +457,36 @@ class _Replica:
         self._deaths = deaths
         self._under_way: set[str] = set()
         # Ray gives an actor that it starts again its old name.
-        me = f"{START} {ray.get_runtime_context().get_actor_id()[:8]}"
+        me = f"The start of replica {ray.get_runtime_context().get_actor_id()[:8]}"
         try:
             self._actor = self._guarded(me, lambda: actor(*arguments))
         except LLKDError as error:
             self._failure = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        return _answer(lambda: self._call(row["item"]))
+        return _answer(lambda: self._run(json.loads(row["item"])))
 
-    def _call(self, item: str) -> Any:
+    def _run(self, items: list[Any]) -> list[Any]:
         if self._failure is not None:
             raise self._failure
-        return self._guarded(f"Work on {item}", lambda: self._actor(json.loads(item)))
+        names = [f"Work on {json.dumps(item)}" for item in items]
+        kept = len(items) > 1
+        results = [
+            self._guarded(name, partial(self._actor, item), kept)
+            for name, item in zip(names, items, strict=True)
+        ]
+        if kept:
+            ray.get(self._deaths.forget.remote(names))
+        return results
 
-    def _guarded(self, what: str, call: Callable[[], Any]) -> Any:
-        """Call, unless it failed too often. What it raises by mistake ends this process: an
-        engine that met it may be broken, and Ray starts another."""
-        refusal = ray.get(self._deaths.begin.remote(what))
+    def _guarded(self, what: str, call: Callable[[], Any], kept: bool = False) -> Any:
+        """Call, unless it failed too often, or its result was kept. What it raises by mistake ends
+        this process: an engine that met it may be broken, and Ray starts another."""
+        refusal, known = ray.get(self._deaths.begin.remote(what))
         if refusal is not None:
             raise ActorError(refusal)
+        if known is not None:
+            return json.loads(known)
         self._under_way.add(what)
         try:
             result = call()
@@ -446,7 +499,7 @@ class _Replica:
             os._exit(1)
         finally:
             self._under_way.discard(what)
-        ray.get(self._deaths.end.remote(what))
+        ray.get(self._deaths.end.remote(what, json.dumps(result) if kept else None))
         return result
 
 

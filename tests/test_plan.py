@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from llkd.errors import ConfigError
+from llkd.needs import require_inputs
 from llkd.pipeline import run_stage
-from llkd.plan import Sample, sample_rows, show_plan, warnings_of
+from llkd.plan import Sample, sample_rows, short, show_plan, warnings_of
 from tests.conftest import MakeConfig
 
 LOG = np.log
@@ -86,9 +88,50 @@ def test_the_sample_is_spread_over_the_corpus(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_plan_leaves_nothing_behind(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_a_plan_tells_a_whole_run_and_leaves_nothing_behind(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
     screen = io.StringIO()
-    run_stage("plan", make_config(plan={"rows": 64}), Console(file=screen, width=120))
-    assert "Corpus    420 rows" in screen.getvalue()
-    assert "rows/s a replica" in screen.getvalue()
+    config = make_config(
+        plan={"rows": 64, "corpus_rows": 42_000, "price_per_hour": 3.6, "cpus": 2}, test=None
+    )
+    found = run_stage("plan", config, Console(file=screen, width=160))
+    text = screen.getvalue()
+    assert "sampled; told for 42,000" in text
+    assert "rows/s a replica" in text
+    assert "A whole run, 42,000 rows" in text
+    assert "epoch 2 train" in text
     assert not (tmp_path / "run").exists()
+    assert found["shards"] == 700
+    stages = {stage["name"]: stage for stage in found["stages"]}
+    for name in ("label", "epoch 1 score", "epoch 1 train"):
+        stage = stages[name]
+        assert stage["seconds"] == pytest.approx(stage["rows"] / stage["rate"])
+        assert stage["cost"] == pytest.approx(stage["seconds"] * 0.001)
+    assert 5 < found["setup"]["student_tokens"] < 20  # words of a text and its ends
+    assert found["setup"]["student_parameters"] > 1000
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_rates_that_are_given_are_not_measured(make_config: MakeConfig) -> None:
+    plan = {
+        "teacher_rows_per_second": 50, "score_rows_per_second": 500, "train_rows_per_second": 100,
+        "selected_fraction": 0.5, "corpus_rows": 1e9,
+    }  # fmt: skip
+    config = make_config(
+        plan=plan, teacher={"model": "nowhere"}, student={"model": "nowhere", "workers": 2}
+    )
+    require_inputs("plan", config)
+    found = run_stage("plan", config, Console(file=io.StringIO()))
+    stages = {stage["name"]: stage for stage in found["stages"]}
+    assert stages["label"]["seconds"] == pytest.approx((1e9 + 120) / 50)
+    assert stages["epoch 2 train"]["seconds"] == pytest.approx(0.5e9 / 200)
+    with pytest.raises(ConfigError, match="together"):
+        make_config(plan={"score_rows_per_second": 1})
+
+
+def test_numbers_are_short() -> None:
+    values = (0, 0.25, 12.34, 999, 9999, 12_345, 3.21e6, 5e9, 7e13)
+    assert [short(value) for value in values] == [
+        "", "0.25", "12.3", "999", "9,999", "12.3 k", "3.21 M", "5 G", "70 T",
+    ]  # fmt: skip

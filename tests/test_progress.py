@@ -1,4 +1,4 @@
-from llkd.progress import PhaseState, closing_line, duration, rows_per_second, running_line
+from llkd.progress import Pace, PhaseState, ProgressTracker, closing_line, duration, running_line
 
 
 def test_running_line_has_rate_and_time_left() -> None:
@@ -24,9 +24,17 @@ def test_durations() -> None:
 
 
 def test_the_rate_of_actors_is_from_the_first_row_of_any_to_the_last() -> None:
-    done = [
-        {"rows": 60, "started": 100.0, "ended": 104.0},
-        {"rows": 40, "started": 102.0, "ended": 110.0},
-    ]
-    assert rows_per_second(done) == 10.0
-    assert rows_per_second([]) is None
+    pace = Pace()
+    assert pace.rows_per_second is None
+    pace.add({"rows": 60, "started": 102.0, "ended": 110.0})
+    pace.add({"rows": 40, "started": 100.0, "ended": 104.0})
+    pace.add({"rows": 0, "started": 103.0, "ended": 103.0})
+    assert pace.rows_per_second == 10.0
+
+
+def test_a_unit_that_is_told_again_counts_once() -> None:
+    tracker = ProgressTracker.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
+    tracker.begin("label", 100, 20)
+    for unit, rows in (("a", 10), ("b", 5), ("a", 30), ("a", 30), ("b", 8)):
+        tracker.update(unit, rows)
+    assert [state.rows for state in tracker.since(0)] == [20 + 30 + 8]

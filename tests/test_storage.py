@@ -10,7 +10,14 @@ import pyarrow as pa
 import pytest
 
 from llkd.errors import FingerprintError, IncompleteError, StorageError
-from llkd.manifest import Manifest, open_stage, read_manifest, require_complete, write_manifest
+from llkd.manifest import (
+    Manifest,
+    begun,
+    open_stage,
+    read_manifest,
+    require_complete,
+    write_manifest,
+)
 from llkd.schema import shard_name, shard_number
 from llkd.storage import Folder, local_copy, upload_folder
 
@@ -105,6 +112,17 @@ def test_manifest_names_the_setting_that_differs(tmp_path: Path) -> None:
         open_stage(folder, Manifest("label", {"teacher.model": "b", "seed": 1}, "up"))
     with pytest.raises(FingerprintError, match="earlier stage"):
         open_stage(folder, Manifest("label", {"teacher.model": "a", "seed": 1}, "other"))
+
+
+def test_that_a_complete_stage_was_begun_is_told_without_a_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_json("manifest.json", {})
+    assert not begun(folder)
+    folder.write_json("checksums.json", {})
+    monkeypatch.setattr(Folder, "_infos", lambda self: pytest.fail("it is listed"))
+    assert begun(folder)
 
 
 def test_manifest_tells_complete_from_begun(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ A shard covers `rows_per_shard` consecutive rows of the source, so that any work
 shard, and the rows of a shard do not depend on how many workers there are.
 """
 
+import bisect
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +21,7 @@ from llkd.config_file import portable_path
 from llkd.config_sources import CorpusConfig, SourceConfig, TestConfig, section_of
 from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
 from llkd.manifest import FILES, Manifest, begun, open_stage
+from llkd.progress import now_and_then
 from llkd.runtime import run_on_shards
 from llkd.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
 from llkd.sources import (
@@ -54,10 +58,13 @@ class ShardPlan:
     def pieces(self, shard: int) -> Iterator[tuple[SourceFile, int, int]]:
         """(file, start, stop) of the row ranges that make up a shard."""
         low = shard * self.rows_per_shard
-        high = low + self.rows_per_shard
-        for file, first, end in zip(self.files, self.starts, self.starts[1:], strict=False):
-            if first < high and end > low:
-                yield file, max(low - first, 0), min(high, end) - first
+        high = min(low + self.rows_per_shard, self.starts[-1])
+        number = bisect.bisect_right(self.starts, low) - 1
+        while self.starts[number] < high:
+            first, end = self.starts[number], self.starts[number + 1]
+            if first < end:
+                yield self.files[number], max(low - first, 0), min(high, end) - first
+            number += 1
 
 
 def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
@@ -99,14 +106,30 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
 
     crcs: dict[int, int] = {}
     rows: dict[int, int] = {}
+    reasons: Counter[str] = Counter()
+    tell, done = partial(tracker.update.remote, "shards"), 0
+    now_and_then_ = now_and_then(tell)
     for shard, result in run_on_shards(work, missing):
         crcs[shard], rows[shard] = result["crc"], result["rows"]
-        tracker.update.remote(f"{shard}", result["rows"] + result["rejected"])
+        reasons.update(result["rejects"])
+        done += result["rows"] + sum(result["rejects"].values())
+        now_and_then_(done)
+    tell(done)
     if absent := sorted(set(range(plan.shards)) - folder.shards()):
         raise IncompleteError(
             f"{folder.uri} lacks {len(absent)} of {plan.shards} shards, first {absent[0]}"
         )
-    finished = _finished(config, manifest, plan, layout, rows, time.monotonic() - started)
+    earlier = [shard for shard in range(plan.shards) if shard not in rows]
+    for shard, result in run_on_shards(_counter(layout, dataset), earlier):
+        rows[shard] = result["rows"]
+        reasons.update(result["rejects"])
+    _require_few_rejects(config, plan, reasons, layout)
+    results = {
+        "rows": [rows[shard] for shard in range(plan.shards)],
+        "rejects": dict(reasons),
+        "seconds": time.monotonic() - started,
+    }
+    finished = manifest.finished(results)
     files = {**shard_crcs(folder, plan.shards, crcs), FILES: folder.crc32(FILES)}
     _require_unchanged(folder, files, plan)
     return close_stage(folder, finished, files)
@@ -224,7 +247,7 @@ def _write_shard(
     crc = Folder(layout.rows(plan.dataset)).write_shard(
         shard, pa.table(columns, schema=corpus_schema(with_id, with_gold))
     )
-    return {"rows": len(kept), "rejected": len(rejected), "crc": crc}
+    return {"rows": len(kept), "rejects": Counter(row["reason"] for row in rejected), "crc": crc}
 
 
 def usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
@@ -270,30 +293,33 @@ def _gold_class(
     return classes[name]
 
 
-def _finished(
-    config: RunConfig,
-    manifest: Manifest,
-    plan: ShardPlan,
-    layout: RunLayout,
-    known: Mapping[int, int],
-    seconds: float,
-) -> Manifest:
-    """Count what came out, where the rows of some shards are known."""
-    folder = Folder(layout.rows(plan.dataset))
-    rejects = Folder(layout.rejects(f"ingest-{plan.dataset}"))
-    rows = [
-        known[shard] if shard in known else folder.shard_rows(shard) for shard in range(plan.shards)
-    ]
-    reasons: dict[str, int] = {}
-    for shard in sorted(rejects.shards()):
-        for reason in rejects.read_shard(shard, ["reason"])["reason"].to_pylist():
-            reasons[reason] = reasons.get(reason, 0) + 1
-    total = plan.starts[-1]
-    rejected = sum(reasons.values())
+def _counter(layout: RunLayout, dataset: str) -> Callable[[int], dict[str, Any]]:
+    """What tells of a shard that an earlier command made how many rows it has, and how many were
+    left out of it by reason."""
+    folder, rejects = Folder(layout.rows(dataset)), Folder(layout.rejects(f"ingest-{dataset}"))
+    listed = rejects.shards()
+
+    def count(shard: int) -> dict[str, Any]:
+        reasons: list[str] = []
+        if shard in listed:
+            reasons = rejects.read_shard(shard, ["reason"])["reason"].to_pylist()
+        return {"rows": folder.shard_rows(shard), "rejects": Counter(reasons)}
+
+    return count
+
+
+def _require_few_rejects(
+    config: RunConfig, plan: ShardPlan, reasons: Counter[str], layout: RunLayout
+) -> None:
+    """See that enough rows can be used.
+
+    Raises:
+        RejectLimitError: they cannot.
+    """
+    total, rejected = plan.starts[-1], reasons.total()
     if rejected > config.max_reject_fraction * total or rejected == total:
         raise RejectLimitError(
-            f"{rejected:,} of {total:,} {plan.dataset} rows cannot be used ({reasons}), more than "
-            f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
-            f"{rejects.uri}."
+            f"{rejected:,} of {total:,} {plan.dataset} rows cannot be used ({dict(reasons)}), more "
+            f"than max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
+            f"{Folder(layout.rejects(f'ingest-{plan.dataset}')).uri}."
         )
-    return manifest.finished({"rows": rows, "rejects": reasons, "seconds": seconds})

@@ -10,9 +10,9 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ from llkd.manifest import (
     require_complete,
 )
 from llkd.models import model_identity
-from llkd.progress import now_and_then, rows_per_second
+from llkd.progress import Pace, now_and_then
 from llkd.schema import (
     ID,
     LABEL_MASS,
@@ -53,6 +53,22 @@ CONTENT_FREE = ("N/A", "[MASK]", "-")
 """Texts that say nothing, labelled beside the corpus for contextual calibration (arXiv
 2102.09690)."""
 CONTENT_FREE_ITEM = ("content_free", 0)
+
+
+class ShardCounts(NamedTuple):
+    """What is kept of each shard while a corpus is labelled."""
+
+    rows: int
+    """Labelled ones."""
+    label_mass: float
+    """The sum of theirs."""
+    crc: int | None
+    """Of the file; None where an earlier command wrote it."""
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "ShardCounts":
+        """From what an actor or a task told."""
+        return cls(told["rows"], told["label_mass"], told.get("crc"))
 
 
 def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str, Manifest]:
@@ -92,19 +108,26 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
         work.append(CONTENT_FREE_ITEM)
     elif all(manifest.complete for manifest in manifests.values()):
         return manifests
-    done: list[dict[str, Any]] = []
+    counts: dict[str, dict[int, ShardCounts]] = {dataset: {} for dataset in datasets}
+    pace = Pace()
     if work:
         skipped = sum(rows.values()) - sum(rows.get(item, 0) for item in work)
         name = "label" if config.teacher_number is None else f"label by {config.teacher.model}"
         tracker.begin.remote(name, sum(rows.values()), skipped)
-        done = _run_pool(config, work, tracker)
+        for item in _run_pool(config, work, tracker):
+            if item["dataset"] in counts:  # not the texts without content
+                counts[item["dataset"]][item["shard"]] = ShardCounts.of(item)
+                pace.add(item)
         tracker.end.remote()
-    rate = rows_per_second([item for item in done if item["dataset"] != CONTENT_FREE_ITEM[0]])
     for dataset in datasets:
         if not manifests[dataset].complete:
-            counts = {item["shard"]: item for item in done if item["dataset"] == dataset}
-            times = {"seconds": time.monotonic() - started, "rows_per_second": rate}
-            manifests[dataset] = _finish(config, dataset, manifests[dataset], counts, times)
+            times = {
+                "seconds": time.monotonic() - started,
+                "rows_per_second": pace.rows_per_second,
+            }
+            manifests[dataset] = _finish(
+                config, dataset, manifests[dataset], counts[dataset], times
+            )
     return manifests
 
 
@@ -261,8 +284,8 @@ class TeacherActor:
 
 def _run_pool(
     config: RunConfig, work: Sequence[tuple[str, int]], tracker: Any
-) -> list[dict[str, Any]]:
-    """Map the teacher pool over the shards that are missing; returns each shard's counts."""
+) -> Iterator[dict[str, Any]]:
+    """Map the teacher pool over the shards that are missing; yields each shard's counts."""
     resources = config.teacher.resources or default_resources(config)
     runtime.require_resources(resources, "teacher.resources")
     config = config.model_copy(update={"teacher": settled_teacher(config, resources)})
@@ -289,7 +312,7 @@ def _finish(
     config: RunConfig,
     dataset: str,
     manifest: Manifest,
-    counts: dict[int, dict[str, Any]],
+    counts: dict[int, ShardCounts],
     times: dict[str, Any],
 ) -> Manifest:
     """See that all shards are there, add up their counts, and close the stage."""
@@ -303,10 +326,11 @@ def _finish(
             f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}. "
             "Run the same command again."
         )
-    written = {shard: entry["crc"] for shard, entry in counts.items()}
+    written = {shard: entry.crc for shard, entry in counts.items() if entry.crc is not None}
     earlier = [shard for shard in range(len(expected)) if shard not in counts]
-    counts |= dict(runtime.run_on_shards(lambda shard: _counts(folder.read_shard(shard)), earlier))
-    rows = [counts[shard]["rows"] for shard in range(len(expected))]
+    read = runtime.run_on_shards(lambda shard: _counts(folder.read_shard(shard)), earlier)
+    counts |= {shard: ShardCounts.of(found) for shard, found in read}
+    rows = [counts[shard].rows for shard in range(len(expected))]
     rejected = sum(expected) - sum(rows)
     judged = not (layout.is_round and dataset == "corpus")  # else by the rounds together
     if judged and rejected > config.max_reject_fraction * sum(expected):
@@ -315,7 +339,7 @@ def _finish(
             f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
             f"{layout.label_rejects(dataset)}."
         )
-    mass = sum(entry["label_mass"] for entry in counts.values()) / max(sum(rows), 1)
+    mass = sum(entry.label_mass for entry in counts.values()) / max(sum(rows), 1)
     results = {"rows": rows, "rejected": rejected, "label_mass": mass, **times}
     crcs = shard_crcs(folder, len(expected), written)
     return close_stage(folder, manifest.finished(results), crcs)

@@ -7,7 +7,7 @@ same pass labels the test set, by which the student is measured.
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from llkd.config import RunConfig
 from llkd.core.tally import Tally
 from llkd.errors import DataError, IncompleteError
 from llkd.manifest import FILES, Manifest, open_stage, require_complete
-from llkd.progress import now_and_then, rows_per_second
+from llkd.progress import Pace, now_and_then
 from llkd.schema import (
     CONFIDENCE,
     ID,
@@ -91,11 +91,13 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     missing = sorted(set(range(len(expected))) - wanted.folder.shards())
     skipped = sum(expected) - sum(expected[shard] for shard in missing)
     tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped)
-    done = _run_pool(config, wanted, missing, sum(expected) - skipped, tracker)
+    pace, written = Pace(), {}
+    for item in _run_pool(config, wanted, missing, sum(expected) - skipped, tracker):
+        pace.add(item)
+        written[item["shard"]] = item["crc"]
     tracker.end.remote()
-    times = {"seconds": time.monotonic() - started, "rows_per_second": rows_per_second(done)}
+    times = {"seconds": time.monotonic() - started, "rows_per_second": pace.rows_per_second}
     finished = _finished(config, wanted, manifest, expected, times)
-    written = {item["shard"]: item["crc"] for item in done}
     return close_stage(wanted.folder, finished, shard_crcs(wanted.folder, len(expected), written))
 
 
@@ -113,9 +115,9 @@ def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Fold
 
 def _run_pool(
     config: RunConfig, wanted: Pass, missing: Sequence[int], rows: int, tracker: Any
-) -> list[dict[str, Any]]:
+) -> Iterable[dict[str, Any]]:
     """Map the pool of students over the shards that are missing, of so many rows; returns what
-    each told of them."""
+    is told of each."""
     if not missing:
         return []
     resources = config.predict.resources or _default_resources(config)
@@ -125,7 +127,7 @@ def _run_pool(
     arguments = (config, wanted, precision, threads, tracker)
     if wanted.dataset == "test" and rows <= FEW_ROWS and _alone_on_cpus():
         here = StudentActor(*arguments)
-        return [here(shard) for shard in missing]
+        return map(here, missing)
     return runtime.run_on_actors(
         StudentActor,
         arguments,

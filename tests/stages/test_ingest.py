@@ -6,9 +6,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from llkd.config_sources import SourceConfig
 from llkd.errors import DataError, FingerprintError, RejectLimitError
 from llkd.schema import RunLayout
-from llkd.stages.ingest import ingest
+from llkd.sources import SourceFile
+from llkd.stages.ingest import ShardPlan, ingest
 from llkd.storage import Folder
 from tests.conftest import MakeConfig, SilentTracker
 
@@ -72,6 +74,47 @@ def test_unusable_rows_are_rejects_with_reasons(
         (3, "n", "missing"), (4, "e", "empty"),
     ]  # fmt: skip
     assert {row["source"] for row in listed} == {path}
+
+
+def test_what_is_told_of_a_shard_is_not_read_from_it_again(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rows: list[object] = [{"text": None if i % 10 == 3 else f"t{i}"} for i in range(40)]
+    path = write_lines(tmp_path / "x.jsonl", rows)
+    config = make_config(corpus={"path": path, "rows_per_shard": 10}, max_reject_fraction=0.2)
+    with monkeypatch.context() as here:  # not in the tasks' processes
+        for name in ("shard_rows", "read_shard"):
+            here.setattr(Folder, name, lambda *_: pytest.fail("the driver reads a shard"))
+        first = ingest(config, "corpus", tracker).results
+    assert (first["rows"], first["rejects"]) == ([9] * 4, {"missing": 4})
+
+    # Another command finds some of them done.
+    folder = Folder(RunLayout(config.run_dir).rows("corpus"))
+    written = json.loads(folder.read_bytes("manifest.json"))
+    folder.write_json("manifest.json", {**written, "complete": False})
+    folder.delete_file("part-00002.parquet")
+    again = ingest(config, "corpus", tracker).results
+    assert (again["rows"], again["rejects"]) == (first["rows"], first["rejects"])
+
+
+def test_a_shard_is_made_of_the_pieces_of_files_that_it_covers() -> None:
+    counts = [0, 3, 0, 0, 7, 1, 1, 1, 0, 12, 0]
+    starts = [sum(counts[:number]) for number in range(len(counts) + 1)]
+    files = tuple(SourceFile(f"{number}", "parquet", 1) for number in range(len(counts)))
+    source = SourceConfig(path="x")
+    for size in (1, 2, 4, 5, 25, 100):
+        plan = ShardPlan("corpus", source, files, tuple(starts), size)
+        rows = [
+            [(int(file.uri), row) for file, start, stop in plan.pieces(shard)
+             for row in range(start, stop)]
+            for shard in range(plan.shards)
+        ]  # fmt: skip
+        assert all(len(shard) == size for shard in rows[:-1])
+        whole = [(number, row) for number, count in enumerate(counts) for row in range(count)]
+        assert [row for shard in rows for row in shard] == whole
+        pieces = [piece for shard in range(plan.shards) for piece in plan.pieces(shard)]
+        assert all(start < stop for _, start, stop in pieces)
 
 
 def test_bytes_that_are_not_utf8_cost_their_row_only(
