@@ -6,6 +6,7 @@ shard, and the rows of a shard do not depend on how many workers there are.
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from llkd.sources import (
     read_rows,
 )
 from llkd.storage import Folder
+from llkd.telemetry import ShardDone, Work
 
 TEST_ROWS_PER_SHARD = 4096
 
@@ -92,10 +94,15 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
         plan.starts[-1],
         min((plan.shards - len(missing)) * plan.rows_per_shard, plan.starts[-1]),
     )
-    labels = config.task.label_names
+    labels, of = config.task.label_names, Work(layout.name, "ingest", dataset)
+    tracker.missing.remote(of, missing)
 
     def work(shard: int) -> dict[str, Any]:
-        return _write_shard(plan, shard, labels, layout)
+        begun_at = time.monotonic()
+        result, rejects = _write_shard(plan, shard, labels, layout)
+        seconds = time.monotonic() - begun_at
+        tracker.shard.remote(ShardDone(of, shard, result["rows"], seconds, rejects))
+        return result
 
     crcs: dict[int, int] = {}
     for shard, result in run_on_shards(work, missing):
@@ -193,8 +200,9 @@ def _check_plan(folder: Folder, plan: ShardPlan) -> None:
 
 def _write_shard(
     plan: ShardPlan, shard: int, labels: list[str], layout: RunLayout
-) -> dict[str, Any]:
-    """Read one shard's rows, write the usable ones and the rejects."""
+) -> tuple[dict[str, Any], Counter[str]]:
+    """Read one shard's rows, write the usable ones and the rejects; returns what came out, and the
+    rejects by reason."""
     classes = {name: index for index, name in enumerate(labels)}
     with_id = plan.source.id_column is not None
     with_gold = plan.source.label_column is not None
@@ -223,7 +231,8 @@ def _write_shard(
     crc = Folder(layout.rows(plan.dataset)).write_shard(
         shard, pa.table(columns, schema=corpus_schema(with_id, with_gold))
     )
-    return {"rows": len(kept), "rejected": len(rejected), "crc": crc}
+    reasons = Counter(row["reason"] for row in rejected)
+    return {"rows": len(kept), "rejected": len(rejected), "crc": crc}, reasons
 
 
 def usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
