@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -315,6 +316,66 @@ def test_without_ray_only_lines_are_written() -> None:
     told = json.loads(line)
     assert (told["rows"], told["rejects"], told["tokens"]) == (5, {"refused": 2}, 70)
     assert told["node"] == done.stdout == ""
+
+
+def test_on_a_cluster_ray_keeps_the_lines_in_a_log(local_ray: None) -> None:
+    import ray
+    from ray._private.worker import _global_node
+
+    from llkd.progress import ProgressTracker
+
+    tracker = ProgressTracker.remote(echo=True)  # type: ignore[attr-defined]
+    ray.get(tracker.shard.remote(DONE))
+    logs = Path(_global_node.get_logs_dir_path()).glob("worker-*.err")
+    (line,) = [line for log in logs for line in log.read_text().splitlines() if DONE.time in line]
+    assert json.loads(line)["rows"] == 5
+
+
+def dashboard() -> dict[str, Any]:
+    return dict(json.loads((ROOT / "jobs/clusters/grafana.json").read_text()))
+
+
+def test_the_dashboard_draws_all_metrics_and_no_others() -> None:
+    from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
+
+    rays_own = set(re.findall(r"\bray_\w+", Path(default_dashboard_panels.__file__).read_text()))
+    asked = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    asked += [variable["query"]["query"] for variable in dashboard()["templating"]["list"][1:2]]
+    names = {name for query in asked for name in re.findall(r"\bray_\w+", query)}
+    ours = {f"ray_{metric.name}": metric for metric in METRICS}
+    assert {name for name in names if name.startswith("ray_llkd_")} == ours.keys()
+    assert names - ours.keys() <= rays_own
+    for query in asked:
+        tags = {tag for group in re.findall(r"by \(([^)]*)\)", query) for tag in group.split(", ")}
+        tags |= set(re.findall(r"(\w+)=~?\"", query))
+        for name in set(re.findall(r"\bray_llkd_\w+", query)):
+            assert tags <= set(ours[name].tags), query
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    found = dashboard()
+    panels = found["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert (
+        found["templating"]["list"][0] | {"name": "datasource", "type": "datasource"}
+        == (found["templating"]["list"][0])
+    )
+    for part in (*panels, *(target for panel in panels for target in panel["targets"])):
+        assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    for panel in panels:
+        for target in panel["targets"]:
+            tags = set(re.findall(r"{{(\w+)}}", target.get("legendFormat", "")))
+            grouped = set(re.findall(r"\w+", re.findall(r"by \(([^)]*)\)", target["expr"])[0]))
+            assert tags <= grouped
+    places = [
+        {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        for at in (panel["gridPos"] for panel in panels)
+    ]
+    assert len(set().union(*places)) == sum(map(len, places))
 
 
 def test_names_follow_the_conventions_of_prometheus() -> None:
