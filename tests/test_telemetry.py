@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -31,7 +31,18 @@ from llkd.stages.ingest import ingest
 from llkd.stages.label import label
 from llkd.stages.predict import pass_over_test, predict
 from llkd.storage import Folder
-from llkd.telemetry import METRICS, MOST_VALUES, OTHER, SHARD_LOG, ShardDone, Telemetry, Work
+from llkd.telemetry import (
+    LOSS,
+    METRICS,
+    MOST_VALUES,
+    OTHER,
+    SHARD_LOG,
+    SHARDS_WAITING,
+    Metric,
+    ShardDone,
+    Telemetry,
+    Work,
+)
 from tests.conftest import ROOT, config_maker
 from tests.fakes import make_texts
 
@@ -40,6 +51,8 @@ PATIENCE = 120
 
 RUN = "watched"
 Series = dict[tuple[str, ...], float]
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+"""(tags, value) by the exported name."""
 
 
 @dataclass
@@ -48,8 +61,7 @@ class Watched:
 
     config: RunConfig
     lines: list[dict[str, Any]]
-    samples: dict[str, list[tuple[dict[str, str], float]]]
-    """(tags, value) by the exported name."""
+    samples: Samples
 
     def series(self, name: str, *tags: str, run: str = RUN) -> Series:
         """The values of a run by these tags; each is there once."""
@@ -86,8 +98,7 @@ def watched(
         export(config)
         predict(config, pass_over_test(config), tracker)
         tell_what_must_stay_bounded(tracker)
-        wanted = lambda found: found.series("ray_llkd_shards_total", "stage", run="many reasons")  # noqa: E731
-        samples = scraped(lambda samples: bool(wanted(Watched(config, [], samples))))
+        samples = scraped(told_last)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return Watched(config, lines, samples)
 
@@ -98,12 +109,16 @@ def tell_what_must_stay_bounded(tracker: Any) -> None:
     tracker.shard.remote(twice)
     for labels in (MOST_VALUES, MOST_VALUES + 1):
         tracker.epoch.remote(Work(f"{labels} labels", "train", "corpus", 0), stats_of(labels))
-    for epoch in range(MOST_VALUES + 2):
-        tracker.epoch.remote(Work("many epochs", "train", "corpus", epoch), stats_of(2))
     of = Work("many reasons", "label", "corpus")
     tracker.missing.remote(of, [0])
     reasons = {f"reason {i}": 1 for i in range(MOST_VALUES + 8)}
     tracker.shard.remote(ShardDone(of, 0, 0, 1.0, reasons))
+
+
+def told_last(samples: Samples) -> bool:
+    return any(
+        tags["run"] == "many reasons" for tags, _ in samples.get("ray_llkd_shards_total", [])
+    )
 
 
 def stats_of(labels: int) -> dict[str, Any]:
@@ -118,22 +133,26 @@ def stats_of(labels: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def scraped(enough: Callable[[Any], bool]) -> dict[str, list[tuple[dict[str, str], float]]]:
+def scraped(enough: Callable[[Samples], bool]) -> Samples:
     """Read Ray's agent as Prometheus does, until what it says is enough."""
+    deadline = time.monotonic() + PATIENCE
+    while not enough(read_agent()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    time.sleep(1)  # the agent takes in a process's metrics one by one
+    return read_agent()
+
+
+def read_agent() -> Samples:
     import ray
 
     port = ray.nodes()[0]["MetricsExportPort"]
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            families = list(text_string_to_metric_families(answer.read().decode()))
-        samples: dict[str, list[tuple[dict[str, str], float]]] = {}
-        for sample in (sample for family in families for sample in family.samples):
-            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-        if enough(samples):
-            return samples
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples: Samples = {}
+    for sample in (sample for family in families for sample in family.samples):
+        samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
 
 
 def test_rows_are_those_of_the_manifests(watched: Watched) -> None:
@@ -235,8 +254,6 @@ def test_the_number_of_series_is_bounded(watched: Watched) -> None:
     assert [len(watched.series(name, "label", run=few)) for name in names] == [32, 31]
     assert [len(watched.series(name, "label", run=many)) for name in names] == [0, 0]
     assert watched.series("ray_llkd_threshold", "signal", run=many) == {("confidence",): 0.75}
-    epochs = watched.series("ray_llkd_training_loss", "epoch", run="many epochs")
-    assert {("2",), ("33",)} <= epochs.keys()
     reasons = watched.series("ray_llkd_rejects_total", "reason", run="many reasons")
     known = MOST_VALUES - 3  # three are those of the run
     assert len(reasons) == known + 1
@@ -295,6 +312,33 @@ def test_what_cannot_be_told_fails_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert [line["stage"] for line in told] == ["label", "train"]
     nowhere = Telemetry(str(tmp_path / "no/such/folder/lines"))
     nowhere.shard(DONE)
+
+
+class Recorder:
+    """In place of Ray's gauge: keeps what it was set to."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[float, dict[str, str]]] = []
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        self.found.append((value, tags))
+
+
+def test_gauges_are_said_again_those_of_the_last_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorders: dict[Metric, Recorder] = defaultdict(Recorder)
+    telemetry = Telemetry()
+    monkeypatch.setattr(telemetry, "_of", recorders.__getitem__)
+    telemetry.begin(DONE.of, [3, 4])
+    telemetry.epoch(Work("other", "train", "corpus", 0), stats_of(2))
+    for epoch in range(MOST_VALUES + 2):
+        telemetry.epoch(Work("r", "train", "corpus", epoch), stats_of(2))
+    recorders.clear()
+    telemetry.refresh()
+    waiting = {"run": "r", "stage": "label", "dataset": "corpus"}
+    assert recorders[SHARDS_WAITING].found == [(2, waiting)]
+    kept = [("other", "0"), *(("r", str(epoch)) for epoch in range(2, MOST_VALUES + 2))]
+    assert [(tags["run"], tags["epoch"]) for _, tags in recorders[LOSS].found] == kept
+    assert len(recorders) == 6
 
 
 WITHOUT_RAY = """
