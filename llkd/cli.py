@@ -165,7 +165,7 @@ def _captured_output(layout: RunLayout, name: str) -> Iterator[tuple[Console, st
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    shard_log = SHARD_LOG.set(str(path.with_suffix(".jsonl")))
+    shard_log = SHARD_LOG.set(str(path.absolute().with_suffix(".jsonl")))
     width = None if screen.isatty() else 120
     try:
         yield Console(file=screen, highlight=False, soft_wrap=True, width=width), str(path)
