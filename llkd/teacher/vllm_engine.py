@@ -127,9 +127,9 @@ class VLLMEngine:
                 continue
             try:
                 for number, question in enumerate(verbalizer.questions):
-                    tokens = [*prompt, *question.path]
-                    asked[self._enqueue(tokens, number)] = row, number
-                    put += len(tokens)
+                    whole = [*prompt, *question.path]
+                    asked[self._enqueue(whole, number)] = row, number
+                    put += len(whole)
             except ValueError:  # vLLM does not take this prompt
                 refused[row] = "refused_by_engine"
         answers = [
