@@ -20,6 +20,7 @@ from llkd.config_file import absolute_paths, load_config, portable_path
 from llkd.errors import ConfigError, LLKDError
 from llkd.schema import RunLayout
 from llkd.storage import Folder
+from llkd.telemetry import SHARD_LOG
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit statuses, as shells have them."""
@@ -177,10 +178,12 @@ def _captured_output(layout: RunLayout, name: str) -> Iterator[tuple[Console, st
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    shard_log = SHARD_LOG.set(str(path.absolute().with_suffix(".jsonl")))
     width = None if screen.isatty() else 120
     try:
         yield Console(file=screen, highlight=False, soft_wrap=True, width=width), str(path)
     finally:
+        SHARD_LOG.reset(shard_log)
         sys.stdout.flush()
         sys.stderr.flush()
         for descriptor, number in zip(saved, (1, 2), strict=True):
@@ -189,4 +192,5 @@ def _captured_output(layout: RunLayout, name: str) -> Iterator[tuple[Console, st
         screen.close()
         if remote:
             with contextlib.suppress(LLKDError, OSError):  # it is still where it was written
-                Folder(layout.logs).write_bytes(file_name, path.read_bytes())
+                for found in folder.iterdir():
+                    Folder(layout.logs).write_bytes(found.name, found.read_bytes())

@@ -25,6 +25,7 @@ from llkd.schema import RunLayout
 from llkd.scratch import clear_dead, make_scratch
 from llkd.selection import Selector, policy_of
 from llkd.storage import Folder, filesystem, local_copy
+from llkd.telemetry import Work
 from llkd.uncertainty_pass import UncertaintyPass
 from llkd.validation import best_epoch, holdout_of, read_validation, write_predictions
 from llkd.waits import Waits
@@ -250,13 +251,17 @@ class EpochLoop:
         return float(total / count), part.dropped
 
     def _counted(self, steps: Iterable[Any], epoch: int) -> Iterator[Any]:
-        tell = partial(self.tracker.update.remote, f"{epoch}/{self.rank}")
+        of, unit = self._work(epoch), f"{epoch}/{self.rank}"
+        tell = partial(self.tracker.update.remote, unit, of=of)
         now_and_then_, done = now_and_then(tell), 0
         for batches in steps:
             yield batches
             done += sum(len(batch.labels_b) for batch in batches)
             now_and_then_(done)
         tell(done)
+
+    def _work(self, epoch: int) -> Work:
+        return Work(self.layout.name, "train", "corpus", epoch)
 
     def _validate(self, epoch: int) -> dict[str, Any] | None:
         """How the student of this epoch does on the rows held out; None if there are none."""
@@ -303,6 +308,7 @@ class EpochLoop:
             directory = make_scratch()
             save_checkpoint(directory, weights, moments, {"epoch": epoch})
             checkpoint = Checkpoint.from_directory(str(directory))
+            self.tracker.epoch.remote(self._work(epoch), stats)
             for line in notes(epoch, stats):
                 self.tracker.note.remote(line)
         report(

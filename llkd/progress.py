@@ -1,13 +1,14 @@
 """What a person sees while a stage runs: rows done, rate, time left.
 
 Workers anywhere in the cluster tell a small actor how far they are; a thread of the driver asks
-it and draws. On a terminal that is one live line, elsewhere a plain line now and then.
+it and draws. On a terminal that is one live line, elsewhere a plain line now and then. What the
+actor tells the machines that watch is in llkd/telemetry.py.
 """
 
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -18,11 +19,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from llkd import runtime
+from llkd.telemetry import SHARD_LOG, ShardDone, Telemetry, Work
 
 POLL_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 10.0
 TELL_SECONDS = 0.25
 """Between two words of a worker to the tracker."""
+REFRESH_SECONDS = 5.0
+"""Between two words of the tracker on what is as it was."""
 
 MEASURABLE_SECONDS = 1.0
 """A rate is told only once it rests on so much time."""
@@ -88,8 +92,11 @@ class _Phase:
 class ProgressTracker:
     """Collects how far each unit of work is. Calls are cheap; workers do not wait for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines: str | None = None, echo: bool = False) -> None:
+        """See Telemetry."""
         self._phases: list[_Phase] = []
+        self._telemetry = Telemetry(lines, echo)
+        self._refreshed = time.monotonic()
 
     def begin(self, name: str, total: int, skipped: int = 0) -> None:
         """Start the next phase; the one before it has ended."""
@@ -101,8 +108,11 @@ class ProgressTracker:
         if self._phases and self._phases[-1].ended is None:
             self._phases[-1].ended = time.monotonic()
 
-    def update(self, unit: str, rows: int) -> None:
-        """Rows done of a unit of the current phase."""
+    def update(self, unit: str, rows: int, of: Work | None = None) -> None:
+        """Rows done of a unit of the current phase; with `of` they are counted as rows of that
+        pass, which has no shards."""
+        if of is not None:
+            self._telemetry.level(of, unit, rows)
         if self._phases and self._phases[-1].ended is None:
             self._phases[-1].update(unit, rows)
 
@@ -112,8 +122,23 @@ class ProgressTracker:
         self._phases.append(_Phase(text, total=0))
         self.end()
 
+    def missing(self, of: Work, shards: Sequence[int]) -> None:
+        """The shards that a pass has to do."""
+        self._telemetry.begin(of, shards)
+
+    def shard(self, done: ShardDone) -> None:
+        """A shard is done."""
+        self._telemetry.shard(done)
+
+    def epoch(self, of: Work, stats: Mapping[str, Any]) -> None:
+        """An epoch is done; `stats` are those of its stats.json."""
+        self._telemetry.epoch(of, stats)
+
     def since(self, index: int) -> list[PhaseState]:
         """The phases from `index` on."""
+        if time.monotonic() - self._refreshed >= REFRESH_SECONDS:
+            self._refreshed = time.monotonic()
+            self._telemetry.refresh()
         return [phase.state() for phase in self._phases[index:]]
 
 
@@ -122,7 +147,10 @@ class ProgressDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self.tracker: Any = ProgressTracker.options(**runtime.here()).remote()  # type: ignore[attr-defined]
+        # On a cluster the lines are in Ray's log of the tracker, too, where collectors of logs look.
+        self.tracker: Any = ProgressTracker.options(**runtime.here()).remote(  # type: ignore[attr-defined]
+            SHARD_LOG.get(), echo=not runtime.is_local()
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._seen = 0

@@ -139,6 +139,16 @@ class RunLayout:
         if not self.run_dir.strip("/"):
             raise StorageError(f"run_dir must name a directory, not {self.run_dir!r}")
 
+    @property
+    def name(self) -> str:
+        """How the run is called where it is watched: the last part of its directory; for a round or
+        a comparison that of the run around it, too."""
+        parts = self.root.split("/")
+        start = len(parts) - 1
+        while start > 1 and parts[start - 1] in (COMPARE, ROUNDS):
+            start -= 2
+        return "/".join(parts[start:])
+
     def _at(self, *parts: str) -> str:
         return "/".join((self.run_dir.rstrip("/"), *parts))
 

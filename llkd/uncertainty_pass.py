@@ -4,6 +4,7 @@ Workers take pieces of shards from one queue as they get free, so that a slow on
 whoever ends a shard's last piece writes its sidecar. A shard that is there is not scored again.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from llkd.schema import (
 from llkd.selection import Selector, policy_of, sums_by_class
 from llkd.shard_queue import Piece
 from llkd.storage import Folder
+from llkd.telemetry import ShardDone, Work
 
 
 class UncertaintyPass:
@@ -61,6 +63,7 @@ class UncertaintyPass:
         self._layout, self._policy = RunLayout(config.run_dir), policy_of(config)
         self._labels: dict[int, pa.Table] = {}
         """The pseudo-labels of the shards that are read and not written yet."""
+        self._since = time.monotonic()
 
     def begin(self, epoch: int, name: str) -> None:
         """Fill the queue with the shards that are missing: done by rank 0, before any `run`.
@@ -76,6 +79,7 @@ class UncertaintyPass:
         # Passes with dropout draw by piece: these must not depend on who is free when.
         workers = 1 if self._config.selection.mc_dropout else self._workers
         ray.get(self._queue.begin.remote(list(rows), missing, workers))
+        self._tracker.missing.remote(self._work(epoch), missing)
         skipped = sum(rows) - sum(rows[shard] for shard in missing)
         self._tracker.begin.remote(name, sum(rows), skipped)
 
@@ -83,6 +87,7 @@ class UncertaintyPass:
         """Score pieces until there are none."""
         measure = MEASURES[self._config.selection.uncertainty]
         done, seed = 0, self._config.seed * 1009 + epoch
+        self._since = time.monotonic()
         for piece, probs_nc in self._scorer.stream(self._pieces(), seed):
             found_n = on_grid(measure(probs_nc))
             if self._policy.uses_student_probs:
@@ -93,6 +98,9 @@ class UncertaintyPass:
             if whole_n is not None:
                 self._write(epoch, piece.shard, whole_n)
         self._labels.clear()  # those that another worker has written
+
+    def _work(self, epoch: int) -> Work:
+        return Work(self._layout.name, "score", "corpus", epoch)
 
     def merged(self, epoch: int) -> np.ndarray:
         """Sums of uncertainty by class over the corpus, shape (C,), when all have ended."""
@@ -134,3 +142,9 @@ class UncertaintyPass:
         folder.write_shard(shard, pa.table(columns, schema=schema))
         sums_c = sums_by_class(labels[LABEL].to_numpy(), uncertainty_n, self._selector.classes)
         ray.get(self._queue.scored.remote(shard, sums_c))
+        # A worker scores one shard after another, but for pieces of those of others.
+        now = time.monotonic()
+        self._tracker.shard.remote(
+            ShardDone(self._work(epoch), shard, len(uncertainty_n), now - self._since)
+        )
+        self._since = now

@@ -56,7 +56,8 @@ class KeywordTeacher:
         if word := self._arguments.get("overflow"):
             scores[[word in text for text in texts]] = np.nan
         logprobs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) - 0.5
-        return LabelBatch(logprobs.astype(np.float32), refused)
+        tokens = sum(len(text.split()) for text in texts)
+        return LabelBatch(logprobs.astype(np.float32), refused, tokens)
 
     def _die(self) -> None:
         if path := self._arguments.get("deaths"):
@@ -121,7 +122,7 @@ class DeadlyTracker:
 
     def __init__(self, unit: str, deaths: str) -> None:
         self._unit, self._deaths = unit, deaths
-        self.begin = self.end = self.update = self
+        self.begin = self.end = self.update = self.missing = self.shard = self
 
     def remote(self, *arguments: Any) -> None:
         if arguments[:1] == (self._unit,) and not os.path.exists(self._deaths):

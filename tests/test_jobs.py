@@ -132,7 +132,9 @@ def test_a_whole_run_its_figures_and_running_it_again(
     assert 0 < metrics["selection"]["row_visits_fraction"] < 0.6
     assert metrics["seconds"].keys() == {"ingest", "label", "distill", "evaluate", "total"}
     assert (run_dir / "run.yaml").exists()
-    assert list((run_dir / "logs").iterdir())
+    (log,) = (run_dir / "logs").glob("run-*.jsonl")
+    told = Counter(json.loads(line)["stage"] for line in log.read_text().splitlines())
+    assert told == {"ingest": 8, "label": 8, "score": 21, "train": 3, "predict": 1}
     before = calls.read_text()
     again = run("run", config)
     assert calls.read_text() == before

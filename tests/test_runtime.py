@@ -196,10 +196,10 @@ def test_a_ray_that_is_started_here_has_a_token_of_its_own(monkeypatch: pytest.M
 def test_the_silent_tracker_answers_like_the_real_one(tracker: SilentTracker) -> None:
     from llkd.progress import ProgressTracker
 
-    for name in ("begin", "end", "update", "note"):
+    for name in ("begin", "end", "update", "note", "missing", "shard", "epoch"):
         assert hasattr(ProgressTracker.__ray_metadata__.modified_class, name)  # type: ignore[attr-defined]
         getattr(tracker, name).remote("x")
-    assert len(tracker.calls) == 4
+    assert len(tracker.calls) == 7
 
 
 def test_sums_over_many_shards_are_those_of_one_after_another() -> None:

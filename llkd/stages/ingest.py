@@ -34,6 +34,7 @@ from llkd.sources import (
     read_rows,
 )
 from llkd.storage import Folder
+from llkd.telemetry import ShardDone, Work
 
 TEST_ROWS_PER_SHARD = 4096
 
@@ -99,10 +100,15 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
         plan.starts[-1],
         min((plan.shards - len(missing)) * plan.rows_per_shard, plan.starts[-1]),
     )
-    labels = config.task.label_names
+    labels, of = config.task.label_names, Work(layout.name, "ingest", dataset)
+    tracker.missing.remote(of, missing)
 
     def work(shard: int) -> dict[str, Any]:
-        return _write_shard(plan, shard, labels, layout)
+        begun_at = time.monotonic()
+        result = _write_shard(plan, shard, labels, layout)
+        seconds = time.monotonic() - begun_at
+        tracker.shard.remote(ShardDone(of, shard, result["rows"], seconds, result["rejects"]))
+        return result
 
     crcs: dict[int, int] = {}
     rows: dict[int, int] = {}

@@ -10,6 +10,7 @@ import hashlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ from llkd.sources import list_files
 from llkd.storage import Folder
 from llkd.teacher.engine import LabelBatch, engine_class
 from llkd.teacher.examples import pool_identity
+from llkd.telemetry import ShardDone, Work
 
 CONTENT_FREE = ("N/A", "[MASK]", "-")
 """Texts that say nothing, labelled beside the corpus for contextual calibration (arXiv
@@ -102,8 +104,9 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
         manifests[dataset] = open_stage(folder, manifest_of(config, dataset, asked))
         rows |= {(dataset, shard): n for shard, n in enumerate(asked.results["rows"])}
         if not manifests[dataset].complete:
-            missing = set(range(len(asked.results["rows"]))) - folder.shards()
-            work += [(dataset, shard) for shard in sorted(missing)]
+            missing = sorted(set(range(len(asked.results["rows"]))) - folder.shards())
+            work += [(dataset, shard) for shard in missing]
+            tracker.missing.remote(_work_on(config, dataset), missing)
     if not Folder(layout.labels(CONTENT_FREE_ITEM[0])).shards():
         work.append(CONTENT_FREE_ITEM)
     elif all(manifest.complete for manifest in manifests.values()):
@@ -129,6 +132,11 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
                 config, dataset, manifests[dataset], counts[dataset], times
             )
     return manifests
+
+
+def _work_on(config: RunConfig, dataset: str) -> Work:
+    teacher = None if config.teacher_number is None else config.teacher.model
+    return Work(RunLayout(config.run_dir).name, "label", dataset, teacher=teacher)
 
 
 def manifest_of(config: RunConfig, dataset: str, asked: Manifest) -> Manifest:
@@ -204,11 +212,11 @@ class TeacherActor:
         """Label one shard; returns its counts, and when it began and ended."""
         dataset, shard = item
         started = time.time()
-        counts = self._label_shard(dataset, shard)
+        counts = self._label_shard(dataset, shard, started)
         times = {"started": started, "ended": time.time()}
         return {"dataset": dataset, "shard": shard, **counts, **times}
 
-    def _label_shard(self, dataset: str, shard: int) -> dict[str, Any]:
+    def _label_shard(self, dataset: str, shard: int, started: float) -> dict[str, Any]:
         if (dataset, shard) == CONTENT_FREE_ITEM:
             return self._label_content_free()
         unit = f"{dataset}/{shard}"
@@ -226,6 +234,12 @@ class TeacherActor:
         row_n = rows[ROW].to_numpy()[kept]
         counts = self._write_labels((dataset, shard), row_n, batch.logprobs_nc[kept])
         self._tracker.update.remote(unit, len(texts))
+        self._tracker.shard.remote(
+            ShardDone(
+                _work_on(self._config, dataset), shard, len(kept), time.time() - started,
+                Counter(refused.values()), batch.tokens,
+            )
+        )  # fmt: skip
         return counts
 
     def _label(
@@ -244,7 +258,7 @@ class TeacherActor:
         refused = {
             row: batch.refused[place] for row, place in enumerate(place_n) if place in batch.refused
         }
-        return LabelBatch(batch.logprobs_nc[place_n], refused)
+        return LabelBatch(batch.logprobs_nc[place_n], refused, batch.tokens)
 
     def _label_content_free(self) -> dict[str, Any]:
         batch = self._label(CONTENT_FREE, [None] * len(CONTENT_FREE), lambda done: None)

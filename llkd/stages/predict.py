@@ -35,6 +35,7 @@ from llkd.schema import (
 )
 from llkd.settled import settled_precision
 from llkd.storage import Folder
+from llkd.telemetry import ShardDone, Work
 
 FEW_ROWS = 16384
 """A test set of so many rows is scored by the process that has just exported the student: an actor
@@ -91,6 +92,7 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     missing = sorted(set(range(len(expected))) - wanted.folder.shards())
     skipped = sum(expected) - sum(expected[shard] for shard in missing)
     tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped)
+    tracker.missing.remote(_work_on(config, wanted), missing)
     pace, written = Pace(), {}
     for item in _run_pool(config, wanted, missing, sum(expected) - skipped, tracker):
         pace.add(item)
@@ -99,6 +101,10 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     times = {"seconds": time.monotonic() - started, "rows_per_second": pace.rows_per_second}
     finished = _finished(config, wanted, manifest, expected, times)
     return close_stage(wanted.folder, finished, shard_crcs(wanted.folder, len(expected), written))
+
+
+def _work_on(config: RunConfig, wanted: Pass) -> Work:
+    return Work(RunLayout(config.run_dir).name, "predict", wanted.dataset)
 
 
 def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Folder) -> Manifest:
@@ -163,7 +169,7 @@ class StudentActor:
         from llkd.student.scoring import Scorer, scoring_copy
 
         layout = RunLayout(config.run_dir)
-        self._wanted, self._tracker = wanted, tracker
+        self._wanted, self._tracker, self._work = wanted, tracker, _work_on(config, wanted)
         self._rows = Folder(layout.rows(wanted.dataset))
         self._names = config.task.label_names
         source = config.source(wanted.dataset)
@@ -191,6 +197,7 @@ class StudentActor:
         table = self._table(rows, probs_nc)
         crc = self._wanted.folder.write_shard(shard, table)
         tell(len(table))
+        self._tracker.shard.remote(ShardDone(self._work, shard, len(table), time.time() - started))
         times = {"started": started, "ended": time.time()}
         return {"shard": shard, "rows": len(table), "crc": crc, **times}
 

@@ -25,6 +25,9 @@ class LabelBatch:
     texts hold anything."""
     refused: dict[int, str] = field(default_factory=dict)
     """Index of each text that the engine could not label, with the reason."""
+    tokens: int | None = None
+    """Of all prompts, those of a beginning that was computed once among them; None where the
+    engine does not know."""
 
 
 class Engine(Protocol):

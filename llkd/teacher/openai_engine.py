@@ -87,7 +87,7 @@ class OpenAIEngine:
         arguments = self._arguments
         logprobs_nc = np.zeros((len(texts), len(self.answers)), dtype=np.float32)
         refused: dict[int, str] = {}
-        gate, pace, done = asyncio.Semaphore(arguments.concurrency), _Pace(arguments), 0
+        gate, pace, done, put = asyncio.Semaphore(arguments.concurrency), _Pace(arguments), 0, 0
         client = openai.AsyncOpenAI(
             base_url=arguments.base_url, api_key=self._key, timeout=arguments.timeout,
             max_retries=arguments.max_retries,
@@ -96,11 +96,13 @@ class OpenAIEngine:
         nearest = [[] for _ in texts] if self._nearest is None else self._nearest.of(texts)
 
         async def one(row: int, text: str) -> None:
-            nonlocal done
+            nonlocal done, put
             async with gate:
                 await pace.wait()
                 try:
-                    logprobs_nc[row] = await self._ask(client, self._messages(text, nearest[row]))
+                    messages = self._messages(text, nearest[row])
+                    logprobs_nc[row], tokens = await self._ask(client, messages)
+                    put += tokens
                 except (openai.BadRequestError, openai.UnprocessableEntityError):
                     refused[row] = "refused_by_engine"
             done += 1
@@ -116,9 +118,10 @@ class OpenAIEngine:
                 if isinstance(first, openai.OpenAIError):
                     raise TeacherError(self._explain(first)) from None
                 raise first from None
-        return LabelBatch(logprobs_nc, refused)
+        return LabelBatch(logprobs_nc, refused, put or None)
 
-    async def _ask(self, client: Any, messages: list[dict[str, str]]) -> np.ndarray:
+    async def _ask(self, client: Any, messages: list[dict[str, str]]) -> tuple[np.ndarray, int]:
+        """Log-probabilities of the labels, shape (C,), and the prompt's tokens; 0 if not told."""
         answer = await client.chat.completions.create(
             model=self._teacher.model, messages=messages, max_tokens=1,
             temperature=0.0, logprobs=True, top_logprobs=self._arguments.top_logprobs,
@@ -130,7 +133,7 @@ class OpenAIEngine:
                 "which LLKD reads the confidence; use another model or endpoint"
             )
         top = [(entry.token, entry.logprob) for entry in content[0].top_logprobs]
-        return read_answers(top, self.answers)
+        return read_answers(top, self.answers), answer.usage.prompt_tokens if answer.usage else 0
 
     def _messages(self, text: str, nearest: Sequence[Example]) -> list[dict[str, str]]:
         task, examples = self._task, [*self._task.examples, *nearest]

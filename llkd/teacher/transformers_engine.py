@@ -112,7 +112,8 @@ class TransformersEngine:
                 answers[number][row] = logprobs_v[list(questions[number].tokens)].numpy()
             done += len(batch)
             progress(done // len(questions))
-        return LabelBatch(self.prompter.verbalizer.logprobs(answers), refused)
+        put = sum(begin + len(tokens) for _, _, tokens in rests)
+        return LabelBatch(self.prompter.verbalizer.logprobs(answers), refused, put)
 
     def _next_token_logprobs(
         self, shared: Any, begin: int, rests: Sequence[Sequence[int]]

@@ -120,13 +120,16 @@ class VLLMEngine:
         verbalizer = self.prompter.verbalizer
         refused: dict[int, str] = {}
         asked: dict[str, tuple[int, int]] = {}
+        put = 0
         for row, prompt in enumerate(prompts):
             if prompt is None:
                 refused[row] = "no_tokens"
                 continue
             try:
                 for number, question in enumerate(verbalizer.questions):
-                    asked[self._enqueue([*prompt, *question.path], number)] = row, number
+                    whole = [*prompt, *question.path]
+                    asked[self._enqueue(whole, number)] = row, number
+                    put += len(whole)
             except ValueError:  # vLLM does not take this prompt
                 refused[row] = "refused_by_engine"
         answers = [
@@ -143,7 +146,7 @@ class VLLMEngine:
                     answers[number][row] = [first[token].logprob for token in tokens]
                     done += 1
             progress(done // len(verbalizer.questions))
-        return LabelBatch(verbalizer.logprobs(answers), refused)
+        return LabelBatch(verbalizer.logprobs(answers), refused, put)
 
     def _enqueue(self, tokens: list[int], question: int) -> str:
         """Straight into the engine; `LLM.enqueue` looks at each prompt as if it might be text."""

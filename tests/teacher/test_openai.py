@@ -103,9 +103,11 @@ class Handler(BaseHTTPRequestHandler):
         top = [{"token": "sport", "logprob": LOG(0.7)}, {"token": "te", "logprob": LOG(0.2)}]
         logprobs = None if "mute" in text else {"content": [{"token": "sport", "logprob": -1.0,
                                                              "top_logprobs": top}]}  # fmt: skip
+        usage = {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
         answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [
             {"index": 0, "finish_reason": "length", "logprobs": logprobs,
-             "message": {"role": "assistant", "content": "sport"}}]}  # fmt: skip
+             "message": {"role": "assistant", "content": "sport"}}],
+            "usage": None if "untold" in text else usage}  # fmt: skip
         error = {"error": {"message": f"no, {self.headers['Authorization']}"}}
         data = json.dumps(answer if status == 200 else error).encode()
         with self.server.lock:
@@ -153,6 +155,8 @@ def test_every_text_is_asked_once_and_busy_ones_again(server: Server) -> None:
     assert server.keys == {f"Bearer {KEY}"}
     assert server.asked[0]["max_tokens"] == 1
     assert server.asked[0]["top_logprobs"] == 20
+    assert batch.tokens == 3 * 7
+    assert ask(engine(server), ["untold"]).tokens is None
 
 
 def test_no_more_requests_at_once_than_allowed(server: Server) -> None:

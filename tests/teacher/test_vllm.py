@@ -46,6 +46,7 @@ served.use(teacher.model_copy(update={"verbalizer": "code"}), task)
 codes = ask(served, news[:8])
 served.use(teacher, cards)
 sequences = ask(served, messages)
+put = [served.label(messages, [None] * 3, lambda done: None).tokens]
 refusing = served.label(["", "fine"], [None, None], lambda done: None).refused
 
 plain = TransformersEngine(teacher.model_copy(update={"engine_args": {"dtype": "float32"}}), task)
@@ -54,6 +55,7 @@ plain.use(teacher.model_copy(update={"verbalizer": "code"}), task)
 plain_codes = ask(plain, news[:8])
 plain.use(teacher, cards)
 plain_sequences = ask(plain, messages)
+put.append(plain.label(messages, [None] * 3, lambda done: None).tokens)
 
 # By hand: the whole prompt with the whole label behind it, in one forward pass each.
 model, prompter = plain._model, plain.prompter
@@ -69,6 +71,11 @@ for text in messages:
         row.append(sum(float(logits[begin + i, token]) for i, token in enumerate(label)))
     by_hand.append(row)
 
+put.append(sum(
+    len(prompt) + len(question.path)
+    for prompt in prompter.prompts(messages, 2048) for question in prompter.verbalizer.questions
+))
+
 def gap(a, b):
     return float(np.abs(np.asarray(a) - np.asarray(b)).max())
 
@@ -83,6 +90,7 @@ print("RESULT" + json.dumps({
     "mass": float(np.exp(words).sum(1).max()),
     "spread": float(words.std(axis=0).min()),
     "refused": refusing,
+    "tokens": put,
 }))
 """
 
@@ -162,6 +170,11 @@ def test_vllm_and_transformers_give_the_same_log_probabilities(found: dict[str, 
 def test_a_sequence_is_the_product_of_a_plain_forward_pass(found: dict[str, Any]) -> None:
     assert found["name"] == "sequence"
     assert found["by_hand"] < 0.02
+
+
+def test_all_tokens_of_all_prompts_are_counted(found: dict[str, Any]) -> None:
+    by_vllm, by_transformers, by_hand = found["tokens"]
+    assert by_vllm == by_transformers == by_hand > 0
 
 
 def test_the_text_and_not_its_place_decides(found: dict[str, Any]) -> None:
