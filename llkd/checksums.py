@@ -28,14 +28,19 @@ class FileRecord(NamedTuple):
     """CRC-32; None where only the checksums of its pages tell."""
 
 
-def close_stage(folder: Folder, finished: Manifest, crcs: Mapping[str, int]) -> Manifest:
+def close_stage(
+    folder: Folder, finished: Manifest, crcs: Mapping[str, int], rejects: Folder | None = None
+) -> Manifest:
     """Record the files of a stage that is done, and write its manifest; returns that.
 
     Args:
         folder: of the stage.
         finished: its manifest, complete.
         crcs: CRC-32 of all files that count, by name.
+        rejects: the rows left out of its shards, whose pages have checksums of their own.
     """
+    if rejects is not None and (shards := rejects.shards()):
+        write_record(rejects, dict.fromkeys(map(shard_name, shards)))
     write_record(folder, dict(crcs), finished)
     write_manifest(folder, finished)
     return finished

@@ -25,13 +25,14 @@ Say = Callable[[str], None]
 LEFT_AWAY = "left away, for nothing needs it any more"
 
 
-def reopen_damaged(folder: Folder, name: str, say: Say) -> bool:
+def reopen_damaged(folder: Folder, name: str, say: Say, rejects: Folder | None = None) -> bool:
     """Delete what is damaged of a stage, so that it is made again; returns whether anything was.
 
     Args:
         folder: of the stage.
         name: what the stage is called on the console.
         say: takes a line for the console.
+        rejects: the rows left out of its shards; where they are lost, the shard is made again.
 
     Raises:
         StorageError: the manifest is damaged.
@@ -44,6 +45,8 @@ def reopen_damaged(folder: Folder, name: str, say: Say) -> bool:
         bad = damaged_files(folder, map(shard_name, range(len(rows))))
     else:
         bad = [file for file in damaged_files(folder) if folder.exists(file)]
+    left_out = damaged_files(rejects) if rejects is not None else []
+    bad = sorted({*bad, *left_out})
     if not bad:
         return False
     say(_line(name, bad))
@@ -51,6 +54,10 @@ def reopen_damaged(folder: Folder, name: str, say: Say) -> bool:
     for file in bad:
         folder.delete_file(file)
     forget(folder, bad)
+    if rejects is not None:
+        for file in left_out:
+            rejects.delete_file(file)
+        forget(rejects, left_out)
     return True
 
 
@@ -65,7 +72,8 @@ def _line(name: str, bad: Sequence[str], then: str = "made again") -> str:
 def mend_labels(layout: RunLayout, dataset: str, say: Say) -> None:
     """See to the labels of a data set, and to what lies beside those of the corpus."""
     folder = Folder(layout.labels(dataset))
-    reopen_damaged(folder, folder.uri.rpartition("/")[2], say)
+    rejects = Folder(layout.label_rejects(dataset))
+    reopen_damaged(folder, folder.uri.rpartition("/")[2], say, rejects)
     if dataset != "corpus":
         return
     _drop_unreadable(folder, [CALIBRATION], "calibration", say)
@@ -292,7 +300,8 @@ def mend(config: RunConfig, datasets: Sequence[str], say: Say) -> None:
     """
     layout = RunLayout(config.run_dir)
     for dataset in datasets:
-        reopen_damaged(Folder(layout.rows(dataset)), dataset, say)
+        rejects = Folder(layout.rejects(f"ingest-{dataset}"))
+        reopen_damaged(Folder(layout.rows(dataset)), dataset, say, rejects)
         for alone in config.of_each_teacher:
             mend_labels(RunLayout(config.run_dir, alone.teacher_number), dataset, say)
         mend_labels(layout, dataset, say)

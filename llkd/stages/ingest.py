@@ -22,6 +22,7 @@ from llkd.config_sources import CorpusConfig, SourceConfig, TestConfig, section_
 from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
 from llkd.manifest import FILES, Manifest, begun, open_stage
 from llkd.progress import now_and_then
+from llkd.rejects import delete_shards, require_all_told
 from llkd.runtime import run_on_shards
 from llkd.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
 from llkd.sources import (
@@ -56,6 +57,10 @@ class ShardPlan:
         """How many shards there are."""
         return -(-self.starts[-1] // self.rows_per_shard)
 
+    def rows_of(self, shard: int) -> int:
+        """How many rows of the source a shard covers."""
+        return min(self.rows_per_shard, self.starts[-1] - shard * self.rows_per_shard)
+
     def pieces(self, shard: int) -> Iterator[tuple[SourceFile, int, int]]:
         """(file, start, stop) of the row ranges that make up a shard."""
         low = shard * self.rows_per_shard
@@ -86,8 +91,9 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     folder = Folder(layout.rows(dataset))
     source = config.source(dataset)
     assert source is not None
+    rejects = Folder(layout.rejects(f"ingest-{dataset}"))
     if not begun(folder):
-        Folder(layout.rejects(f"ingest-{dataset}")).delete()  # of shards that were deleted
+        rejects.delete()  # of shards that were deleted
     manifest = open_stage(folder, manifest_of(config, dataset))
     if manifest.complete:
         return manifest
@@ -95,6 +101,7 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     plan = _plan(source, dataset)
     _check_plan(folder, plan)
     missing = sorted(set(range(plan.shards)) - folder.shards())
+    delete_shards(rejects, rejects.shards().intersection(missing))
     tracker.begin.remote(
         f"ingest {dataset}",
         plan.starts[-1],
@@ -126,9 +133,13 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
             f"{folder.uri} lacks {len(absent)} of {plan.shards} shards, first {absent[0]}"
         )
     earlier = [shard for shard in range(plan.shards) if shard not in rows]
+    lost = []
     for shard, result in run_on_shards(_counter(layout, dataset), earlier):
         rows[shard] = result["rows"]
         reasons.update(result["rejects"])
+        if rows[shard] + sum(result["rejects"].values()) != plan.rows_of(shard):
+            lost.append(shard)
+    require_all_told(folder, rejects, lost)
     _require_few_rejects(config, plan, reasons, layout)
     results = {
         "rows": [rows[shard] for shard in range(plan.shards)],
@@ -138,7 +149,7 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     finished = manifest.finished(results)
     files = {**shard_crcs(folder, plan.shards, crcs), FILES: folder.crc32(FILES)}
     _require_unchanged(folder, files, plan)
-    return close_stage(folder, finished, files)
+    return close_stage(folder, finished, files, rejects)
 
 
 def _require_unchanged(folder: Folder, crcs: dict[str, int], plan: ShardPlan) -> None:

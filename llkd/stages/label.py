@@ -34,6 +34,7 @@ from llkd.manifest import (
 )
 from llkd.models import model_identity
 from llkd.progress import Pace, now_and_then
+from llkd.rejects import delete_shards, require_all_told
 from llkd.schema import (
     ID,
     LABEL_MASS,
@@ -97,14 +98,16 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
     for dataset in datasets:
         asked = require_complete(Folder(layout.asked(dataset)), "ingest")
         folder = Folder(layout.answers(dataset))
+        rejects = Folder(layout.label_rejects(dataset))
         if not begun(folder):  # what is beside it belongs to labels that were deleted
-            Folder(layout.label_rejects(dataset)).delete()
+            rejects.delete()
             if dataset == "corpus" and not layout.is_round:
                 Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()
         manifests[dataset] = open_stage(folder, manifest_of(config, dataset, asked))
         rows |= {(dataset, shard): n for shard, n in enumerate(asked.results["rows"])}
         if not manifests[dataset].complete:
             missing = sorted(set(range(len(asked.results["rows"]))) - folder.shards())
+            delete_shards(rejects, rejects.shards().intersection(missing))
             work += [(dataset, shard) for shard in missing]
             tracker.missing.remote(_work_on(config, dataset), missing)
     if not Folder(layout.labels(CONTENT_FREE_ITEM[0])).shards():
@@ -342,9 +345,22 @@ def _finish(
         )
     written = {shard: entry.crc for shard, entry in counts.items() if entry.crc is not None}
     earlier = [shard for shard in range(len(expected)) if shard not in counts]
-    read = runtime.run_on_shards(lambda shard: _counts(folder.read_shard(shard)), earlier)
-    counts |= {shard: ShardCounts.of(found) for shard, found in read}
+    rejects = Folder(layout.label_rejects(dataset))
+    refused = rejects.shards() if earlier else set()
+
+    def read(shard: int) -> dict[str, Any]:
+        left_out = rejects.shard_rows(shard) if shard in refused else 0
+        return {**_counts(folder.read_shard(shard)), "rejected": left_out}
+
+    lost = []
+    for shard, found in runtime.run_on_shards(read, earlier):
+        counts[shard] = ShardCounts.of(found)
+        if found["rows"] + found["rejected"] != expected[shard]:
+            lost.append(shard)
+    require_all_told(folder, rejects, lost)
     rows = [counts[shard].rows for shard in range(len(expected))]
+    # What an actor that died had left out, and the one after it did not.
+    delete_shards(rejects, [n for n in rejects.shards() if rows[n] == expected[n]])
     rejected = sum(expected) - sum(rows)
     judged = not (layout.is_round and dataset == "corpus")  # else by the rounds together
     if judged and rejected > config.max_reject_fraction * sum(expected):
@@ -356,7 +372,7 @@ def _finish(
     mass = sum(entry.label_mass for entry in counts.values()) / max(sum(rows), 1)
     results = {"rows": rows, "rejected": rejected, "label_mass": mass, **times}
     crcs = shard_crcs(folder, len(expected), written)
-    return close_stage(folder, manifest.finished(results), crcs)
+    return close_stage(folder, manifest.finished(results), crcs, rejects)
 
 
 def _counts(table: pa.Table) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from llkd.config_sources import SourceConfig
-from llkd.errors import DataError, FingerprintError, RejectLimitError
+from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
+from llkd.manifest import require_complete, write_manifest
+from llkd.mend import reopen_damaged
 from llkd.schema import RunLayout
 from llkd.sources import SourceFile
 from llkd.stages.ingest import ShardPlan, ingest
@@ -228,3 +230,36 @@ def test_rejects_of_shards_that_were_deleted_do_not_count(
     config = make_config(corpus={"path": path, "rows_per_shard": 10})
     shutil.rmtree(RunLayout(config.run_dir).rows("corpus"))
     assert ingest(config, "corpus", tracker).results["rejects"] == {"empty": 1}
+
+
+def test_rejects_that_are_lost_have_their_shard_made_again(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    rows: list[object] = [{"text": f"fine {i}"} for i in range(20)]
+    rows[3] = rows[12] = {"text": ""}
+    config = make_config(
+        corpus={"path": write_lines(tmp_path / "x.jsonl", rows), "rows_per_shard": 10},
+        max_reject_fraction=0.2,
+    )
+    layout = RunLayout(config.run_dir)
+    folder, rejects = Folder(layout.rows("corpus")), Folder(layout.rejects("ingest-corpus"))
+    ingest(config, "corpus", tracker)
+    kept = [rejects.read_shard(shard) for shard in (0, 1)]
+    assert not reopen_damaged(folder, "corpus", str, rejects)
+
+    rejects.delete_file("part-00001.parquet")  # of a stage that is done
+    said: list[str] = []
+    assert reopen_damaged(folder, "corpus", said.append, rejects)
+    assert said == ["corpus: 1 damaged shard (part-00001.parquet) is made again"]
+    assert folder.shards() == {0}
+    ingest(config, "corpus", tracker)
+    assert [rejects.read_shard(shard) for shard in (0, 1)] == kept
+
+    write_manifest(folder, require_complete(folder, "ingest").reopened())
+    for name in ("part-00000.parquet", "checksums.json"):  # of one that is under way
+        rejects.delete_file(name)
+    with pytest.raises(IncompleteError, match="has lost rows that were left out of 1 shards"):
+        ingest(config, "corpus", tracker)
+    assert folder.shards() == {1}
+    assert ingest(config, "corpus", tracker).results["rejects"] == {"empty": 2}
+    assert [rejects.read_shard(shard) for shard in (0, 1)] == kept
