@@ -100,6 +100,7 @@ ROWS: dict[str, tuple[str, bytes, list[tuple[str | None, str | None]]]] = {
     "blank lines": ("x.csv", b"\n\ntext,n\n\ngood,1\n\na\n", [GOOD, (None, "damaged")]),
     "CSV not in UTF-8": ("x.csv", b"text\ngood\ncaf\xe9\n", [GOOD, (None, "not_utf8")]),
     "too few, not in UTF-8": ("x.csv", b"n,text\n1,good\ncaf\xe9\n2,caf\xe9\n", [GOOD, (None, "damaged"), (None, "not_utf8")]),
+    "half a character at the end": ("x.csv", b"text\ngood\n\xc3", [GOOD, (None, "not_utf8")]),
     "quotes": ("x.csv", b'n,text\n1,good\n2,"a ""b"""\n"3","c\n\nd"', [GOOD, ('a "b"', None), ("c\n\nd", None)]),
     "CSV with NUL": ("x.csv", b"text\ngood\na\0b\n", [GOOD, (None, "nul_byte")]),
     "a number in CSV": ("x.csv", b"text\n12\n", [("12", None)]),
@@ -150,6 +151,19 @@ def test_any_range_of_a_csv_with_damaged_lines_can_be_read(tmp_path: Path) -> No
                 expected = None if row.number in damaged else f"t{row.number}".encode()
                 assert row.text == expected
                 assert row.detail == ("1 fields in place of 2" if expected is None else None)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_rows_and_characters_that_lie_across_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr("llkd.csv_rows.ROW_BYTES", 30_001)
+    texts = ["ü€😀\n"[: i % 5] + str(i) for i in range(20_000)]
+    lines = [f'{i},"{text}"' if i % 97 else "\udcff" for i, text in enumerate(texts)]
+    content = ("n,text\n" + "\n".join(lines) + end).encode(errors="surrogateescape")
+    assert read(tmp_path / "x.csv", content) == [
+        (text, None) if i % 97 else (None, "damaged") for i, text in enumerate(texts)
+    ]
 
 
 def test_files_of_other_columns_than_the_first(tmp_path: Path) -> None:
