@@ -22,8 +22,8 @@ SECRETS = (
 """How the names of arguments end that hold a secret."""
 
 _NO_SECRETS = re.compile(
-    r"(.*_)?(pad|eos|bos|unk|sep|cls|mask|image|audio|video|start|end|stop|special|placeholder|from)"
-    r"_token|(.*_)?(text|label|id|image|sort|primary|partition|group)_key"
+    r"(.*[_-])?((pad|eos|bos|unk|sep|cls|mask|image|audio|video|start|end|stop|placeholder|from)"
+    r"[_-]?token|(text|label|id|image|sort|primary|partition|group)[_-]?key)"
 )
 """Names that end so and hold none: special tokens of a tokenizer, columns."""
 
@@ -67,8 +67,8 @@ def check_no_secrets(settings: Mapping[str, Any], section: str = "") -> None:
 
 
 def _names_secret(name: str) -> bool:
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]", "_", name).lower()
-    return words == "sig" or (words.endswith(SECRETS) and not _NO_SECRETS.fullmatch(words))
+    name = name.lower()
+    return name == "sig" or (name.endswith(SECRETS) and not _NO_SECRETS.fullmatch(name))
 
 
 def control_characters(text: str) -> bool:

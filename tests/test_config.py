@@ -289,6 +289,7 @@ def test_wrong_settings_are_named(raw: dict[str, object], message: str) -> None:
     "arguments",
     [
         {"hf_overrides": {"pad_token": "<pad>", "classifier_from_token": ["no", "yes"]}},
+        {"hf_overrides": {"pad-token": "<pad>", "eosToken": "</s>", "text_config_mask_token": "_"}},
         {"api_key_env": "MY_KEY", "base_url": "http://127.0.0.1:8000/v1/a@b?region=x"},
         {"tokenizer": "s3://b/x", "max_num_batched_tokens": 512, "token": True, "hf_token": None},
         {"logits_processor_pattern": "a.*", "text_key": "body", "tokenizer_mode": "auto"},
