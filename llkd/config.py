@@ -23,7 +23,6 @@ from llkd.config_sources import (
     Section,
     SourceConfig,
     TestConfig,
-    check_no_password,
     check_no_secrets,
     check_replicas,
     control_characters,
@@ -110,6 +109,7 @@ class ExamplesConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ExamplesConfig":
+        check_no_secrets({"path": self.path, "embedder": self.embedder})
         if self.choose == "nearest" and self.embedder is None:
             raise ValueError("choose nearest needs an embedder, such as the student's model")
         return self
@@ -199,7 +199,7 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "TeacherConfig":
         check_replicas(self.replicas)
-        check_no_secrets(self.engine_args, "engine_args")
+        check_no_secrets({"model": self.model, "lora": self.lora, "engine_args": self.engine_args})
         if self.engine not in ENGINES and ":" not in self.engine:
             raise ValueError(
                 f"engine must be one of {', '.join(ENGINES)} or package.module:Class, "
@@ -292,6 +292,7 @@ class StudentConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":
+        check_no_secrets({"model": self.model})
         if self.fewest_workers > self.most_workers:
             raise ValueError(
                 f"workers must be [fewest, most], not [{self.fewest_workers}, {self.most_workers}]"
@@ -399,7 +400,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        check_no_password(self.run_dir, "run_dir")  # not beside the setting, which would be shown
+        check_no_secrets({"run_dir": self.run_dir})  # not beside the setting, which would be shown
         for teacher in (self.teacher, *self.teachers):
             self._check_teacher(teacher)
         if self.label.in_part and self.teachers:

@@ -16,37 +16,59 @@ PREDICT = "predict"
 NAME_BYTES = 200
 """A folder's name can be no longer: file systems take 255, and files beside it add endings."""
 
-SECRETS = {
-    "api_key", "token", "hf_token", "use_auth_token", "access_token", "auth_token", "secret",
-    "secret_key", "password", "authorization",
-}  # fmt: skip
-"""Arguments of libraries that hold a secret."""
+SECRETS = (
+    "key", "token", "secret", "password", "passwd", "passphrase", "authorization", "signature",
+)  # fmt: skip
+"""How the names of arguments end that hold a secret."""
+
+_NO_SECRETS = re.compile(
+    r"(.*[_-])?((pad|eos|bos|unk|sep|cls|mask|image|audio|video|start|end|stop|placeholder|from)"
+    r"[_-]?token|(text|label|id|image|sort|primary|partition|group)[_-]?key)"
+)
+"""Names that end so and hold none: special tokens of a tokenizer, columns."""
+
+_PASSWORD = re.compile(r"://[^/@\s]*:(?!\d+(/|$))[^@\s]*@")
+"""`user:password@` in a URI; a port is none."""
+
+_PARAMETER = re.compile(r"[?&;]([^=&;?]+)=[^&;]")
+"""The name of a parameter in the query of a URI."""
 
 
-def check_no_secrets(arguments: Mapping[str, Any], setting: str) -> None:
-    """See that arguments for a library hold no secret, at any depth: run.yaml keeps them all."""
-    for name, value in arguments.items():
-        where = f"{setting}.{name}"
-        if name.lower() in SECRETS and isinstance(value, str):
-            raise ValueError(
-                f"{where} would be written into run.yaml. Put it into the environment instead: "
-                "api_key_env names the variable of an endpoint's key, and the libraries read "
-                "HF_TOKEN, AWS_ACCESS_KEY_ID and the like by themselves"
-            )
+def check_no_secrets(settings: Mapping[str, Any], section: str = "") -> None:
+    """See that settings hold no secret, at any depth: they are written into run.yaml, and shown.
+
+    Args:
+        settings: by name; texts in them may be URIs.
+        section: whose settings they are, for the message.
+
+    Raises:
+        ValueError: naming the setting, and not what it holds.
+    """
+    for name, value in settings.items():
+        where = f"{section}.{name}" if section else name
         if isinstance(value, Mapping):
             check_no_secrets(value, where)
-        elif isinstance(value, str):
-            check_no_password(value, where)
+        elif isinstance(value, list | tuple):
+            for each in value:
+                check_no_secrets({name: each}, section)
+        elif isinstance(value, str) and value:
+            if _names_secret(name):
+                raise ValueError(
+                    f"{where} would be written into run.yaml. Put it into the environment instead: "
+                    "api_key_env names the variable of an endpoint's key, and the libraries read "
+                    "HF_TOKEN, AWS_ACCESS_KEY_ID and the like by themselves"
+                )
+            if _PASSWORD.search(value) or any(map(_names_secret, _PARAMETER.findall(value))):
+                raise ValueError(
+                    f"{where} holds a password or a key, which would be written into run.yaml. Put "
+                    "it into the environment instead, as AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY"
+                )
 
 
-def check_no_password(uri: str, setting: str) -> str:
-    """See that a URI holds no password: it is written into run.yaml, and shown. Returns it."""
-    if re.search(r"://[^/@]*:[^/@]*@", uri):
-        raise ValueError(
-            f"{setting} holds a password, which would be written into run.yaml. Put it into the "
-            "environment instead, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    return uri
+def _names_secret(name: str) -> bool:
+    name = name.lower()
+    return name == "sig" or (name.endswith(SECRETS) and not _NO_SECRETS.fullmatch(name))
 
 
 def control_characters(text: str) -> bool:
@@ -116,9 +138,7 @@ class _AnySource(Section):
 
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
-        check_no_secrets(self.dataset_args, "dataset_args")
-        for path in (self.path,) if isinstance(self.path, str) else self.path or ():
-            check_no_password(path, "path")
+        check_no_secrets({"path": self.path, "dataset_args": self.dataset_args})
         return self
 
 

@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from llkd.config_sources import check_no_secrets
+
 _WORDS = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -29,7 +31,8 @@ _ALTERNATIVE = re.compile(r"constrained-.*|str|int|\[key\]|(tuple|list|dict|lite
 
 
 def explained(section: type[BaseModel], error: ValidationError) -> list[str]:
-    """All that is wrong, a line for each setting: where, what, and the value that was given.
+    """All that is wrong, a line for each setting: where, what, and the value that was given, unless
+    it holds a secret.
 
     Args:
         section: what was checked, whose settings are proposed for those that it does not know.
@@ -79,6 +82,10 @@ def _words(section: type[BaseModel], location: Sequence[str], problem: Any) -> s
 def _shown(values: dict[str, Any], where: str) -> str:
     value = values.get(where)
     if where not in values or isinstance(value, dict | BaseModel):
+        return ""
+    try:
+        check_no_secrets({where: value})
+    except ValueError:
         return ""
     text = repr(value)
     return f" (it is {text if len(text) <= 120 else text[:117] + '...'})"

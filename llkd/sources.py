@@ -26,6 +26,9 @@ FORMATS = {"parquet": "parquet", "pq": "parquet", "jsonl": "jsonl", "ndjson": "j
            "json": "jsonl", "csv": "csv"}  # fmt: skip
 COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}
 
+JSON_LINES = 100_000
+"""Lines of a JSON lines file that are looked at for its columns: about a second."""
+
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """What reading raises. ValueError is for names that are not UTF-8."""
 
@@ -73,12 +76,12 @@ def list_files(source: SourceConfig, setting: str) -> list[SourceFile]:
 
 
 def check_columns(file: SourceFile, source: SourceConfig, setting: str) -> None:
-    """See that a file has the columns that the config names.
+    """See that a file is not empty and has the columns that the config names.
 
     Raises:
         DataError: naming the missing column and those that exist.
     """
-    if file.size == 0 and file.format in ("csv", "parquet"):
+    if file.size == 0 and file.format != "datasets":
         raise DataError(f"{file.uri} is empty (0 bytes): delete it, or make it again")
     columns = _columns_of(file, source)
     if columns is None:
@@ -151,6 +154,8 @@ def _cannot_read(file: SourceFile, error: Exception) -> DataError:
             f"it has a row of more than {ROW_BYTES >> 20} MiB. Is a quote not closed? Texts of "
             "that length can be read from Parquet or JSON lines"
         )
+    elif "Empty CSV" in reason:
+        reason = "it has no header. Is it empty, or a quote in it not closed?"
     elif "CSV parse error" in reason:
         reason += ". Is a quote not closed?"
     return DataError(f"Cannot read {file.uri}: {reason}")
@@ -249,7 +254,7 @@ def _open(file: SourceFile) -> pa.NativeFile:
 
 
 def _columns_of(file: SourceFile, source: SourceConfig) -> list[str] | None:
-    """The column names; None for JSON lines, where each line has its own."""
+    """The column names; None for JSON lines of which none has any."""
     try:
         if file.format == "parquet":
             with _open(file) as handle:
@@ -258,21 +263,32 @@ def _columns_of(file: SourceFile, source: SourceConfig) -> list[str] | None:
             return csv_columns(_open(file))
         if file.format == "datasets":
             return list(_load_dataset(file.uri, source).column_names)
-        return _json_columns(file)
+        return _json_columns(file, source)
     except _UNREADABLE as error:
         raise _cannot_read(file, error) from error
 
 
-def _json_columns(file: SourceFile) -> list[str] | None:
+def _json_columns(file: SourceFile, source: SourceConfig) -> list[str] | None:
+    """The columns of the first lines, up to the one by which all have been seen that the config
+    names: a line may leave out what is null."""
     with _open(file) as handle:
         if handle.read(4096).lstrip()[:1] == b"[":
             raise DataError(
                 f"{file.uri} is a JSON array, and not JSON lines, an object on each line: "
                 "convert it with `jq -c '.[]'`"
             )
-    for _, record in _json_lines(file):
-        return list(record) if isinstance(record, dict) else None
-    return None
+    wanted = {source.text_column, source.label_column, source.id_column} - {None}
+    columns: dict[str, None] = {}
+    empty = True
+    for _, record in itertools.islice(_json_lines(file), JSON_LINES):
+        empty = False
+        if isinstance(record, dict):
+            columns |= dict.fromkeys(record)
+        if wanted <= columns.keys():
+            break
+    if empty:
+        raise DataError(f"{file.uri} is empty (no line): delete it, or make it again")
+    return list(columns) or None
 
 
 def _json_lines(file: SourceFile, start: int = 0) -> Iterator[tuple[int, Any]]:

@@ -50,7 +50,13 @@ FILES: dict[str, tuple[str, bytes | None, str]] = {
     "a glob that is none": ("[z-a].csv", None, "corpus.path: cannot look for .*bad character range"),
     "empty CSV": ("x.csv", b"", r"x.csv is empty \(0 bytes\)"),
     "empty Parquet": ("x.parquet", b"", r"x.parquet is empty \(0 bytes\)"),
-    "nothing compressed": ("x.csv.gz", gzip.compress(b""), "Cannot read .*x.csv.gz: Empty CSV"),
+    "nothing compressed": ("x.csv.gz", gzip.compress(b""), "Cannot read .*x.csv.gz: it has no header. Is it empty"),
+    "empty JSON lines": ("x.jsonl", b"", r"x.jsonl is empty \(0 bytes\)"),
+    "no JSON lines compressed": ("x.jsonl.gz", gzip.compress(b""), r"x.jsonl.gz is empty \(no line\)"),
+    "blank JSON lines": ("x.jsonl", b"\n \n", r"x.jsonl is empty \(no line\)"),
+    "a column that no line has": (
+        "x.jsonl", b'{"n": 1}\n[]\n{"m": 1}', r"no column 'text' \(corpus.text_column\); its columns are: 'n', 'm'",
+    ),
     "Parquet cut short": ("x.parquet", cut(parquet(pa.table({"text": ["a"]}))), "Cannot read .*x.parquet"),
     "not Parquet": ("x.parquet", b"text\na\n", "Cannot read .*x.parquet"),
     "gzip cut short": ("x.csv.gz", cut(gzip.compress(b"text\nabc\n" * 99)), "Cannot read .*Truncated"),
@@ -64,6 +70,11 @@ FILES: dict[str, tuple[str, bytes | None, str]] = {
     ),
     "UTF-16": ("x.csv", "text\na\n".encode("utf-16"), "Cannot read .*x.csv: it is not UTF-8"),
     "a quote not closed": ("x.csv", b'text,n\na,1\n"b,2\nc,3\n', r"(?s)x.csv: .*Row #3: .*a quote not closed\?"),
+    "one in the last column": ("x.csv", b'n,text\n1,a\n2,"b\n3,c\n', "Cannot read .*x.csv: row #3 has a quote that is not closed"),
+    "one in the only column": ("x.csv", b'text\na\n\n"b', "Cannot read .*x.csv: row #3 has a quote that is not closed"),
+    "one that is compressed": ("x.csv.gz", gzip.compress(b'text,n\na,b,c\na,"\n'), "Cannot read .*x.csv.gz: row #3 has a quote"),
+    "one in the header": ("x.csv", b'"text\na\n', "Cannot read .*x.csv: it has no header. Is .* a quote in it not closed"),
+    "a header not in UTF-8": ("x.csv", b"te\xe9xt\na\n", "Cannot read .*x.csv: it is not UTF-8"),
     "a JSON array": ("x.json", b'[\n {"text": "a"}\n]', "x.json is a JSON array, and not JSON lines.*jq"),
 }  # fmt: skip
 
@@ -77,9 +88,9 @@ def test_a_file_that_cannot_be_read_is_named(
 
 
 def test_a_row_that_is_too_long_for_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llkd.csv_rows.ROW_BYTES", 1000)
+    monkeypatch.setattr("llkd.csv_rows.ROW_BYTES", 100_000)
     with pytest.raises(DataError, match="x.csv: it has a row of more than 16 MiB"):
-        read(tmp_path / "x.csv", b"text,n\n" + b"x" * 9000 + b",1\n")
+        read(tmp_path / "x.csv", b"text,n\n" + b"x" * 900_000 + b",1\n")
 
 
 GOOD = ("good", None)
@@ -88,6 +99,9 @@ ROWS: dict[str, tuple[str, bytes, list[tuple[str | None, str | None]]]] = {
     "too few": ("x.csv", b"text,n\na\n\ngood,1\nb\nc\n", [(None, "damaged"), GOOD, *[(None, "damaged")] * 2]),
     "blank lines": ("x.csv", b"\n\ntext,n\n\ngood,1\n\na\n", [GOOD, (None, "damaged")]),
     "CSV not in UTF-8": ("x.csv", b"text\ngood\ncaf\xe9\n", [GOOD, (None, "not_utf8")]),
+    "too few, not in UTF-8": ("x.csv", b"n,text\n1,good\ncaf\xe9\n2,caf\xe9\n", [GOOD, (None, "damaged"), (None, "not_utf8")]),
+    "half a character at the end": ("x.csv", b"text\ngood\n\xc3", [GOOD, (None, "not_utf8")]),
+    "quotes": ("x.csv", b'n,text\n1,good\n2,"a ""b"""\n"3","c\n\nd"', [GOOD, ('a "b"', None), ("c\n\nd", None)]),
     "CSV with NUL": ("x.csv", b"text\ngood\na\0b\n", [GOOD, (None, "nul_byte")]),
     "a number in CSV": ("x.csv", b"text\n12\n", [("12", None)]),
     "a byte-order mark": ("x.csv", b"\xef\xbb\xbftext\ngood\n", [GOOD]),
@@ -97,6 +111,7 @@ ROWS: dict[str, tuple[str, bytes, list[tuple[str | None, str | None]]]] = {
     "JSON not in UTF-8": ("x.jsonl", b'{"text": "good"}\n{"text": "\xe9"}', [GOOD, (None, "damaged")]),
     "half a character": ("x.jsonl", b'{"text": "good"}\n{"text": "\\ud800"}', [GOOD, (None, "not_utf8")]),
     "no text": ("x.jsonl", b'{"text": "good"}\n{"body": "b"}', [GOOD, (None, "missing")]),
+    "no text at first": ("x.jsonl", b'{"n": 1}\n[]\n{"text": "good"}', [(None, "missing"), (None, "damaged"), GOOD]),
     "nulls": ("x.parquet", parquet(pa.table({"text": ["good", None]})), [GOOD, (None, "missing")]),
     "numbers": ("x.parquet", parquet(pa.table({"text": [1, 2]})), [(None, "not_text")] * 2),
     "lists": ("x.parquet", parquet(pa.table({"text": [["a"]]})), [(None, "not_text")]),
@@ -136,6 +151,19 @@ def test_any_range_of_a_csv_with_damaged_lines_can_be_read(tmp_path: Path) -> No
                 expected = None if row.number in damaged else f"t{row.number}".encode()
                 assert row.text == expected
                 assert row.detail == ("1 fields in place of 2" if expected is None else None)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_rows_and_characters_that_lie_across_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr("llkd.csv_rows.ROW_BYTES", 30_001)
+    texts = ["ü€😀\n"[: i % 5] + str(i) for i in range(20_000)]
+    lines = [f'{i},"{text}"' if i % 97 else "\udcff" for i, text in enumerate(texts)]
+    content = ("n,text\n" + "\n".join(lines) + end).encode(errors="surrogateescape")
+    assert read(tmp_path / "x.csv", content) == [
+        (text, None) if i % 97 else (None, "damaged") for i, text in enumerate(texts)
+    ]
 
 
 def test_files_of_other_columns_than_the_first(tmp_path: Path) -> None:

@@ -248,6 +248,28 @@ WRONG = {
     "a password in an address": (
         merged(teacher__engine_args={"base_url": "https://me:canary@host/v1"}), "engine_args.base_url holds a password",
     ),
+    **{
+        f"a secret in {where}: {secret!r}": (merged(**{where: secret}), message)
+        for where, secret, message in (
+            ("teacher__engine_args", {"headers": {"api-key": "canary"}}, "teacher: engine_args.headers.api-key would"),
+            ("teacher__engine_args", {"X-Api-Key": "canary"}, "engine_args.X-Api-Key would be written"),
+            ("teacher__engine_args", {"apiKey": "canary"}, "engine_args.apiKey would be written"),
+            ("teacher__engine_args", {"a": [{"b": [{"hub_token": "canary"}]}]}, "engine_args.a.b.hub_token would"),
+            ("teacher__engine_args", {"api_key": ["canary"]}, "engine_args.api_key would be written"),
+            ("teacher__engine_args", {"base_url": "http://h/v1?a=b&api_key=canary"}, "engine_args.base_url holds"),
+            ("teacher__engine_args", {"urls": ["http://h", "http://u:canary@h"]}, "engine_args.urls holds"),
+            ("teacher__model", "http://u:canary@h", "teacher: model holds a password or a key"),
+            ("teacher__lora", "s3://u:can/ary@b/x", "teacher: lora holds a password"),
+            ("student__model", "http://h:80/m?sig=canary", "student: model holds a password or a key"),
+            ("corpus__dataset_args", {"aws_secret_access_key": "canary"}, "dataset_args.aws_secret_access_key would"),
+            ("test__path", ["x.csv", "https://h/x.csv?X-Amz-Signature=canary"], "test: path holds a password or a key"),
+            ("corpus", "s3://me:canary@bucket", "corpus: must be a section of settings$"),
+            ("corpus", [{"token": "canary"}], "corpus: must be a section of settings$"),
+            ("student__epochs", "http://me:canary@h", "student.epochs: must be a whole number$"),
+            ("predict__path", "s3://me:canary@b/x.csv", "predict: path holds a password"),
+            ("task__examples_from", {"path": "s3://me:canary@b/x.csv"}, "examples_from: path holds a password"),
+        )
+    },
     "budget with several teachers": (
         merged(label__budget=0.5, teacher=None, teachers=[{"model": "m"}, {"model": "n"}]),
         r"label.budget \(0.5\) is not supported with several teachers",
@@ -261,6 +283,24 @@ def test_wrong_settings_are_named(raw: dict[str, object], message: str) -> None:
         parse_config(raw)
     for theirs in ("canary", "Input should", "constrained", "tuple["):  # a secret; pydantic's words
         assert theirs not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"hf_overrides": {"pad_token": "<pad>", "classifier_from_token": ["no", "yes"]}},
+        {"hf_overrides": {"pad-token": "<pad>", "eosToken": "</s>", "text_config_mask_token": "_"}},
+        {"api_key_env": "MY_KEY", "base_url": "http://127.0.0.1:8000/v1/a@b?region=x"},
+        {"tokenizer": "s3://b/x", "max_num_batched_tokens": 512, "token": True, "hf_token": None},
+        {"logits_processor_pattern": "a.*", "text_key": "body", "tokenizer_mode": "auto"},
+    ],
+)
+def test_what_is_no_secret_is_taken(arguments: dict[str, object]) -> None:
+    assert parse_config(merged(teacher__engine_args=arguments)).teacher.engine_args == arguments
+    paths = ["abfss://container@account.dfs.core.windows.net/x", "hdfs://me@host:8020/x.csv"]
+    assert parse_config(merged(corpus__path=paths)).corpus.paths == tuple(paths)
+    labels = {"password": "logins", "token": "http://a:b@c"}
+    assert parse_config(merged(task__labels=labels)).task.labels == labels
 
 
 def test_a_setting_given_twice_in_an_override_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llkd.config import Example, TaskConfig, TeacherConfig
+from llkd.config_words import explained
 from llkd.core.prompts import TEXT_SLOT, chat_turns, instructions
 from llkd.core.verbalizers import CODES
 from llkd.errors import ConfigError, TeacherError
@@ -59,7 +60,8 @@ class OpenAIEngine:
         try:
             self._arguments = EndpointArguments.model_validate(teacher.engine_args)
         except ValidationError as error:
-            raise ConfigError(f"teacher.engine_args of the endpoint: {error}") from error
+            problems = "\n  ".join(explained(EndpointArguments, error))
+            raise ConfigError(f"teacher.engine_args of the endpoint:\n  {problems}") from None
         self._key = os.environ.get(self._arguments.api_key_env)
         if not self._key:
             raise TeacherError(

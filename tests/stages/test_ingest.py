@@ -164,7 +164,7 @@ def test_gold_becomes_class_indices(
         ),
         ([{"text": "a", "label": None}], "gold label is missing"),
         ([{"text": "a"}], "no column 'label'"),
-        ([], "holds no rows"),
+        ([], r"t.jsonl is empty \(0 bytes\)"),
     ],
 )
 def test_a_wrong_test_set_is_refused(
@@ -177,6 +177,14 @@ def test_a_wrong_test_set_is_refused(
     config = make_config(test={"path": write_lines(tmp_path / "t.jsonl", rows)})
     with pytest.raises(DataError, match=message):
         ingest(config, "test", tracker)
+
+
+def test_files_without_a_row_are_refused(
+    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    (tmp_path / "x.csv").write_text("text\n")
+    with pytest.raises(DataError, match=r"corpus.path: .*x.csv holds no rows"):
+        ingest(make_config(corpus={"path": str(tmp_path / "x.csv")}), "corpus", tracker)
 
 
 def test_resuming_makes_the_missing_shards_only(

@@ -185,8 +185,12 @@ def test_settings_and_key_are_checked_at_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(TeacherError, match="NO_SUCH_KEY, which is not set"):
         OpenAIEngine(TeacherConfig(model="m", engine_args={"api_key_env": "NO_SUCH_KEY"}), TASK)
-    with pytest.raises(ConfigError, match="concurency"):
-        OpenAIEngine(TeacherConfig(model="m", engine_args={"concurency": 3}), TASK)
+    arguments = {"concurency": 3, "headers": {"x": KEY}, "timeout": 0}
+    with pytest.raises(ConfigError) as caught:
+        OpenAIEngine(TeacherConfig(model="m", engine_args=arguments), TASK)
+    assert "concurency: no such setting; did you mean 'concurrency'?" in str(caught.value)
+    assert "timeout: must be greater than 0 (it is 0)" in str(caught.value)
+    assert KEY not in str(caught.value)
 
 
 @contextmanager
