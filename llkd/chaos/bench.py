@@ -274,7 +274,7 @@ class Bench:
             return self.wardens.fill_stores(3.0)
         what = self.wardens.strike(kind, random)
         if kind == "node" and self.cluster is not None:
-            time.sleep(ANSWER_SECONDS + random.uniform(0, 3))
+            time.sleep(2 * ANSWER_SECONDS + random.uniform(0, 3))
             self.cluster.replace_lost()
         return what
 
@@ -304,7 +304,7 @@ def run_chaos(
         raise ConfigError(
             f"label.budget is {config.label.budget:g}: which rows are labelled then depends on "
             "students, which a run and its undisturbed twin need not share to the last bit. Append "
-            "label.budget=1 to the command"
+            "label.budget=1 to the command."
         )
     found = []
     with _bench(config, console) as bench:
@@ -320,8 +320,8 @@ def run_chaos(
             found.append(ordeal)
             console.print(
                 f"run {number}: {len(ordeal.strikes)} of {len(kinds)} disturbances, "
-                f"{ordeal.starts} starts, "
-                f"{duration(ordeal.seconds)}, {len(ordeal.problems)} problems"
+                f"{ordeal.starts} starts, {duration(ordeal.seconds)}, "
+                f"{len(ordeal.problems)} problems"
             )
             for line in ordeal.problems:
                 console.print(f"  {escape(line)}", style="bold red")
@@ -344,7 +344,7 @@ def require_own_cluster(kinds: Sequence[str], others: Sequence[str]) -> None:
     if whole and others:
         raise ChaosError(
             f"{' and '.join(whole)} would strike the other jobs of this cluster too, which runs "
-            f"{', '.join(others[:3])}. Leave them out by --kinds, or use a cluster of your own"
+            f"{', '.join(others[:3])}. Leave them out by --kinds, or use a cluster of your own."
         )
 
 
@@ -438,7 +438,7 @@ def verdict(ordeals: Sequence[Ordeal]) -> str:
     if unstruck and not struck:
         raise ChaosError(
             f"None of {len(unstruck)} disturbances found a victim ({kinds}), so nothing was tried: "
-            "take a larger corpus, or other --kinds"
+            "take a larger corpus, or other --kinds."
         )
     missed = f"{len(unstruck)} of {len(struck) + len(unstruck)} disturbances found no victim"
     told = "Nothing lost, nothing doubled, nothing left over."

@@ -123,11 +123,12 @@ def test_other_jobs_of_a_cluster_are_seen_and_left_alone(local_ray: None) -> Non
     address, random = ray.get_runtime_context().gcs_address, np.random.default_rng(0)
     assert other_jobs() == []
     with job(address, os.environ) as theirs, job(address, marked_environment("ours")) as ours:
-        wardens = Wardens("ours")
+        wardens, struck = Wardens("ours"), psutil.Process(ours)
         (left,) = wardens.left()
         assert left.endswith(f"(process {ours})")
         assert str(wardens.strike("actor", random)).startswith("ray::MapWorker")
-        psutil.wait_procs([psutil.Process(ours)] if psutil.pid_exists(ours) else [])
+        psutil.wait_procs([struck], timeout=60)
+        assert wardens.left() == []
         assert wardens.strike("actor", random) is None
         assert psutil.Process(theirs).status() != psutil.STATUS_ZOMBIE
         assert len(other_jobs()) == 2
