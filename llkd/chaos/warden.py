@@ -127,9 +127,12 @@ def other_jobs() -> list[str]:
     from ray._raylet import RAY_INTERNAL_NAMESPACE_PREFIX
 
     own = ray.get_runtime_context().get_job_id()
+    jobs = global_worker.gcs_client.get_all_job_info(
+        skip_submission_job_info_field=True, skip_is_running_tasks_field=True
+    )
     return [
         info.entrypoint or f"job {job.hex()}"
-        for job, info in global_worker.gcs_client.get_all_job_info().items()
+        for job, info in jobs.items()
         if not info.is_dead
         and job.hex() != own
         and not info.config.ray_namespace.startswith(RAY_INTERNAL_NAMESPACE_PREFIX)
