@@ -124,7 +124,6 @@ def alive_nodes() -> list[dict[str, Any]]:
 def other_jobs() -> list[str]:
     """The commands of the other jobs that this cluster runs, without Ray's own."""
     from ray._private.worker import global_worker
-    from ray._raylet import RAY_INTERNAL_NAMESPACE_PREFIX
 
     own = ray.get_runtime_context().get_job_id()
     jobs = global_worker.gcs_client.get_all_job_info(
@@ -135,7 +134,7 @@ def other_jobs() -> list[str]:
         for job, info in jobs.items()
         if not info.is_dead
         and job.hex() != own
-        and not info.config.ray_namespace.startswith(RAY_INTERNAL_NAMESPACE_PREFIX)
+        and not info.config.ray_namespace.startswith("_ray_internal_")
     ]
 
 
