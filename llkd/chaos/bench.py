@@ -6,6 +6,8 @@ nodes are replaced.
 
 import contextlib
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,16 +27,23 @@ from rich.markup import escape
 from rich.table import Table
 
 from llkd.chaos.verify import problems
-from llkd.chaos.warden import KINDS, Wardens, processes_with
+from llkd.chaos.warden import (
+    ANSWER_SECONDS,
+    KINDS,
+    MARK,
+    WHOLE_NODES,
+    Wardens,
+    marked_environment,
+    other_jobs,
+    processes_with,
+)
 from llkd.config import RunConfig
 from llkd.config_file import dump_config
-from llkd.errors import ChaosError
+from llkd.errors import ChaosError, ConfigError
 from llkd.progress import duration
 from llkd.runtime import ADDRESS_VARIABLE
 from llkd.schema import RunLayout
-
-MARKER = "LLKD_CHAOS"
-"""An environment variable of all processes of a test on this machine."""
+from llkd.storage import Folder
 
 GAP_SECONDS = (1.0, 8.0)
 """Between two disturbances of a run, drawn evenly."""
@@ -47,6 +56,12 @@ MOST_STARTS = 40
 
 NODES, NODE_CPUS = 3, 2
 """Beside the head, of a cluster on this machine."""
+
+UNDISTURBED = "undisturbed"
+"""The run that others are compared with."""
+
+_OURS = re.compile(rf"(\d{{2,}}|{UNDISTURBED})((-\d{{2,}})?\.(log|yaml))?")
+"""What a bench makes in `<run_dir>/chaos`: runs, their configs, and what each start said."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,8 @@ class Ordeal:
 
     run: int
     strikes: list[Strike] = field(default_factory=list)
+    unstruck: list[str] = field(default_factory=list)
+    """The kinds of the disturbances that found no victim while the run lasted."""
     starts: int = 0
     statuses: list[int] = field(default_factory=list)
     """Exit status of each start."""
@@ -135,6 +152,8 @@ class Bench:
     cluster: LocalCluster | None
     """None for one that is not ours: its autoscaler replaces what is lost."""
     address: str
+    mark: str
+    """See `marked_environment`."""
     folder: Path
     """On this machine: the runs' configs and what they say."""
     console: Console
@@ -148,11 +167,18 @@ class Bench:
         """A finished run that nobody disturbs.
 
         Raises:
-            ChaosError: it fails.
+            ChaosError: it fails, or hangs.
         """
-        config = self.of_run("undisturbed")
-        process, log = self._start(config)
-        if status := process.wait(timeout=STALLED_SECONDS):
+        config = self.of_run(UNDISTURBED)
+        with self._started(config, 1) as (process, log):
+            try:
+                status = process.wait(timeout=STALLED_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise ChaosError(
+                    f"The run does not end within {STALLED_SECONDS:.0f} s even when it is left in "
+                    f"peace: take a smaller corpus, or see {log}"
+                ) from None
+        if status:
             raise ChaosError(
                 f"The run fails even when it is left in peace, with status {status}; see {log}"
             )
@@ -174,28 +200,37 @@ class Bench:
                 found.problems.append(f"does not end after {MOST_STARTS} starts")
                 break
             found.starts += 1
-            process, log = self._start(config)
-            status = self._disturb(process, found, waiting, random)
+            with self._started(config, found.starts) as (process, log):
+                status = self._disturb(process, found, waiting, random)
             if status is None:
                 found.problems.append(f"hung for {STALLED_SECONDS:.0f} s; see {log}")
                 break
             found.statuses.append(status)
             if status not in (0, -9) and not _told(log):
                 found.problems.append(f"ended with status {status} and no word of why; see {log}")
-        found.seconds = time.monotonic() - began
+        found.seconds, found.unstruck = time.monotonic() - began, waiting
         return found
 
-    def _start(self, config: RunConfig) -> tuple["subprocess.Popen[bytes]", Path]:
+    @contextlib.contextmanager
+    def _started(
+        self, config: RunConfig, start: int
+    ) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
+        """A start of a run, and what it says; killed if it still runs in the end."""
         name = config.run_dir.rsplit("/", 1)[-1]
-        settings, log = self.folder / f"{name}.yaml", self.folder / f"{name}.log"
+        settings, log = self.folder / f"{name}.yaml", self.folder / f"{name}-{start:02d}.log"
         settings.write_text(dump_config(config))
         job = Path(__file__).parents[2] / "jobs" / "run.py"
-        with log.open("ab") as output:
+        with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, str(job), str(settings)], stdout=output, stderr=output,
-                env={**os.environ, ADDRESS_VARIABLE: self.address}, start_new_session=True,
+                env={**marked_environment(self.mark), ADDRESS_VARIABLE: self.address},
+                start_new_session=True,
             )  # fmt: skip
-        return process, log
+        try:
+            yield process, log
+        finally:
+            process.kill()
+            process.wait()
 
     def _disturb(
         self,
@@ -211,8 +246,6 @@ class Bench:
         while (status := process.poll()) is None:
             now = time.monotonic()
             if now - began > STALLED_SECONDS:
-                process.kill()
-                process.wait()
                 return None
             if waiting and now >= due:
                 kind = str(random.choice(waiting))
@@ -235,20 +268,20 @@ class Bench:
     ) -> str | None:
         if kind == "driver":
             process.kill()
-            process.wait()
-            return f"process {process.pid}"
+            ended = process.wait() != -signal.SIGKILL  # by itself, before it was struck
+            return None if ended else f"process {process.pid}"
         if kind == "store":
             return self.wardens.fill_stores(3.0)
         what = self.wardens.strike(kind, random)
         if kind == "node" and self.cluster is not None:
-            time.sleep(random.uniform(0, 3))
+            time.sleep(2 * ANSWER_SECONDS + random.uniform(0, 3))
             self.cluster.replace_lost()
         return what
 
 
 def _told(log: Path) -> bool:
     """Whether a failed start has said what failed."""
-    return "Error" in log.read_text(errors="replace")[-4000:]
+    return "Error" in log.read_text(errors="replace")
 
 
 def run_chaos(
@@ -257,17 +290,27 @@ def run_chaos(
     """Disturb runs of a config, and look at each.
 
     Args:
-        config: what to run; its results go to `<run_dir>/chaos/`.
+        config: what to run; its results go to `<run_dir>/chaos/`, over those of an earlier call.
         wanted: what is done to them.
         tolerance: see `problems`.
         console: where it is told.
 
     Raises:
-        ChaosError: the run fails without being disturbed.
+        ChaosError: the run fails without being disturbed; or whole nodes of a cluster are to be
+            struck that runs other jobs.
+        ConfigError: `label.budget` is below 1.
     """
-    os.environ[MARKER] = uuid.uuid4().hex
+    if config.label.in_part:
+        raise ConfigError(
+            f"label.budget is {config.label.budget:g}: which rows are labelled then depends on "
+            "students, which a run and its undisturbed twin need not share to the last bit. Append "
+            "label.budget=1 to the command."
+        )
     found = []
     with _bench(config, console) as bench:
+        if bench.cluster is None:
+            require_own_cluster(wanted.kinds, other_jobs())
+        forget_earlier(config)
         console.print("an undisturbed run, to compare with")
         undisturbed = bench.undisturbed()
         for number, kinds in enumerate(wanted.of_each_run()):
@@ -276,15 +319,42 @@ def run_chaos(
             ordeal.problems += _left_running(bench.wardens)
             found.append(ordeal)
             console.print(
-                f"run {number}: {len(ordeal.strikes)} disturbances, {ordeal.starts} starts, "
-                f"{duration(ordeal.seconds)}, {len(ordeal.problems)} problems"
+                f"run {number}: {len(ordeal.strikes)} of {len(kinds)} disturbances, "
+                f"{ordeal.starts} starts, {duration(ordeal.seconds)}, "
+                f"{len(ordeal.problems)} problems"
             )
             for line in ordeal.problems:
                 console.print(f"  {escape(line)}", style="bold red")
-    if not os.environ.get(ADDRESS_VARIABLE):
-        found[-1].problems += [f"outlived the cluster: {line}" for line in left_over(MARKER)]
-    del os.environ[MARKER]
+    if bench.cluster is not None:
+        found[-1].problems += [f"outlived the cluster: {line}" for line in left_over(bench.mark)]
     return found
+
+
+def require_own_cluster(kinds: Sequence[str], others: Sequence[str]) -> None:
+    """See that nobody else's work is struck.
+
+    Args:
+        kinds: of the disturbances.
+        others: the other jobs of the cluster.
+
+    Raises:
+        ChaosError: it would be.
+    """
+    whole = [kind for kind in WHOLE_NODES if kind in kinds]
+    if whole and others:
+        raise ChaosError(
+            f"{' and '.join(whole)} would strike the other jobs of this cluster too, which runs "
+            f"{', '.join(others[:3])}. Leave them out by --kinds, or use a cluster of your own."
+        )
+
+
+def forget_earlier(config: RunConfig) -> None:
+    """Delete what an earlier call made: runs that are complete would not be disturbed."""
+    folder = Folder(f"{RunLayout(config.run_dir).root}/chaos")
+    for name in folder.names():
+        if _OURS.fullmatch(name):
+            folder.delete_file(name)
+            Folder(f"{folder.uri}/{name}").delete()
 
 
 def _local_folder(config: RunConfig) -> Path:
@@ -299,17 +369,21 @@ def _local_folder(config: RunConfig) -> Path:
 @contextlib.contextmanager
 def _bench(config: RunConfig, console: Console) -> Iterator[Bench]:
     """A cluster with its wardens, for the while."""
-    address = os.environ.get(ADDRESS_VARIABLE)
+    address, mark = os.environ.get(ADDRESS_VARIABLE), uuid.uuid4().hex
+    os.environ[MARK] = mark  # of a cluster on this machine too
     cluster = None if address else LocalCluster()
     if cluster is not None:
         address = cluster.address
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:
-        yield Bench(config, Wardens(), cluster, str(address), _local_folder(config), console)
+        yield Bench(
+            config, Wardens(mark), cluster, str(address), mark, _local_folder(config), console
+        )
     finally:
         ray.shutdown()
         if cluster is not None:
             cluster.shutdown()
+        del os.environ[MARK]
 
 
 def _left_running(wardens: Wardens, patience: float = 60.0) -> list[str]:
@@ -322,10 +396,10 @@ def _left_running(wardens: Wardens, patience: float = 60.0) -> list[str]:
     return []
 
 
-def left_over(marker: str, patience: float = 20.0) -> list[str]:
+def left_over(mark: str, patience: float = 20.0) -> list[str]:
     """Processes of a test that outlive its cluster."""
     deadline = time.monotonic() + patience
-    while left := processes_with(marker):
+    while left := processes_with(mark):
         if time.monotonic() > deadline:
             return [" ".join(psutil.Process(pid).cmdline())[:120] for pid in left]
         time.sleep(0.5)
@@ -334,15 +408,49 @@ def left_over(marker: str, patience: float = 20.0) -> list[str]:
 
 def outcome_table(ordeals: Sequence[Ordeal]) -> Table:
     """What was done, by kind, and what came of it."""
-    strikes = [strike for ordeal in ordeals for strike in ordeal.strikes]
-    counts = Counter((strike.kind, strike.outcome) for strike in strikes)
-    table = Table(title=f"{len(strikes)} disturbances of {len(ordeals)} runs", title_justify="left")
-    for column in ("", "went on by itself", "ended, and went on when started again"):
+    struck, unstruck = _struck(ordeals), _unstruck(ordeals)
+    outcomes = Counter((strike.kind, strike.outcome) for strike in struck)
+    missed = Counter(unstruck)
+    table = Table(
+        title=f"{len(struck)} of {len(struck) + len(unstruck)} disturbances, {len(ordeals)} runs",
+        title_justify="left",
+    )
+    columns = ("went on by itself", "ended, and went on when started again", "found no victim")
+    for column in ("", *columns):
         table.add_column(column, justify="left" if not column else "right")
     for kind in KINDS:
-        if any(strike.kind == kind for strike in strikes):
-            table.add_row(kind, str(counts[kind, "went on"]), str(counts[kind, "ended"]))
+        counts = (outcomes[kind, "went on"], outcomes[kind, "ended"], missed[kind])
+        if any(counts):
+            table.add_row(kind, *map(str, counts))
     return table
+
+
+def verdict(ordeals: Sequence[Ordeal]) -> str:
+    """What came of all, in a line.
+
+    Raises:
+        ChaosError: something is wrong, or nothing could be struck.
+    """
+    if wrong := sum(len(ordeal.problems) for ordeal in ordeals):
+        raise ChaosError(f"{wrong} problems in {len(ordeals)} runs, told above")
+    struck, unstruck = _struck(ordeals), _unstruck(ordeals)
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(Counter(unstruck).items()))
+    if unstruck and not struck:
+        raise ChaosError(
+            f"None of {len(unstruck)} disturbances found a victim ({kinds}), so nothing was tried: "
+            "take a larger corpus, or other --kinds."
+        )
+    missed = f"{len(unstruck)} of {len(struck) + len(unstruck)} disturbances found no victim"
+    told = "Nothing lost, nothing doubled, nothing left over."
+    return f"{told} But {missed} ({kinds})." if unstruck else told
+
+
+def _struck(ordeals: Sequence[Ordeal]) -> list[Strike]:
+    return [strike for ordeal in ordeals for strike in ordeal.strikes]
+
+
+def _unstruck(ordeals: Sequence[Ordeal]) -> list[str]:
+    return [kind for ordeal in ordeals for kind in ordeal.unstruck]
 
 
 def figures(ordeals: Sequence[Ordeal]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from llkd.arrays import matrix
 from llkd.config import RunConfig
 from llkd.errors import LLKDError
-from llkd.manifest import read_manifest
+from llkd.manifest import read_manifest, require_complete
 from llkd.needs import datasets_of
 from llkd.pipeline import METRICS
 from llkd.schema import LOGPROBS, ROW, RunLayout
@@ -49,15 +49,30 @@ def _labels(config: RunConfig, undisturbed: RunConfig, tolerance: float) -> Iter
             table = rows.read_shard(shard)
             if not table.equals(expected.read_shard(shard)):
                 yield f"{rows.uri}: shard {shard} is not that of the undisturbed run"
-            yield from _labelled_once(layout, dataset, shard, len(table))
+            yield from _labelled_once(config, dataset, shard, len(table))
             yield from _same_labels(labels, Folder(reference.labels(dataset)), shard, tolerance)
 
 
-def _labelled_once(layout: RunLayout, dataset: str, shard: int, rows: int) -> Iterator[str]:
-    """Whether the labels and the rejects of a shard are its rows, each once, in order."""
-    labels, rejects = Folder(layout.labels(dataset)), Folder(layout.label_rejects(dataset))
+def _labelled_once(config: RunConfig, dataset: str, shard: int, rows: int) -> Iterator[str]:
+    """Whether the labels and the rejects of a shard are its rows, each once, in order: of each of
+    several teachers, and of all together, which leave out what any of them refused."""
+    numbers = [alone.teacher_number for alone in config.of_each_teacher] or [None]
+    layouts = [RunLayout(config.run_dir, number) for number in numbers]
+    refused = [_rejected(Folder(layout.label_rejects(dataset)), shard) for layout in layouts]
+    for layout, refused_n in zip(layouts, refused, strict=True):
+        yield from _each_once(Folder(layout.labels(dataset)), shard, rows, refused_n)
+    if config.teachers:
+        labels = Folder(RunLayout(config.run_dir).labels(dataset))
+        yield from _each_once(labels, shard, rows, np.unique(np.concatenate(refused)))
+
+
+def _rejected(rejects: Folder, shard: int) -> np.ndarray:
+    return rows_of(rejects, shard) if shard in rejects.shards() else np.array([], int)
+
+
+def _each_once(labels: Folder, shard: int, rows: int, rejected_n: np.ndarray) -> Iterator[str]:
+    """Whether labels and rejects are `rows` rows, each once, in order."""
     labelled_n = rows_of(labels, shard)
-    rejected_n = rows_of(rejects, shard) if shard in rejects.shards() else np.array([], int)
     if np.any(np.diff(labelled_n) <= 0):
         yield f"{labels.uri}: shard {shard} has rows twice or out of order"
     counts = np.bincount(np.concatenate([labelled_n, rejected_n]).astype(int), minlength=rows)
@@ -83,7 +98,8 @@ def _epochs(config: RunConfig, undisturbed: RunConfig, tolerance: float) -> Iter
     """Whether what an epoch scored and selected are rows that have labels."""
     layout = RunLayout(config.run_dir)
     labels = Folder(layout.labels("corpus"))
-    for epoch in range(config.student.epochs):
+    trained = require_complete(Folder(layout.epochs), "distill").results["epochs"]
+    for epoch in range(trained):  # patience may have stopped before student.epochs
         scored, selected = Folder(layout.uncertainty(epoch)), Folder(layout.selection(epoch))
         for shard in sorted(labels.shards()):
             labelled_n = rows_of(labels, shard)
