@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,24 +58,27 @@ def sleeper(title: str, environment: Mapping[str, str]) -> Iterator[psutil.Proce
         assert child.stdout is not None
         child.stdout.readline()
         found = psutil.Process(child.pid)
-        while not found.cmdline()[0].startswith(title):
-            pass
-        yield found
-        child.kill()
+        try:
+            while not found.cmdline()[0].startswith(title):
+                time.sleep(0.01)
+            yield found
+        finally:
+            child.kill()
 
 
 def test_only_processes_with_the_mark_are_struck() -> None:
+    mark = uuid.uuid4().hex  # no other test of this machine has it
     plain = {name: value for name, value in os.environ.items() if name != MARK}
     with (
-        sleeper("ray::MapWorker", {**plain, MARK: "ours"}) as ours,
+        sleeper("ray::MapWorker", {**plain, MARK: mark}) as ours,
         sleeper("ray::MapWorker", {**plain, MARK: "another"}) as another,
         sleeper("ray::MapWorker", plain) as unmarked,
-        sleeper("ray::Map(", {**plain, MARK: "ours"}) as task,
+        sleeper("ray::Map(", {**plain, MARK: mark}) as task,
     ):
         processes = [another, unmarked, ours, task]
-        assert [process for _, process in victims(processes, ["actor"], "ours")] == [ours]
-        assert [process for _, process in victims(processes, ["task"], "ours")] == [task]
-        assert sorted(processes_with("ours")) == sorted([ours.pid, task.pid])
+        assert [process for _, process in victims(processes, ["actor"], mark)] == [ours]
+        assert [process for _, process in victims(processes, ["task"], mark)] == [task]
+        assert sorted(processes_with(mark)) == sorted([ours.pid, task.pid])
         assert processes_with("nobody's") == []
 
 
