@@ -351,9 +351,11 @@ def require_own_cluster(kinds: Sequence[str], others: Sequence[str]) -> None:
 def forget_earlier(config: RunConfig) -> None:
     """Delete what an earlier call made: runs that are complete would not be disturbed."""
     folder = Folder(f"{RunLayout(config.run_dir).root}/chaos")
-    for name in folder.names():
-        if _OURS.fullmatch(name):
+    files = folder.files()
+    for name in filter(_OURS.fullmatch, folder.names()):
+        if name in files:
             folder.delete_file(name)
+        else:
             Folder(f"{folder.uri}/{name}").delete()
 
 
