@@ -147,7 +147,10 @@ def test_whole_nodes_are_not_struck_where_others_work() -> None:
         require_own_cluster(["actor", "store"], ["python train.py"])
 
 
-def test_a_part_of_the_labels_is_refused_before_anything_starts(make_config: MakeConfig) -> None:
+def test_a_part_of_the_labels_is_refused_before_anything_starts(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "LocalCluster", None)
     config, wanted = make_config(label={"budget": 0.5}), Disturbances(1, 1, ["actor"], 0)
     with pytest.raises(ConfigError, match=r"label.budget is 0.5: .* label.budget=1"):
         run_chaos(config, wanted, 0.0, Console(file=io.StringIO()))
