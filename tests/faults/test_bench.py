@@ -59,7 +59,7 @@ def sleeper(title: str, environment: Mapping[str, str]) -> Iterator[psutil.Proce
         child.stdout.readline()
         found = psutil.Process(child.pid)
         try:
-            while not found.cmdline()[0].startswith(title):
+            while found.cmdline()[:1] != [title]:  # empty in the midst of exec
                 time.sleep(0.01)
             yield found
         finally:
