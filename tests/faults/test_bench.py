@@ -138,6 +138,10 @@ def test_other_jobs_of_a_cluster_are_seen_and_left_alone(local_ray: None) -> Non
         assert psutil.Process(theirs).status() != psutil.STATUS_ZOMBIE
         assert len(other_jobs()) == 2
         assert all("MapWorker" in command for command in other_jobs())
+    deadline = time.monotonic() + 60
+    while other_jobs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert other_jobs() == []  # both have ended
 
 
 def test_whole_nodes_are_not_struck_where_others_work() -> None:
