@@ -59,7 +59,7 @@ def sleeper(title: str, environment: Mapping[str, str]) -> Iterator[psutil.Proce
         child.stdout.readline()
         found = psutil.Process(child.pid)
         try:
-            while not found.cmdline()[0].startswith(title):
+            while found.cmdline()[:1] != [title]:  # empty in the midst of exec
                 time.sleep(0.01)
             yield found
         finally:
@@ -138,6 +138,10 @@ def test_other_jobs_of_a_cluster_are_seen_and_left_alone(local_ray: None) -> Non
         assert psutil.Process(theirs).status() != psutil.STATUS_ZOMBIE
         assert len(other_jobs()) == 2
         assert all("MapWorker" in command for command in other_jobs())
+    deadline = time.monotonic() + 60
+    while other_jobs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert other_jobs() == []  # both have ended
 
 
 def test_whole_nodes_are_not_struck_where_others_work() -> None:
@@ -147,7 +151,10 @@ def test_whole_nodes_are_not_struck_where_others_work() -> None:
         require_own_cluster(["actor", "store"], ["python train.py"])
 
 
-def test_a_part_of_the_labels_is_refused_before_anything_starts(make_config: MakeConfig) -> None:
+def test_a_part_of_the_labels_is_refused_before_anything_starts(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "LocalCluster", None)
     config, wanted = make_config(label={"budget": 0.5}), Disturbances(1, 1, ["actor"], 0)
     with pytest.raises(ConfigError, match=r"label.budget is 0.5: .* label.budget=1"):
         run_chaos(config, wanted, 0.0, Console(file=io.StringIO()))
