@@ -6,7 +6,9 @@ tell nobody in Ray 2.60; others do.
 
 import contextlib
 import json
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +19,8 @@ STATUS_KEY = "__autoscaling_status"
 
 LOOK_SECONDS = 1.0
 """Between two looks whether nodes have come."""
+TAKE_SECONDS = 30.0
+"""Within which a node that has come is taken; else it is asked for again."""
 
 
 def addable_nodes() -> list[dict[str, float]]:
@@ -64,11 +68,13 @@ def demand(resources: Mapping[str, float], missing: Callable[[], int]) -> Iterat
     done = threading.Event()
 
     def look() -> None:
+        came = -math.inf
         while (wanted := missing()) and not done.wait(LOOK_SECONDS):
             for group in [group for group in asked if _is_placed(group)]:
                 remove_placement_group(group)
                 asked.remove(group)
-            while len(asked) < wanted:
+                came = time.monotonic()
+            while len(asked) < wanted and time.monotonic() - came >= TAKE_SECONDS:
                 asked.append(placement_group([dict(resources)]))
             while len(asked) > wanted:
                 remove_placement_group(asked.pop())

@@ -182,6 +182,9 @@ class Lease:
             BusyError: somebody holds it, or has taken it over: the work was interrupted then.
         """
         self.take()
+        heard = signal.getsignal(signal.SIGINT)
+        if heard == signal.SIG_IGN:  # as of a job in the background: the thread interrupts by it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         ended = threading.Event()
         thread = threading.Thread(target=self._renew_until, args=(ended,), daemon=True)
         thread.start()
@@ -194,6 +197,8 @@ class Lease:
         finally:
             ended.set()
             thread.join()
+            if heard == signal.SIG_IGN:
+                signal.signal(signal.SIGINT, heard)
             self.give_back()
 
     def _renew_until(self, ended: threading.Event) -> None:

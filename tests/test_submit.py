@@ -196,7 +196,7 @@ def grown(
     one = {"CPU": 2, "GPU": 1, "gpu_worker": 1}
     config = make(
         corpus={"rows_per_shard": 20},
-        teacher={"replicas": [1, 2], "resources": one, "engine_args": {"delay": 0.15}},
+        teacher={"replicas": [1, 2], "resources": one, "engine_args": {"delay": 0.2}},
         student={"workers": 2, "resources": {"CPU": 2, "gpu_worker": 1}},
     )
     cpu = {"CPU": 1}

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from llkd.checksums import close_stage, lost_files, read_record, shard_crcs
 from llkd.config import RunConfig
@@ -114,7 +115,9 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
         begun_at = time.monotonic()
         result = _write_shard(plan, shard, labels, layout)
         seconds = time.monotonic() - begun_at
-        tracker.shard.remote(ShardDone(of, shard, result["rows"], seconds, result["rejects"]))
+        told = ShardDone(of, shard, result["rows"], seconds, result["rejects"])
+        # Ray may end the process of a task before it has sent what nobody waits for.
+        ray.wait([tracker.shard.remote(told)])
         return result
 
     crcs: dict[int, int] = {}
