@@ -77,7 +77,10 @@ class Head:
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if process.name() == "raylet" and _node_type(process) == node_type:
+                # What a raylet starts is called so too, for a moment.
+                parent = process.parent()
+                forked = parent is not None and parent.name() == "raylet"
+                if process.name() == "raylet" and not forked and _node_type(process) == node_type:
                     found.append(process)
         return found
 
