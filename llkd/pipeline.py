@@ -165,6 +165,7 @@ def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
         mend(config, datasets_of(config), partial(_line, console))
         with ProgressDisplay(console) as display:
             yield display.tracker
+        root.delete_temporary()  # of tasks that were killed on the way
 
 
 def _line(console: Console, text: str) -> None:

@@ -2,17 +2,20 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from llkd import pipeline
 from llkd.benchmarks.overhead import account
 from llkd.config import RunConfig
 from llkd.epochs import read_stats
 from llkd.errors import FingerprintError, IncompleteError, StudentError
-from llkd.manifest import MANIFEST
+from llkd.manifest import MANIFEST, Manifest
 from llkd.pipeline import run_stage
 from llkd.schema import RunLayout
+from llkd.stages.ingest import ingest
 from llkd.storage import Folder
 from tests.conftest import MakeConfig
 
@@ -31,6 +34,20 @@ def test_a_student_that_is_not_there_is_told_before_the_teacher_labels(
     with pytest.raises(StudentError, match="student.model: cannot load demo/nosuch"):
         run("run", make_config(student={"model": "demo/nosuch"}))
     assert not (tmp_path / "run/labels").exists()
+
+
+def test_what_a_task_that_was_killed_left_is_cleared_in_the_end(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaving(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
+        manifest = ingest(config, dataset, tracker)
+        (tmp_path / "run/corpus/.part-00003.parquet.0.tmp").write_bytes(b"half")
+        return manifest
+
+    monkeypatch.setattr(pipeline, "ingest", leaving)
+    run("ingest", make_config(test=None))
+    assert (tmp_path / "run/corpus/part-00003.parquet").exists()
+    assert not list((tmp_path / "run").rglob(".*.tmp"))
 
 
 def test_the_stages_one_by_one(tmp_path: Path, make_config: MakeConfig) -> None:
