@@ -1,5 +1,6 @@
 """Files are there whole or not at all."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -54,14 +55,17 @@ def test_shard_names() -> None:
     assert [shard_number(name) for name in others] == [None] * len(others)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, failing: str) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, failing: str, number: int
+) -> None:
     folder = Folder(str(tmp_path))
     folder.write_shard(0, TABLE)
     target = "llkd.storage.os.fsync" if failing == "fsync" else "pathlib.Path.replace"
     with (
-        mock.patch(target, side_effect=OSError(28, "No space left on device")),
-        pytest.raises(StorageError, match=r"part-00000.*No space left"),
+        mock.patch(target, side_effect=OSError(number, os.strerror(number))),
+        pytest.raises(StorageError, match=f"part-00000.*{os.strerror(number)}"),
     ):
         folder.write_shard(0, TABLE.slice(0, 1))
     assert folder.read_shard(0).num_rows == 3
