@@ -9,8 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llkd.checksums import close_stage, damaged_files, read_record, shard_crcs
-from llkd.errors import FingerprintError, StorageError
+from llkd.checksums import (
+    close_stage,
+    damaged_files,
+    read_record,
+    require_recorded,
+    shard_crcs,
+    write_record,
+)
+from llkd.errors import DamageError, FingerprintError, StorageError
 from llkd.manifest import Manifest, read_manifest, write_manifest
 from llkd.schema import shard_name
 from llkd.storage import Folder
@@ -110,3 +117,17 @@ def test_what_is_mended_keeps_the_times_of_its_first_making(folder: Folder) -> N
     assert not found.complete
     again = found.finished({"rows": [500] * 4, "seconds": 0.1})
     assert again == MANIFEST
+
+
+def test_bits_that_changed_in_place_are_seen_by_who_reads_all(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_bytes("model.safetensors", b"weights")
+    write_record(folder, {"model.safetensors": folder.crc32("model.safetensors")})
+    require_recorded(folder)
+    path = tmp_path / "model.safetensors"
+    written = path.stat()
+    path.write_bytes(b"weighty")
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert damaged_files(folder) == []  # of the same size and time
+    with pytest.raises(DamageError, match=r"model.safetensors is damaged"):
+        require_recorded(folder)
