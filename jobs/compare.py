@@ -94,9 +94,9 @@ def compare(name: str, config: RunConfig, arguments: argparse.Namespace, console
     from llkd.research.compare import comparison, is_labelled
     from llkd.research.plots import draw_all
     from llkd.research.tables import summary_table
-    from llkd.runtime import FEW_SHARDS
     from llkd.schema import RunLayout
     from llkd.storage import Folder
+    from llkd.tasks import FEW_SHARDS
     from llkd.teacher.examples import with_drawn_examples
 
     config = with_drawn_examples(config)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from llkd.errors import DamageError
 from llkd.manifest import CHECKSUMS, Manifest, write_manifest
-from llkd.runtime import FEW_SHARDS, SHARDS_AT_ONCE, run_on_shards
 from llkd.schema import shard_name, shard_number
 from llkd.storage import Folder
+from llkd.tasks import FEW_SHARDS, SHARDS_AT_ONCE, run_on_shards
 
 
 class FileRecord(NamedTuple):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llkd import runtime
+from llkd import pools, runtime
 from llkd.config import RunConfig
 from llkd.config_sources import SourceConfig
 from llkd.core.calibration import Calibration, fit_batch_bias, marginal
@@ -162,7 +162,7 @@ def _measure_teacher(
     runtime.require_resources(resources, "teacher.resources")
     teacher = settled_teacher(config, resources, keep=False)
     config = config.model_copy(update={"teacher": teacher})
-    (found,) = runtime.run_on_actors(
+    (found,) = pools.run_on_actors(
         PlanActor, (config,), [sampled], pool=(1, 1), resources=resources
     )
     sample = Sample(**found)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llkd import runtime
+from llkd import pools
 from llkd.config import RunConfig
 from llkd.config_learning import LossSettings
 from llkd.schema import ROW, SELECTION_SCHEMA, TEXT
@@ -45,7 +45,7 @@ def measure_student(config: RunConfig, texts: list[str]) -> StudentSample:
     """
     resources, _ = worker_resources(config)
     threads = max(int(resources.get("CPU", 1)), 1)
-    (found,) = runtime.run_on_actors(
+    (found,) = pools.run_on_actors(
         SampleActor, (config, threads), [texts], pool=(1, 1), resources=resources
     )
     return StudentSample(**found)

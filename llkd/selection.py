@@ -29,7 +29,6 @@ from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
 from llkd.errors import StorageError
-from llkd.runtime import sum_over_shards
 from llkd.schema import (
     CONFIDENCE,
     LABEL,
@@ -45,6 +44,7 @@ from llkd.schema import (
     with_probs,
 )
 from llkd.storage import Folder
+from llkd.tasks import sum_over_shards
 
 STATISTICS = "statistics.json"
 COUNTS = "counts.json"

@@ -16,11 +16,11 @@ from llkd.config import RunConfig
 from llkd.core.holdout import Holdout, draw_holdout
 from llkd.core.metrics import evaluate
 from llkd.errors import DataError
-from llkd.runtime import run_on_shards
 from llkd.schema import LABEL, PROBS, ROW, TEXT, RunLayout
 from llkd.selection import Selector
 from llkd.storage import Folder
 from llkd.student.tokens import CHARACTERS_PER_TOKEN
+from llkd.tasks import run_on_shards
 
 
 def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:

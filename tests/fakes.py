@@ -27,7 +27,7 @@ class KeywordTeacher:
     `overflow` a word whose texts give NaN; `calls` a file
     to which every labelled text's hash is appended. `deaths` is a file and `die` how often its
     process kills itself: at its start, or, with `at` a word, on a text that has it; `broken` a
-    word at which it raises what no engine should.
+    word at which it raises what no engine should. `only` is the one label that it ever gives.
     """
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
@@ -53,6 +53,8 @@ class KeywordTeacher:
         if path := self._arguments.get("calls"):
             with open(path, "a") as file:
                 file.write("".join(f"{text_key(text)} {os.getpid()}\n" for text in texts))
+        if label := self._arguments.get("only"):
+            scores[:, [name != label for name in self._labels]] -= 30.0
         if word := self._arguments.get("overflow"):
             scores[[word in text for text in texts]] = np.nan
         logprobs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) - 0.5

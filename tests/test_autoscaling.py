@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 
-from llkd import autoscaling, runtime
+from llkd import autoscaling, runtime, tasks
 from llkd.errors import ResourceError
 
 
@@ -88,9 +88,9 @@ def test_a_cluster_without_nodes_yet_is_given_work_for_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scaling(monkeypatch, [HEAD], [])
-    assert runtime._fair_run(2560) == 10  # four tasks for each of 64 CPUs
+    assert tasks._fair_run(2560) == 10  # four tasks for each of 64 CPUs
     monkeypatch.setattr(autoscaling, "is_running", lambda: False)
-    assert runtime._fair_run(2560) == 640
+    assert tasks._fair_run(2560) == 640
 
 
 @pytest.mark.usefixtures("local_ray")

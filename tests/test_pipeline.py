@@ -1,6 +1,8 @@
 """The stages in their order, in this process, on a local Ray."""
 
 import io
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,29 @@ def test_what_a_task_that_was_killed_left_is_cleared_in_the_end(
     run("ingest", make_config(test=None))
     assert (tmp_path / "run/corpus/part-00003.parquet").exists()
     assert not list((tmp_path / "run").rglob(".*.tmp"))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_teacher_of_one_label_and_a_test_set_of_another(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    lines = [json.dumps({"text": f"the phone {i}", "label": "tech"}) for i in range(8)]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    config = make_config(
+        test={"path": str(tmp_path / "test.jsonl")},
+        teacher={"engine_args": {"only": "sport"}, "calibration": "none"},
+        student={"epochs": 2},
+    )
+    told = run("run", config)
+    assert told.count("warning: no row selected of tech (of 0 labelled so), trade (of 0") == 2
+    figures = Folder(config.run_dir).read_json("metrics.json")
+    for who in ("teacher", "student"):
+        assert figures[who]["test"]["accuracy"] == 0
+        assert figures[who]["test"]["macro_f1"] == 0
+        assert figures[who]["test"]["per_class"]["trade"]["support"] == 0
+    predicted = run("predict", config)
+    assert re.search(r"sport\W+420\W+100.0%", predicted), predicted
+    assert re.search(r"trade\W+0\W+0.0%\W+-", predicted), predicted
 
 
 def test_the_stages_one_by_one(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -182,11 +182,11 @@ def measure(folder: Path, shards: int) -> dict[str, dict[str, float]]:
     """What each phase took of this process, on the Ray that is there."""
     from llkd.mend import mend
     from llkd.progress import ProgressDisplay
-    from llkd.runtime import sum_over_shards
     from llkd.stages.ingest import ingest
     from llkd.stages.label import label
     from llkd.stages.predict import pass_over_corpus, predict
     from llkd.student.data import portion
+    from llkd.tasks import sum_over_shards
 
     config = make_config(folder, shards)
     layout = RunLayout(config.run_dir)

@@ -138,11 +138,11 @@ def _config(run_dir: str) -> RunConfig:
 
 def make_sidecars(config: RunConfig, sizes: Sequence[int]) -> None:
     """Pseudo-labels, their statistics, and the uncertainty of one epoch, of so many rows a shard."""
-    from llkd import runtime
+    from llkd import tasks
     from llkd.selection import STATISTICS
 
     work = functools.partial(_make_shard, config, tuple(sizes))
-    total = runtime.sum_over_shards(ClassStatistics, work, range(len(sizes)))
+    total = tasks.sum_over_shards(ClassStatistics, work, range(len(sizes)))
     Folder(RunLayout(config.run_dir).pseudo_labels).write_json(STATISTICS, total.to_json())
 
 

@@ -37,7 +37,6 @@ from llkd.manifest import (
     read_manifest,
     require_complete,
 )
-from llkd.runtime import run_on_shards, sum_over_shards
 from llkd.schema import (
     CANDIDATES_SCHEMA,
     PROBS,
@@ -50,6 +49,7 @@ from llkd.schema import (
 )
 from llkd.selection import shard_starts
 from llkd.storage import Folder
+from llkd.tasks import run_on_shards, sum_over_shards
 
 CELL_BITS = 8
 """Bits of a text's hash: rows are spread over 256 cells."""

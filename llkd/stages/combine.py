@@ -19,7 +19,6 @@ from llkd.core.calibration import Calibration
 from llkd.core.combination import combine_distributions
 from llkd.errors import IncompleteError
 from llkd.manifest import Manifest, open_stage, require_complete
-from llkd.runtime import run_on_shards
 from llkd.schema import (
     DISAGREEMENT,
     LABEL_MASS,
@@ -30,6 +29,7 @@ from llkd.schema import (
     shard_name,
 )
 from llkd.storage import Folder
+from llkd.tasks import run_on_shards
 
 Teachers = Sequence[tuple[RunConfig, Calibration]]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llkd import runtime
+from llkd import tasks
 from llkd.arrays import class_indices, matrix
 from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
@@ -87,7 +87,7 @@ def _measure(layout: RunLayout, dataset: str, shards: int, probabilities: Any) -
         row_n, probs_nc = probabilities(shard)
         return _against(probs_nc, rows.read_shard(shard, [GOLD])[GOLD].take(pa.array(row_n)))
 
-    total: Evaluation = runtime.sum_over_shards(Evaluation, work, range(shards))
+    total: Evaluation = tasks.sum_over_shards(Evaluation, work, range(shards))
     return total
 
 

@@ -24,7 +24,6 @@ from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimi
 from llkd.manifest import FILES, Manifest, begun, open_stage
 from llkd.progress import now_and_then
 from llkd.rejects import delete_shards, require_all_told
-from llkd.runtime import run_on_shards
 from llkd.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
 from llkd.sources import (
     SourceFile,
@@ -36,6 +35,7 @@ from llkd.sources import (
     read_rows,
 )
 from llkd.storage import Folder
+from llkd.tasks import run_on_shards
 from llkd.telemetry import ShardDone, Work
 
 TEST_ROWS_PER_SHARD = 4096

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llkd import runtime
+from llkd import pools, runtime, tasks
 from llkd.arrays import fixed_lists
 from llkd.checksums import close_stage, shard_crcs
 from llkd.config import RunConfig, TeacherConfig
@@ -306,7 +306,7 @@ def _run_pool(
     resources = config.teacher.resources or default_resources(config)
     runtime.require_resources(resources, "teacher.resources")
     config = config.model_copy(update={"teacher": settled_teacher(config, resources)})
-    return runtime.run_on_actors(
+    return pools.run_on_actors(
         TeacherActor,
         (config, tracker),
         work,
@@ -353,7 +353,7 @@ def _finish(
         return {**_counts(folder.read_shard(shard)), "rejected": left_out}
 
     lost = []
-    for shard, found in runtime.run_on_shards(read, earlier):
+    for shard, found in tasks.run_on_shards(read, earlier):
         counts[shard] = ShardCounts.of(found)
         if found["rows"] + found["rejected"] != expected[shard]:
             lost.append(shard)

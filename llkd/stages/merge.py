@@ -12,9 +12,9 @@ import pyarrow as pa
 from llkd.checksums import close_stage, shard_crcs
 from llkd.errors import IncompleteError
 from llkd.manifest import Manifest, begun, open_stage, require_complete
-from llkd.runtime import run_on_shards
 from llkd.schema import ROW, RunLayout
 from llkd.storage import Folder
+from llkd.tasks import run_on_shards
 
 
 def merge(

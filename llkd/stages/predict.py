@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llkd import runtime
+from llkd import pools, runtime, tasks
 from llkd.arrays import class_indices, fixed_lists, named
 from llkd.checksums import close_stage, require_recorded, shard_crcs
 from llkd.config import RunConfig
@@ -134,7 +134,7 @@ def _run_pool(
     if wanted.dataset == "test" and rows <= FEW_ROWS and _alone_on_cpus():
         here = StudentActor(*arguments)
         return map(here, missing)
-    return runtime.run_on_actors(
+    return pools.run_on_actors(
         StudentActor,
         arguments,
         missing,
@@ -242,7 +242,7 @@ def _finished(
             "Run the same command again."
         )
     work = partial(_tally, folder, names)
-    tally: Tally = runtime.sum_over_shards(Tally, work, range(len(expected)))
+    tally: Tally = tasks.sum_over_shards(Tally, work, range(len(expected)))
     rows_c = tally["rows_c"]
     mean_c = tally["confidence_c"] / np.maximum(rows_c, 1)
     labels = {

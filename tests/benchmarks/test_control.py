@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llkd import runtime
+from llkd import pools, tasks
 from llkd.benchmarks.control import PHASES, measure, summary, table
 from llkd.storage import Folder
 
@@ -30,13 +30,14 @@ def test_the_driver_asks_the_storage_less_often_than_there_are_shards(
     for name in ("_infos", "exists", "read_bytes", "write_bytes", "crc32", "shard_rows"):
         counted(Folder, name)
     blocks: list[int] = []
-    items = runtime._items
+    items = tasks.data_of
 
     def cut(runs: Sequence[Any]) -> Any:
         blocks.append(len(runs))
         return items(runs)
 
-    monkeypatch.setattr(runtime, "_items", cut)
+    monkeypatch.setattr(tasks, "data_of", cut)
+    monkeypatch.setattr(pools, "data_of", cut)
     phases = measure(tmp_path, 200)
     assert phases.keys() >= set(PHASES)
     assert calls["_infos"] > 0
