@@ -39,7 +39,8 @@ def main() -> None:
         sys.exit(2)
 
     def work(console: Console) -> None:
-        from llkd.chaos.bench import Disturbances, figures, outcome_table, run_chaos, verdict
+        from llkd.chaos.bench import Disturbances, run_chaos
+        from llkd.chaos.outcome import figures, outcome_table, verdict
 
         wanted = Disturbances(
             arguments.kills, arguments.runs or -(-arguments.kills // 5), arguments.kinds,

@@ -13,23 +13,21 @@ import sys
 import tempfile
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import ray
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from llkd.chaos.cluster import LocalCluster
+from llkd.chaos.outcome import Ordeal, Strike
 from llkd.chaos.verify import problems
 from llkd.chaos.warden import (
     ANSWER_SECONDS,
-    KINDS,
     MARK,
     WHOLE_NODES,
     Wardens,
@@ -53,9 +51,6 @@ STALLED_SECONDS = 600.0
 
 MOST_STARTS = 40
 """Of one run."""
-
-NODES, NODE_CPUS = 3, 2
-"""Beside the head, of a cluster on this machine."""
 
 UNDISTURBED = "undisturbed"
 """The run that others are compared with."""
@@ -84,63 +79,6 @@ class Disturbances:
         while len(dealt) < self.kills:
             dealt += [str(kind) for kind in random.permutation(list(self.kinds))]
         return [dealt[: self.kills][number :: self.runs] for number in range(self.runs)]
-
-
-@dataclass
-class Strike:
-    """One disturbance."""
-
-    run: int
-    kind: str
-    what: str
-    outcome: str = "went on"
-    """`went on` by itself; or `ended` with an exit status other than 0, and started again."""
-
-
-@dataclass
-class Ordeal:
-    """One run, from its first start to its end."""
-
-    run: int
-    strikes: list[Strike] = field(default_factory=list)
-    unstruck: list[str] = field(default_factory=list)
-    """The kinds of the disturbances that found no victim while the run lasted."""
-    starts: int = 0
-    statuses: list[int] = field(default_factory=list)
-    """Exit status of each start."""
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
-
-
-class LocalCluster:
-    """Several Ray nodes on this machine, all on the loopback."""
-
-    def __init__(self, nodes: int = NODES) -> None:
-        from ray.cluster_utils import Cluster
-
-        self._node = {"num_cpus": NODE_CPUS, "object_store_memory": 80 << 20}
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={**self._node, "include_dashboard": False}
-        )
-        for _ in range(nodes):
-            self._cluster.add_node(**self._node)
-        self.address = str(self._cluster.address)
-
-    def replace_lost(self) -> None:
-        """Add a node for each whose raylet is dead."""
-        for node in list(self._cluster.worker_nodes):
-            if not _runs(node):
-                self._cluster.remove_node(node, allow_graceful=False)
-                self._cluster.add_node(**self._node)
-
-    def shutdown(self) -> None:
-        """Stop all nodes."""
-        self._cluster.shutdown()
-
-
-def _runs(node: Any) -> bool:
-    raylets = node.all_processes.get("raylet", [])
-    return any(info.process.poll() is None for info in raylets)
 
 
 @dataclass(frozen=True)
@@ -406,55 +344,3 @@ def left_over(mark: str, patience: float = 20.0) -> list[str]:
             return [" ".join(psutil.Process(pid).cmdline())[:120] for pid in left]
         time.sleep(0.5)
     return []
-
-
-def outcome_table(ordeals: Sequence[Ordeal]) -> Table:
-    """What was done, by kind, and what came of it."""
-    struck, unstruck = _struck(ordeals), _unstruck(ordeals)
-    outcomes = Counter((strike.kind, strike.outcome) for strike in struck)
-    missed = Counter(unstruck)
-    table = Table(
-        title=f"{len(struck)} of {len(struck) + len(unstruck)} disturbances, {len(ordeals)} runs",
-        title_justify="left",
-    )
-    columns = ("went on by itself", "ended, and went on when started again", "found no victim")
-    for column in ("", *columns):
-        table.add_column(column, justify="left" if not column else "right")
-    for kind in KINDS:
-        counts = (outcomes[kind, "went on"], outcomes[kind, "ended"], missed[kind])
-        if any(counts):
-            table.add_row(kind, *map(str, counts))
-    return table
-
-
-def verdict(ordeals: Sequence[Ordeal]) -> str:
-    """What came of all, in a line.
-
-    Raises:
-        ChaosError: something is wrong, or nothing could be struck.
-    """
-    if wrong := sum(len(ordeal.problems) for ordeal in ordeals):
-        raise ChaosError(f"{wrong} problems in {len(ordeals)} runs, told above")
-    struck, unstruck = _struck(ordeals), _unstruck(ordeals)
-    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(Counter(unstruck).items()))
-    if unstruck and not struck:
-        raise ChaosError(
-            f"None of {len(unstruck)} disturbances found a victim ({kinds}), so nothing was tried: "
-            "take a larger corpus, or other --kinds."
-        )
-    missed = f"{len(unstruck)} of {len(struck) + len(unstruck)} disturbances found no victim"
-    told = "Nothing lost, nothing doubled, nothing left over."
-    return f"{told} But {missed} ({kinds})." if unstruck else told
-
-
-def _struck(ordeals: Sequence[Ordeal]) -> list[Strike]:
-    return [strike for ordeal in ordeals for strike in ordeal.strikes]
-
-
-def _unstruck(ordeals: Sequence[Ordeal]) -> list[str]:
-    return [kind for ordeal in ordeals for kind in ordeal.unstruck]
-
-
-def figures(ordeals: Sequence[Ordeal]) -> list[dict[str, Any]]:
-    """All that was seen, as JSON."""
-    return [asdict(ordeal) for ordeal in ordeals]

@@ -22,14 +22,11 @@ from llkd.chaos import bench
 from llkd.chaos.bench import (
     Bench,
     Disturbances,
-    Ordeal,
-    Strike,
     forget_earlier,
-    outcome_table,
     require_own_cluster,
     run_chaos,
-    verdict,
 )
+from llkd.chaos.outcome import Ordeal, Strike, outcome_table, verdict
 from llkd.chaos.verify import problems
 from llkd.chaos.warden import (
     MARK,
