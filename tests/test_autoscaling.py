@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -40,11 +41,12 @@ def test_a_monitor_that_knows_node_types_adds_nodes() -> None:
 def test_the_report_of_a_plain_ray_is_that_of_one_that_adds_none() -> None:
     from ray.experimental.internal_kv import _internal_kv_get
 
-    limit = time.monotonic() + 60
-    while not (reported := _internal_kv_get(autoscaling.STATUS_KEY)):
-        assert time.monotonic() < limit, "Ray's monitor reports nothing"
-        time.sleep(0.5)
-    (name,) = json.loads(reported)["autoscaler_report"]["active_nodes"]
+    def reported() -> dict[str, Any] | None:
+        said = _internal_kv_get(autoscaling.STATUS_KEY)
+        return json.loads(said).get("autoscaler_report") if said else None
+
+    wait_for(lambda: reported() is not None)
+    (name,) = reported()["active_nodes"]  # type: ignore[index]
     assert name.startswith(autoscaling.READONLY_TYPE)
     assert not autoscaling.is_running()
     assert autoscaling.addable_nodes() == []
@@ -105,3 +107,45 @@ def test_an_actor_that_reserves_nothing_stays_here() -> None:
     strategy = runtime.here()["scheduling_strategy"]
     assert not strategy.soft
     ray.kill(where)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_as_many_nodes_are_asked_for_as_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoscaling, "LOOK_SECONDS", 0.05)
+    wanted = 3
+    with autoscaling.demand({"no_such_node": 1}, lambda: wanted):
+        wait_for(lambda: pending() == 3)
+        wanted = 1
+        wait_for(lambda: pending() == 1)
+    wait_for(lambda: pending() == 0)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_has_a_node_is_given_back_and_not_asked_for_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.util.placement_group import placement_group_table
+
+    monkeypatch.setattr(autoscaling, "LOOK_SECONDS", 0.05)
+    before = len(placement_group_table())
+    with autoscaling.demand({"CPU": 4}, lambda: 1):
+        wait_for(lambda: len(placement_group_table()) > before)
+        wait_for(lambda: ray.available_resources().get("CPU") == 4)
+        time.sleep(1)
+        assert len(placement_group_table()) == before + 1
+        monkeypatch.setattr(autoscaling, "TAKE_SECONDS", 0.0)
+        wait_for(lambda: len(placement_group_table()) > before + 1)
+
+
+def pending() -> int:
+    """Reservations that wait for a node."""
+    from ray.util.placement_group import placement_group_table
+
+    return sum(group["state"] == "PENDING" for group in placement_group_table().values())
+
+
+def wait_for(seen: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
