@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from llkd.benchmarks.object_store import ObjectStore
 from llkd.chaos.verify import problems
 from llkd.config import RunConfig
 from llkd.stages.label import CONTENT_FREE
@@ -42,8 +43,8 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def labelled(run_dir: Path) -> int:
-    return len(Folder(str(run_dir / "labels")).shards())
+def labelled(run_dir: Path | str) -> int:
+    return len(Folder(f"{run_dir}/labels").shards())
 
 
 def test_two_jobs_and_one_of_them_is_stopped_and_goes_on(
@@ -185,19 +186,13 @@ class Grown:
     logs: str
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["disk", "object store"])
 def grown(
-    tmp_path_factory: pytest.TempPathFactory, tiny_student: str, corpus_files: tuple[str, str],
-    ray_head: Head,
-) -> Grown:  # fmt: skip
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
+    corpus_files: tuple[str, str], ray_head: Head,
+) -> Iterator[Grown]:  # fmt: skip
     folder = tmp_path_factory.mktemp("grown")
     make = config_maker(folder, tiny_student, corpus_files)
-    one = {"CPU": 2, "GPU": 1, "gpu_worker": 1}
-    config = make(
-        corpus={"rows_per_shard": 20},
-        teacher={"replicas": [1, 2], "resources": one, "engine_args": {"delay": 0.2}},
-        student={"workers": 2, "resources": {"CPU": 2, "gpu_worker": 1}},
-    )
     cpu = {"CPU": 1}
     alone = make(
         run_dir=str(folder / "alone"), corpus={"rows_per_shard": 20}, teacher={"resources": cpu},
@@ -205,13 +200,37 @@ def grown(
     )  # fmt: skip
     done = ray_head.submit(written(folder / "alone.yaml", alone))
     assert done.returncode == 0, done.stdout
+    if request.param == "disk":
+        yield grow(folder, make, alone)
+        return
+    with ObjectStore() as store, store.in_environment():
+        bucket = Folder(store.make_bucket("bucket"))
+        for name, file in zip(("corpus", "test"), corpus_files, strict=True):
+            bucket.write_bytes(f"{name}.parquet", Path(file).read_bytes())
+        yield grow(
+            folder, make, alone,
+            run_dir=f"{bucket.uri}/run", corpus={"path": f"{bucket.uri}/corpus.parquet", "rows_per_shard": 20},
+            test={"path": f"{bucket.uri}/test.parquet"},
+        )  # fmt: skip
+
+
+def grow(folder: Path, make: MakeConfig, alone: RunConfig, **sections: Any) -> Grown:
+    """Submit a run to a cluster, and kill a node when there are two teachers."""
+    config = make(
+        teacher={
+            "replicas": [1, 2], "resources": {"CPU": 2, "GPU": 1, "gpu_worker": 1},
+            "engine_args": {"delay": 0.2},
+        },
+        student={"workers": 2, "resources": {"CPU": 2, "gpu_worker": 1}},
+        **{"corpus": {"rows_per_shard": 20}, **sections},
+    )  # fmt: skip
     with head(folder, NODE_TYPES) as cluster, Watch(cluster) as watch:
         cluster.submit(written(folder / "config.yaml", config), name="grown")
         wait_until(lambda: max(watch.together("ray::MapWorker"), default=0) == 2, "two teachers")
-        done_before = labelled(folder / "run")
-        wait_until(lambda: labelled(folder / "run") > done_before + 2, "labels of two teachers")
+        done_before = labelled(config.run_dir)
+        wait_until(lambda: labelled(config.run_dir) > done_before + 2, "labels of two teachers")
         cluster.raylets("gpu_worker")[0].kill()
-        shards = labelled(folder / "run")
+        shards = labelled(config.run_dir)
         wait_until(lambda: "RUNNING" not in cluster.job("status", "grown").stdout, "its end")
         logs = cluster.job("logs", "grown").stdout
         assert "succeeded" in cluster.job("status", "grown").stdout, logs
@@ -223,8 +242,7 @@ def grown(
 def test_a_run_that_grows_and_loses_a_node_is_that_of_one_node(grown: Grown) -> None:
     assert problems(grown.config, grown.alone) == []
     ours, theirs = (
-        json.loads(Path(config.run_dir, "metrics.json").read_text())
-        for config in (grown.config, grown.alone)
+        Folder(config.run_dir).read_json("metrics.json") for config in (grown.config, grown.alone)
     )
     assert ours["teacher"]["test"] == theirs["teacher"]["test"]
     assert ours["selection"] == theirs["selection"]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llkd.config import TaskConfig, TeacherConfig
 from llkd.config_sources import SourceConfig
+from llkd.config_words import explained
 from llkd.errors import ConfigError, DataError
 from llkd.sources import SourceRow, as_text, check_columns, count_rows, list_files, read_rows
 from llkd.teacher.engine import LabelBatch
@@ -49,7 +50,8 @@ class TableEngine:
         try:
             self._arguments = TableArguments.model_validate(teacher.engine_args)
         except ValidationError as error:
-            raise ConfigError(f"teacher.engine_args of the table: {error}") from error
+            problems = "\n  ".join(explained(TableArguments, error))
+            raise ConfigError(f"teacher.engine_args of the table:\n  {problems}") from None
         self._classes = {name: index for index, name in enumerate(task.label_names)}
         self._key_n, self._label_n, self._confidence_n = self._load(teacher)
 
