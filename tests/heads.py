@@ -72,20 +72,40 @@ class Head:
             env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
 
-    def raylets(self, node_type: str) -> list[psutil.Process]:
+    def raylets(self, wanted: str) -> list[psutil.Process]:
         """The raylets of a node type that are there."""
+        there = {p.pid: p.info for p in psutil.process_iter(["ppid", "name"])}
         found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
+        for raylet in self.all_raylets(there):
             with contextlib.suppress(psutil.Error):
-                # What a raylet starts is called so too, for a moment.
-                parent = process.parent()
-                forked = parent is not None and parent.name() == "raylet"
-                if process.name() == "raylet" and not forked and _node_type(process) == node_type:
-                    found.append(process)
+                if node_type(raylet) == wanted:
+                    found.append(raylet)
+        return found
+
+    def all_raylets(self, there: Mapping[int, Mapping[str, Any]]) -> list[psutil.Process]:
+        """The raylets of all nodes.
+
+        Args:
+            there: `ppid` and `name` of all processes of this machine, by their id.
+        """
+        found = []
+        for pid, info in there.items():
+            above = list(_ancestors(pid, there))
+            # What a raylet starts is called so too, for a moment.
+            forked = bool(above) and there[above[0]]["name"] == "raylet"
+            if info["name"] == "raylet" and not forked and self.process.pid in above:
+                with contextlib.suppress(psutil.Error):
+                    found.append(psutil.Process(pid))
         return found
 
 
-def _node_type(raylet: psutil.Process) -> str:
+def _ancestors(pid: int, there: Mapping[int, Mapping[str, Any]]) -> Iterator[int]:
+    while (pid := there[pid]["ppid"]) in there:
+        yield pid
+
+
+def node_type(raylet: psutil.Process) -> str:
+    """What the provider calls its node."""
     return raylet.environ().get("RAY_NODE_TYPE_NAME", HEAD_TYPE)
 
 

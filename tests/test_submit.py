@@ -1,5 +1,6 @@
 """`ray job submit` to clusters of this machine: one of a fixed size, and one that grows."""
 
+import contextlib
 import json
 import threading
 import time
@@ -20,7 +21,7 @@ from llkd.config import RunConfig
 from llkd.stages.label import CONTENT_FREE
 from llkd.storage import Folder
 from tests.conftest import ROOT, MakeConfig, config_maker
-from tests.heads import HEAD_TYPE, PATIENCE, Head, head
+from tests.heads import HEAD_TYPE, PATIENCE, Head, head, node_type
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -136,14 +137,26 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._stop.wait(0.2):
-            raylets = {name: self.cluster.raylets(name) for name in [*NODE_TYPES, HEAD_TYPE]}
-            self.nodes.append(Counter({name: len(there) for name, there in raylets.items()}))
-            found: Counter[tuple[str, str]] = Counter()
-            for name, there in raylets.items():
-                for raylet in there:
-                    found.update((name, title) for title in titles_of(raylet))
-            self.seen.append(found)
+        types: dict[int, str] = {}
+        while not self._stop.wait(0.25):
+            there = {p.pid: p.info for p in psutil.process_iter(["ppid", "name", "cmdline"])}
+            raylets = {raylet.pid: raylet for raylet in self.cluster.all_raylets(there)}
+            for pid in raylets.keys() - types.keys():
+                with contextlib.suppress(psutil.Error):
+                    types[pid] = node_type(raylets[pid])
+            alive = [types[pid] for pid in raylets if pid in types]
+            self.nodes.append(
+                Counter({name: alive.count(name) for name in [*NODE_TYPES, HEAD_TYPE]})
+            )
+            self.seen.append(
+                Counter(
+                    (types[info["ppid"]], title)
+                    for info in there.values()
+                    if info["ppid"] in raylets and info["ppid"] in types
+                    for title in TITLES
+                    if " ".join(info["cmdline"] or []).startswith(title)
+                )
+            )
 
     def of(self, title: str) -> set[str]:
         """The node types on which processes of a title were."""
@@ -152,24 +165,6 @@ class Watch:
     def together(self, title: str) -> list[int]:
         """How many processes of a title there were, at each look."""
         return [sum(n for (_, there), n in found.items() if there == title) for found in self.seen]
-
-
-def titles_of(raylet: psutil.Process) -> list[str]:
-    found = []
-    for process in children(raylet):
-        try:
-            line = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        found += [title for title in TITLES if line.startswith(title)]
-    return found
-
-
-def children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children()
-    except psutil.Error:
-        return []
 
 
 @dataclass
