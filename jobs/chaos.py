@@ -25,18 +25,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llkd.cli import config_of, do_logged, in_run_dir, plain_parser
-from llkd.errors import LLKDError
+from llkd.cli import config_of, do_logged, errors_told, in_run_dir, plain_parser
 
 
 def main() -> None:
     """Disturb, look, and tell."""
     arguments = _parser().parse_args()
-    try:
+    with errors_told():
         config = config_of(arguments.config, arguments.overrides)
-    except LLKDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
 
     def work(console: Console) -> None:
         from llkd.chaos.bench import Disturbances, run_chaos

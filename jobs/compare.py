@@ -19,9 +19,16 @@ from typing import Any
 
 from rich.console import Console
 
-from llkd.cli import config_of, connected, do_logged, in_run_dir, plain_parser, write_figures
+from llkd.cli import (
+    config_of,
+    connected,
+    do_logged,
+    errors_told,
+    in_run_dir,
+    plain_parser,
+    write_figures,
+)
 from llkd.config import RunConfig
-from llkd.errors import LLKDError
 from llkd.research.compare import require_comparable
 
 
@@ -46,13 +53,10 @@ def main() -> None:
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {arguments.json.absolute().parent}")
     arguments.policies = list(dict.fromkeys(arguments.policies.split(",")))
-    try:
+    with errors_told():
         configs = {Path(path).stem: config_of(path, overrides) for path in paths}
         for config in configs.values():
             require_comparable(config, arguments.policies)
-    except LLKDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
     if len({config.run_dir for config in configs.values()}) < len(paths):
         parser.error("each config needs a name and a run_dir of its own")
     sys.exit(_compare_all(configs, arguments))
