@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import ray
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.padding import Padding
@@ -273,7 +273,7 @@ class ProgressDisplay:
         for _ in range(3):
             grid.add_column(no_wrap=True)
         done = ProgressBar(max(state.total, 1), state.rows, bar, pulse=not state.total)
-        shown = [Text(name), *([done] if bar else []), Text(text)]
+        shown: list[RenderableType] = [Text(name), *([done] if bar else []), Text(text)]
         grid.add_row(*shown)
         return grid
 
