@@ -158,7 +158,9 @@ def _bounds(metadata: Sequence[Any]) -> str:
             for name, sign in _SIGNS.items():
                 value = getattr(bound, name, None)
                 if value is not None:
-                    found.append(f"{sign} {value:,}" if value < 1e9 else f"{sign} {value:.3g}")
+                    found.append(
+                        f"{sign} {value:,}" if isinstance(value, int) else f"{sign} {value:g}"
+                    )
     return f" {', '.join(found)}" if found else ""
 
 
