@@ -1,4 +1,5 @@
 import ast
+import os
 import pickle
 import re
 import sys
@@ -79,7 +80,7 @@ def test_a_bug_is_told_in_two_lines_and_its_traceback_is_kept(
     make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(sys, "stderr", open(2, "w", closefd=False))  # as it is without pytest
+    monkeypatch.setattr(sys, "stderr", os.fdopen(2, "w", closefd=False))  # as it is without pytest
 
     def work(console: object) -> None:
         raise ZeroDivisionError("by\nzero")

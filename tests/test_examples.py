@@ -1,24 +1,23 @@
 """The examples of docs/extending.md: as they stand there, through the pipeline."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import yaml
 
 from docs.examples.curriculum import Curriculum
 from docs.examples.rules_engine import RulesEngine
 from llkd.calibrate import calibrate
 from llkd.core.policies import PolicySettings, Rule, Signals, select_rows
 from llkd.core.statistics import class_statistics
-from llkd.epochs import read_stats
+from llkd.core.thresholds import Thresholds
 from llkd.errors import ConfigError
 from llkd.needs import require_inputs
 from llkd.research.compare import variant
-from llkd.selection import policy_of
-from llkd.stages.distill import distill, manifest_of
+from llkd.schema import RunLayout
+from llkd.selection import Selector, policy_of, shard_starts
+from llkd.stages.distill import manifest_of
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label
+from llkd.storage import Folder
 from tests.conftest import ROOT, MakeConfig, SilentTracker
 from tests.fakes import TOPICS
 
@@ -94,9 +93,8 @@ def test_a_policy_of_ones_own_is_compared(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_both_through_the_pipeline(tmp_path: Path, make_config: MakeConfig) -> None:
-    from llkd.progress import ProgressTracker
-
+def test_both_over_shards(make_config: MakeConfig) -> None:
+    """What the pipeline does with them, but for the training."""
     words = {name: known[:4] for name, known in TOPICS.items()}  # a fifth of them says nothing
     config = make_config(
         test=None, teacher={"engine": ENGINE, "model": "rules", "engine_args": {"words": words}},
@@ -106,10 +104,15 @@ def test_both_through_the_pipeline(tmp_path: Path, make_config: MakeConfig) -> N
     labelled = label(config, ["corpus"], SilentTracker())["corpus"]
     assert 0 < labelled.results["rejected"] == 420 - sum(labelled.results["rows"]) < 42
     assert labelled.settings["teacher.engine"] == ENGINE
-    found = distill(config, calibrate(config), ProgressTracker.remote())  # type: ignore[attr-defined]
-    assert found.settings == manifest_of(config, labelled).settings
-    assert found.settings["selection.policy"] == POLICY
-    shares = [read_stats(config, epoch)["fraction"] for epoch in range(2)]
+    assert manifest_of(config, labelled).settings["selection.policy"] == POLICY
+    selector = Selector(config, shard_starts([60] * 7))
+    selector.make_pseudo_labels(calibrate(config))
+    shares, previous = [], None
+    for epoch in range(2):
+        stats = selector.select(epoch, selector.teacher_statistics(), None, previous)
+        previous = Thresholds.from_json(stats["thresholds"])
+        folder = Folder(RunLayout(config.run_dir).selection(epoch))
+        rows = sum(len(folder.read_shard(shard)) for shard in range(7))
+        assert rows == stats["selected"]
+        shares.append(stats["fraction"])
     assert 0.4 <= shares[0] < 0.8 <= shares[1]  # those with two words, then some with one
-    run = yaml.safe_load((tmp_path / "run/epochs/00/stats.json").read_text())
-    assert run["policy"] == POLICY
