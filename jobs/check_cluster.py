@@ -19,7 +19,10 @@ def main() -> None:
         "cluster", help="cluster.yaml, jobs/clusters/gcp.yaml, jobs/clusters/rayjob.yaml, ..."
     )
     parser.add_argument("config", help="the run's config")
-    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="dotted.key=value",
+        help="settings that replace the file's",
+    )  # fmt: skip
     arguments = parser.parse_args()
     with errors_told():
         run = config_of(arguments.config, arguments.overrides)

@@ -151,11 +151,16 @@ def connected() -> Iterator[None]:
         runtime.disconnect()
 
 
+EPILOG = """Settings and their defaults: docs/settings.md. Exit status: 0 all is done; 1 failed; 2 wrong command
+line or config; 130 interrupted; 143 told to end. Errors take two lines: what is wrong, what to do."""
+
+
 def plain_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser of no arguments yet."""
     return argparse.ArgumentParser(
         prog=f"jobs/{name}.py",
         description=description,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -165,7 +170,11 @@ def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = plain_parser(name, description)
     parser.add_argument("config", help="a YAML config, such as jobs/configs/bbc.yaml, or its URI")
     parser.add_argument(
-        "overrides", nargs="*", metavar="dotted.key=value", help="settings that replace the file's"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="dotted.key=value",
+        help="settings that replace the file's",
     )
     return parser
 
