@@ -37,12 +37,16 @@ def main() -> None:
     parser = plain_parser("compare", __doc__)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML configs")
     parser.add_argument(
-        "--policies", help="by commas", default="llkd,refined,all,random,teacher_confidence"
+        "--policies",
+        help="by commas, with settings of their own as above",
+        default="llkd,refined,all,random,teacher_confidence",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many (3)")
     parser.add_argument("--cheap", action="store_true", help="a head on the frozen student")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--plots", help="where the plots go; a folder in it for each config")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument(
+        "--plots", metavar="FOLDER", help="where the plots go; a folder in it for each config"
+    )
     arguments = parser.parse_intermixed_args()
     paths = [path for path in arguments.configs if "=" not in path or Path(path).exists()]
     overrides = [text for text in arguments.configs if text not in paths]

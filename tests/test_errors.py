@@ -27,6 +27,7 @@ def test_errors_survive_pickle(kind: type[errors.LLKDError]) -> None:
 
 SPLIT = {
     "a sentence": ("It is small. Raise it, or wait.", "It is small.", "Raise it, or wait."),
+    "two sentences": ("It is full. Delete it. Run it.", "It is full.", "Delete it. Run it."),
     "a colon": ("budget = 0.1 is small: raise it", "budget = 0.1 is small", "Raise it."),
     "a semicolon": ("It has no template; use auto", "It has no template", "Use auto."),
     "a package": ("It needs peft: pip install 'x'", "It needs peft", "Install it: pip install 'x'"),
