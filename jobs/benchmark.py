@@ -24,7 +24,6 @@ the figures to FILE, and nothing else. Give it a quiet machine: it takes all of 
 """
 
 import argparse
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,21 +32,20 @@ from typing import Any
 def main() -> None:
     """Run one benchmark."""
     arguments = _parser().parse_args()
-    from llkd.cli import write_figures
-    from llkd.errors import LLKDError
+    from llkd.cli import errors_told, write_figures
 
-    try:
+    with errors_told():
         result, table = arguments.run(arguments)
         print(table)
         if arguments.json is not None:
             write_figures(arguments.json, result)
-    except LLKDError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="jobs/benchmark.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_subparsers(dest="what", required=True)
     speeds = [

@@ -25,18 +25,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llkd.cli import config_of, do_logged, in_run_dir, plain_parser
-from llkd.errors import LLKDError
+from llkd.cli import config_of, do_logged, errors_told, in_run_dir, plain_parser
 
 
 def main() -> None:
     """Disturb, look, and tell."""
     arguments = _parser().parse_args()
-    try:
+    with errors_told():
         config = config_of(arguments.config, arguments.overrides)
-    except LLKDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
 
     def work(console: Console) -> None:
         from llkd.chaos.bench import Disturbances, run_chaos
@@ -62,12 +58,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=20, help="disturbances over all runs (20)")
     parser.add_argument("--runs", type=int, help="runs that share them (one for five)")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, times and victims (0)")
-    parser.add_argument("--kinds", type=_kinds, default="actor,trainer,task,node,driver,store")
+    parser.add_argument(
+        "--kinds",
+        type=_kinds,
+        default="actor,trainer,task,node,driver,store",
+        help="what is killed, by commas (actor,trainer,task,node,driver,store)",
+    )
     parser.add_argument(
         "--tolerance", type=float, default=0.0, help="by which log-probabilities may differ (0)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
-    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="dotted.key=value",
+        help="settings that replace the file's",
+    )  # fmt: skip
     return parser
 
 

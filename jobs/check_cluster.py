@@ -7,7 +7,8 @@ Reads a file of Ray's cluster launcher or a RayJob of KubeRay, and a config. Con
 
 import sys
 
-from llkd.cli import config_of, plain_parser
+from llkd.cli import config_of, errors_told, plain_parser
+from llkd.cluster_files import check
 from llkd.errors import LLKDError
 
 
@@ -18,14 +19,16 @@ def main() -> None:
         "cluster", help="cluster.yaml, jobs/clusters/gcp.yaml, jobs/clusters/rayjob.yaml, ..."
     )
     parser.add_argument("config", help="the run's config")
-    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="dotted.key=value",
+        help="settings that replace the file's",
+    )  # fmt: skip
     arguments = parser.parse_args()
-    try:
+    with errors_told():
         run = config_of(arguments.config, arguments.overrides)
-        from llkd.cluster_files import check
-
+    try:
         check(arguments.cluster, run)
-    except LLKDError as error:
+    except LLKDError as error:  # a list of what to change, which is what this job is for
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{arguments.cluster} fits {arguments.config}.")

@@ -19,9 +19,16 @@ from typing import Any
 
 from rich.console import Console
 
-from llkd.cli import config_of, connected, do_logged, in_run_dir, plain_parser, write_figures
+from llkd.cli import (
+    config_of,
+    connected,
+    do_logged,
+    errors_told,
+    in_run_dir,
+    plain_parser,
+    write_figures,
+)
 from llkd.config import RunConfig
-from llkd.errors import LLKDError
 from llkd.research.compare import require_comparable
 
 
@@ -30,12 +37,16 @@ def main() -> None:
     parser = plain_parser("compare", __doc__)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML configs")
     parser.add_argument(
-        "--policies", help="by commas", default="llkd,refined,all,random,teacher_confidence"
+        "--policies",
+        help="by commas, with settings of their own as above",
+        default="llkd,refined,all,random,teacher_confidence",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many (3)")
     parser.add_argument("--cheap", action="store_true", help="a head on the frozen student")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--plots", help="where the plots go; a folder in it for each config")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument(
+        "--plots", metavar="FOLDER", help="where the plots go; a folder in it for each config"
+    )
     arguments = parser.parse_intermixed_args()
     paths = [path for path in arguments.configs if "=" not in path or Path(path).exists()]
     overrides = [text for text in arguments.configs if text not in paths]
@@ -46,13 +57,10 @@ def main() -> None:
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {arguments.json.absolute().parent}")
     arguments.policies = list(dict.fromkeys(arguments.policies.split(",")))
-    try:
+    with errors_told():
         configs = {Path(path).stem: config_of(path, overrides) for path in paths}
         for config in configs.values():
             require_comparable(config, arguments.policies)
-    except LLKDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
     if len({config.run_dir for config in configs.values()}) < len(paths):
         parser.error("each config needs a name and a run_dir of its own")
     sys.exit(_compare_all(configs, arguments))

@@ -27,9 +27,11 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def main() -> None:
     """Make what is missing, each folder whole or not at all."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="jobs/prepare_demo.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", nargs="?", default="demo", type=Path)
+    parser.add_argument("folder", nargs="?", default="demo", type=Path, help="where it goes (demo)")
     folder: Path = parser.parse_args().folder
     os.environ["HF_HUB_OFFLINE"] = "1"
     makers: dict[str, Callable[[Path], None]] = {

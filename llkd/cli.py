@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from llkd.config import RunConfig
 from llkd.config_file import absolute_paths, load_config, portable_path
-from llkd.errors import ConfigError, LLKDError
+from llkd.errors import ConfigError, LLKDError, StorageError
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 from llkd.telemetry import SHARD_LOG
@@ -38,11 +38,8 @@ def run_job(name: str, description: str | None, figures: bool = False) -> None:
     if figures:
         parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     arguments = parser.parse_args()
-    try:
+    with errors_told():
         config = config_of(arguments.config, arguments.overrides)
-    except LLKDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
 
     def work(console: Console) -> None:
         # Only now: importing Ray and connecting to it talk too.
@@ -67,6 +64,45 @@ def config_of(path: str, overrides: Sequence[str]) -> RunConfig:
     return absolute_paths(load_config(path, overrides))
 
 
+MOST_OF_ERROR = 600
+"""Characters of what is wrong that are shown: a library's words may be many. The log has all."""
+
+
+def two_lines(error: Exception, log: str | None) -> tuple[str, str]:
+    """What a person is told of an error: what is wrong, and what to do.
+
+    Args:
+        error: any.
+        log: the file that holds its traceback; None where there is none.
+    """
+    where = "" if log is None else f" Log: {portable_path(log)}"
+    if isinstance(error, LLKDError):
+        what, todo = error.lines
+    else:
+        what = " ".join(str(error).split())
+        todo = "This is a bug, in LLKD or in a library that it uses: report it with its traceback."
+    if len(what) > MOST_OF_ERROR:
+        what = f"{what[:MOST_OF_ERROR]}…"
+    return f"{type(error).__name__}: {what}", f"  {todo}{where}"
+
+
+@contextlib.contextmanager
+def errors_told() -> Iterator[None]:
+    """End the process with two lines for any error: status 2 for a wrong config, else 1. For what
+    comes before there is a run directory, or does without; see `do_logged` for the rest."""
+    try:
+        yield
+    except LLKDError as error:
+        print("\n".join(two_lines(error, None)), file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except Exception as error:
+        file, log = tempfile.mkstemp(prefix="llkd-", suffix=".log")
+        with os.fdopen(file, "w", encoding="utf-8") as written:
+            traceback.print_exc(file=written)
+        print("\n".join(two_lines(error, log)), file=sys.stderr)
+        sys.exit(1)
+
+
 def do_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
     """Do some work, with all that the libraries say in a log; returns the exit status, see
     `run_job`."""
@@ -75,7 +111,8 @@ def do_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> 
     try:
         return _run(name, config, work)
     except OSError as error:  # before there is a log
-        print(f"StorageError: cannot write into run_dir: {error}", file=sys.stderr)
+        refused = StorageError(f"Cannot write into run_dir {config.run_dir}: {error}")
+        print("\n".join(two_lines(refused, None)), file=sys.stderr)
         return 1
 
 
@@ -114,11 +151,16 @@ def connected() -> Iterator[None]:
         runtime.disconnect()
 
 
+EPILOG = """Settings and their defaults: docs/settings.md. Exit status: 0 all is done; 1 failed; 2 wrong command
+line or config; 130 interrupted; 143 told to end. Errors take two lines: what is wrong, what to do."""
+
+
 def plain_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser of no arguments yet."""
     return argparse.ArgumentParser(
         prog=f"jobs/{name}.py",
         description=description,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -128,14 +170,17 @@ def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = plain_parser(name, description)
     parser.add_argument("config", help="a YAML config, such as jobs/configs/bbc.yaml, or its URI")
     parser.add_argument(
-        "overrides", nargs="*", metavar="dotted.key=value", help="settings that replace the file's"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="dotted.key=value",
+        help="settings that replace the file's",
     )
     return parser
 
 
 def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
     layout = RunLayout(config.run_dir)
-    status = 1
     with _captured_output(layout, name) as (console, log):
         try:
             work(console)
@@ -143,19 +188,13 @@ def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
         except (KeyboardInterrupt, SystemExit) as stop:
             console.print("Interrupted. The same command goes on from here.")
             return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
-        except LLKDError as error:
-            status = 2 if isinstance(error, ConfigError) else 1
-            traceback.print_exc()
-            console.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}")
         except Exception as error:
             traceback.print_exc()
-            console.print(
-                f"[bold red]Failed[/]: {escape(f'{type(error).__name__}: {error}'[:600])}"
-            )
-        console.print(
-            f"The libraries' output and the traceback are in {escape(portable_path(log))}"
-        )
-        return status
+            what, todo = two_lines(error, log)
+            kind, _, rest = what.partition(":")
+            console.print(f"[bold red]{kind}[/]:{escape(rest)}")
+            console.print(escape(todo))
+            return 2 if isinstance(error, ConfigError) else 1
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """What is learnt from: the selection of rows, the loss, and the head of a frozen student."""
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from llkd.config_sources import Fraction, Section
 
@@ -12,15 +13,23 @@ PolicyName = Literal[
 ]  # fmt: skip
 
 
+def _policy(name: str) -> str:
+    if name not in get_args(PolicyName) and not re.fullmatch(r"[\w.]+:\w+", name):
+        known = ", ".join(get_args(PolicyName))
+        raise ValueError(f"must be one of {known}, or package.module:Class")
+    return name
+
+
 class SelectionConfig(Section):
     """Which rows the student trains on, chosen anew each epoch."""
 
-    policy: PolicyName = "llkd"
+    policy: Annotated[str, AfterValidator(_policy)] = "llkd"
     """`llkd`: the teacher is confident and the student is uncertain. `refined`: a part of the corpus
     each epoch, with labels that the student, which has not learnt it, helps to mend. Baselines: `all`, `random`,
     `teacher_confidence`, `student_uncertainty`; `freematch` and `softmatch`, by the student's own
     confidence; `small_loss` and `confident_learning`, which leave out rows that look labelled
-    wrong. Each with its source in llkd/core/policies."""
+    wrong. Each with its source in llkd/core/policies. Or `package.module:Class` for one of your own
+    (see docs/extending.md)."""
     sides: Literal["both", "teacher", "student"] = "both"
     """For `llkd`: which signals have to reach their thresholds."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"

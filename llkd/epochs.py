@@ -8,7 +8,6 @@ selected, and measure the student on the rows held out.
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +193,7 @@ class EpochLoop:
         """The selection of this epoch: made by rank 0, read by all."""
         folder = Folder(self.layout.epoch(epoch))
         if self.rank == 0 and not folder.exists(STATS):
+            self.tracker.doing.remote(self._name(epoch, "selection"))
             previous = None
             if epoch > 0:
                 previous = Thresholds.from_json(read_stats(self.config, epoch - 1)["thresholds"])
@@ -225,7 +225,8 @@ class EpochLoop:
                 "selection.class_floor (for random: selection.fraction)."
             )
         if self.rank == 0:
-            self.tracker.begin.remote(self._name(epoch, "training"), part.rows * self.workers)
+            name = self._name(epoch, "training")
+            self.tracker.begin.remote(name, part.rows * self.workers, 0, "worker")
         student = self.config.student
         batch_size = student.batch_size // self.workers
         rows = SelectedRows(
@@ -252,7 +253,11 @@ class EpochLoop:
 
     def _counted(self, steps: Iterable[Any], epoch: int) -> Iterator[Any]:
         of, unit = self._work(epoch), f"{epoch}/{self.rank}"
-        tell = partial(self.tracker.update.remote, unit, of=of)
+
+        def tell(done: int) -> None:
+            loss = self.trainer.mean_loss() if self.rank == 0 else None
+            self.tracker.update.remote(unit, done, of=of, loss=loss)
+
         now_and_then_, done = now_and_then(tell), 0
         for batches in steps:
             yield batches

@@ -6,6 +6,7 @@ from llkd.config_sources import section_of
 from llkd.manifest import read_manifest
 from llkd.models import require_model
 from llkd.schema import RunLayout
+from llkd.selection import policy_of
 from llkd.sources import DATASETS_PREFIX, check_columns, list_files
 from llkd.stages.distill import worker_resources
 from llkd.stages.label import default_resources
@@ -25,7 +26,7 @@ def require_inputs(stage: str, config: RunConfig) -> None:
 
     Raises:
         DataError: a file is missing, or lacks a column.
-        ConfigError: a model's directory is missing, or lacks something.
+        ConfigError: a model's directory is missing, or lacks something; there is no such policy.
     """
     if stage in ("ingest", "run"):
         for dataset in datasets_of(config):
@@ -39,6 +40,8 @@ def require_inputs(stage: str, config: RunConfig) -> None:
             require_teacher(teacher)
     if stage in ("distill", "run") and needs_student(config):
         require_model(config.student.model, "student.model")
+    if stage in ("distill", "run", "plan"):
+        policy_of(config)
 
 
 def _require_planned(config: RunConfig) -> None:

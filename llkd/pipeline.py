@@ -245,6 +245,7 @@ def _evaluate(config: RunConfig, tracker: Any, started: float) -> dict[str, Any]
     calibration = calibrate(config)
     if config.test is not None:
         predict(config, pass_over_test(config), tracker)
+    tracker.doing.remote("evaluate")
     found = evaluate(config, calibration)
     now = time.monotonic()
     metrics = collect_metrics(config, found, now - begun_evaluation, now - started)

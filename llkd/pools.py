@@ -12,7 +12,7 @@ import ray
 
 from llkd import autoscaling
 from llkd.errors import ActorError, LLKDError
-from llkd.runtime import Resources, autoscales, here, options_of
+from llkd.runtime import CREWS, Resources, actor_states, autoscales, here, options_of
 from llkd.tasks import answer, data_of, result_of
 
 
@@ -85,12 +85,7 @@ ITEMS_AHEAD = 4
 
 def _pool_size() -> int:
     """Actors of this job's pool, whether they run or wait for a node."""
-    from ray._private.state import actors
-
-    job = ray.get_runtime_context().get_job_id()
-    known = actors(job_id=ray.JobID.from_hex(job)).values()
-    pool = [actor for actor in known if actor["ActorClassName"].startswith("MapWorker")]
-    return sum(actor["State"] != "DEAD" for actor in pool)
+    return sum(state != "DEAD" for state in actor_states(CREWS["replica"]))
 
 
 LONGEST_RUN = 64

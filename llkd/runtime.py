@@ -184,3 +184,25 @@ def require_resources(resources: Resources, setting: str) -> None:
 def autoscales() -> bool:
     """Whether nodes may still be added: an autoscaler looks after this cluster."""
     return not is_local() and bool(autoscaling.addable_nodes() or autoscaling.is_running())
+
+
+CREWS = {"replica": "MapWorker", "worker": "RayTrainWorker"}
+"""How the classes of actors begin that Ray Data and Ray Train do a stage's work with, by what a
+person calls them."""
+
+
+def crew_size(crew: str) -> int:
+    """Actors of this job that run, of a crew in CREWS; 0 where Ray does not say."""
+    try:
+        return actor_states(CREWS[crew]).count("ALIVE")
+    except Exception:  # of an interface of Ray's own, which raises what it likes
+        return 0
+
+
+def actor_states(name: str) -> list[str]:
+    """What Ray says of each actor of this job whose class's name begins so."""
+    from ray._private.state import actors
+
+    job = ray.get_runtime_context().get_job_id()
+    known = actors(job_id=ray.JobID.from_hex(job)).values()
+    return [actor["State"] for actor in known if actor["ActorClassName"].startswith(name)]

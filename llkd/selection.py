@@ -7,7 +7,7 @@ is then decided on alone, from these and its uncertainty; only small statistics 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from llkd.core.calibration import Calibration
 from llkd.core.holdout import Holdout
 from llkd.core.policies import (
     Policy,
+    PolicyName,
     PolicySettings,
     Rule,
     Signals,
@@ -28,7 +29,8 @@ from llkd.core.policies import (
 from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
-from llkd.errors import StorageError
+from llkd.errors import ConfigError, StorageError
+from llkd.plugins import imported_class
 from llkd.schema import (
     CONFIDENCE,
     LABEL,
@@ -51,7 +53,11 @@ COUNTS = "counts.json"
 
 
 def policy_of(config: RunConfig) -> Policy:
-    """The policy that the config asks for."""
+    """The policy that the config asks for.
+
+    Raises:
+        ConfigError: it is one of the user's own, and cannot be imported or is none.
+    """
     selection = config.selection
     rule = Rule(
         thresholds=selection.thresholds,
@@ -72,7 +78,15 @@ def policy_of(config: RunConfig) -> Policy:
         clean_probability=selection.clean_probability,
         seed=config.seed,
     )
-    return make_policy(selection.policy, settings)
+    if selection.policy in get_args(PolicyName):
+        return make_policy(cast(PolicyName, selection.policy), settings)
+    own = imported_class(selection.policy, "selection.policy")
+    if not (isinstance(own, type) and issubclass(own, Policy)):
+        raise ConfigError(
+            f"selection.policy: {selection.policy} is no policy: make it a class that inherits from "
+            "llkd.core.policies.Policy"
+        )
+    return own(settings)  # type: ignore[arg-type]
 
 
 def shard_starts(rows: Sequence[int]) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ class UncertaintyPass:
         ray.get(self._queue.begin.remote(list(rows), missing, workers))
         self._tracker.missing.remote(self._work(epoch), missing)
         skipped = sum(rows) - sum(rows[shard] for shard in missing)
-        self._tracker.begin.remote(name, sum(rows), skipped)
+        self._tracker.begin.remote(name, sum(rows), skipped, "worker")
 
     def run(self, epoch: int) -> None:
         """Score pieces until there are none."""

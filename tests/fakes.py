@@ -124,7 +124,7 @@ class DeadlyTracker:
 
     def __init__(self, unit: str, deaths: str) -> None:
         self._unit, self._deaths = unit, deaths
-        self.begin = self.end = self.update = self.missing = self.shard = self
+        self.begin = self.end = self.update = self.missing = self.shard = self.doing = self
 
     def remote(self, *arguments: Any) -> None:
         if arguments[:1] == (self._unit,) and not os.path.exists(self._deaths):

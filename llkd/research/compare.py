@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.console import Console
 from llkd.calibrate import calibrate, calibration_settings
 from llkd.config import RunConfig
 from llkd.config_file import changed
-from llkd.core.policies import Signals
+from llkd.core.policies import PolicyName, Signals
 from llkd.errors import ConfigError
 from llkd.manifest import FILES, Manifest, open_stage, read_manifest, require_complete
 from llkd.research.results import RunResult, Summary, reliability, summarise
@@ -44,12 +44,16 @@ def variant(config: RunConfig, what: str) -> RunConfig:
 
     Args:
         config: what all have in common.
-        what: a value of `selection.policy`, or `POLICY:dotted.key=value;dotted.key=value`.
+        what: a value of `selection.policy`, or `POLICY:dotted.key=value;dotted.key=value`; POLICY
+            may be `package.module:Class`.
 
     Raises:
         ConfigError: there is no such policy or setting.
     """
     policy, _, settings = what.partition(":")
+    if policy not in get_args(PolicyName) and settings:
+        name, _, settings = settings.partition(":")
+        policy = f"{policy}:{name}"
     overrides = [setting for setting in settings.split(";") if setting]
     return changed(config, [f"selection.policy={policy}", *overrides])
 

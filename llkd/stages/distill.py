@@ -67,6 +67,7 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         return manifest
     resources, most = worker_resources(config)
     prepare_epochs(selector, calibration)
+    tracker.doing.remote("the training workers start")
     epochs = _train(config, selector, labelled.results["rows"], resources, most, tracker)
     stats = [read_stats(config, epoch) for epoch in range(epochs)]
     rows = sum(labelled.results["rows"])

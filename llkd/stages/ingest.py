@@ -99,6 +99,7 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     if manifest.complete:
         return manifest
 
+    tracker.doing.remote(f"ingest {dataset}: the files are counted")
     plan = _plan(source, dataset)
     _check_plan(folder, plan)
     missing = sorted(set(range(plan.shards)) - folder.shards())

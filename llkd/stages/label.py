@@ -119,7 +119,7 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
     if work:
         skipped = sum(rows.values()) - sum(rows.get(item, 0) for item in work)
         name = "label" if config.teacher_number is None else f"label by {config.teacher.model}"
-        tracker.begin.remote(name, sum(rows.values()), skipped)
+        tracker.begin.remote(name, sum(rows.values()), skipped, "replica")
         for item in _run_pool(config, work, tracker):
             if item["dataset"] in counts:  # not the texts without content
                 counts[item["dataset"]][item["shard"]] = ShardCounts.of(item)

@@ -91,7 +91,7 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
         raise DataError(f"{rows.uri} holds no rows to predict")
     missing = sorted(set(range(len(expected))) - wanted.folder.shards())
     skipped = sum(expected) - sum(expected[shard] for shard in missing)
-    tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped)
+    tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped, "replica")
     tracker.missing.remote(_work_on(config, wanted), missing)
     pace, written = Pace(), {}
     for item in _run_pool(config, wanted, missing, sum(expected) - skipped, tracker):

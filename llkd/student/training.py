@@ -48,6 +48,9 @@ class Trainer:
         if device.type == "cpu":
             use_byte_dropout(model)
         self.optimizer = make_optimizer(model, student)
+        # On the device: to read it every step would make the GPU wait for its driver.
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._rows = 0
 
     def train(self, steps: Iterable[Sequence[Batch]], epoch: int, count: int) -> tuple[float, int]:
         """One epoch.
@@ -61,14 +64,18 @@ class Trainer:
             The sum of the rows' weighted losses, and the rows.
         """
         self._model.train()
-        # On the device: to read it every step would make the GPU wait for its driver.
-        total, rows = torch.zeros((), dtype=torch.float64, device=self._device), 0
+        self._total.zero_()
+        self._rows = 0
         for step, batches in enumerate(steps):
             self._set_learning_rate((epoch + (step + 0.5) / count) / self._student.epochs)
             step_rows = sum(len(batch.labels_b) for batch in batches)
-            total += self._step(batches, step_rows) * step_rows
-            rows += step_rows
-        return float(total), rows
+            self._total += self._step(batches, step_rows) * step_rows
+            self._rows += step_rows
+        return float(self._total), self._rows
+
+    def mean_loss(self) -> float | None:
+        """The mean weighted loss of this epoch's rows so far; None before the first step."""
+        return float(self._total) / self._rows if self._rows else None
 
     def _set_learning_rate(self, progress: float) -> None:
         factor = learning_rate_factor(progress, self._student.warmup_fraction)

@@ -1,10 +1,9 @@
 """The protocol of an engine, and how one is made from the config.
 
 An engine of your own is a class with these methods, named in the config as
-`teacher.engine: package.module:Class`.
+`teacher.engine: package.module:Class`; docs/extending.md has an example.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -12,8 +11,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from llkd.config import TaskConfig, TeacherConfig
-from llkd.errors import ConfigError
 from llkd.models import require_model, require_weights
+from llkd.plugins import imported_class
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,7 @@ def engine_class(name: str) -> type[Engine]:
     Raises:
         ConfigError: there is no such module or class.
     """
-    path = _OURS.get(name, name)
-    module_name, _, class_name = path.partition(":")
-    try:
-        return cast(type[Engine], getattr(importlib.import_module(module_name), class_name))
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"teacher.engine: cannot import {path}: {error}") from error
+    return cast(type[Engine], imported_class(_OURS.get(name, name), "teacher.engine"))
 
 
 def require_teacher(teacher: TeacherConfig) -> None:
