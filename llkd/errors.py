@@ -40,6 +40,10 @@ class StudentError(LLKDError):
     """The student cannot be loaded or trained."""
 
 
+class ExportError(LLKDError):
+    """The student or the labelled rows cannot be exported as they should be, or not be pushed."""
+
+
 class ResourceError(LLKDError):
     """The Ray cluster can never provide the resources that a stage asks for."""
 

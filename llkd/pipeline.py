@@ -38,6 +38,7 @@ from llkd.stages.label import label
 from llkd.stages.label import manifest_of as label_manifest
 from llkd.stages.predict import Pass, pass_over_corpus, pass_over_test, predict
 from llkd.stages.predict import manifest_of as predict_manifest
+from llkd.stages.publish import described, folder_of, publish
 from llkd.storage import Folder
 from llkd.summary import show_predictions, show_summary
 from llkd.teacher.examples import with_drawn_examples
@@ -99,6 +100,20 @@ def run_predict(config: RunConfig, console: Console) -> None:
         figures = _measured(config, wanted)
     ingested = require_complete(Folder(layout.rows(dataset)), "ingest")
     show_predictions(wanted.folder, predicted, ingested, figures, console)
+
+
+def run_export(config: RunConfig, console: Console) -> None:
+    """Make student and labelled rows ready for others, and push them if that is asked for.
+
+    Raises:
+        IncompleteError: the student is not finished.
+        ExportError: they cannot be exported as they should be, or not be pushed.
+    """
+    with _stage(config, console):
+        published = publish(config, partial(_line, console))
+    console.print(f"Export    {escape(portable_path(folder_of(config)))}", highlight=False)
+    for part, text in described(published).items():
+        console.print(f"  {part}: {text}")
 
 
 def _measured(config: RunConfig, wanted: Pass) -> dict[str, Any] | None:
@@ -337,6 +352,7 @@ STAGES: dict[str, Callable[[RunConfig, Console], Any]] = {
     "distill": run_distill,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "export": run_export,
     "run": run_all,
     "plan": run_plan,
 }
