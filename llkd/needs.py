@@ -13,6 +13,7 @@ from llkd.stages.distill import worker_resources
 from llkd.stages.label import default_resources
 from llkd.storage import Folder
 from llkd.teacher.engine import require_teacher
+from llkd.tracking import require_trackers
 
 
 def datasets_of(config: RunConfig) -> list[str]:
@@ -42,6 +43,8 @@ def require_inputs(stage: str, config: RunConfig) -> None:
     if stage in ("label", "run") and needs_teacher(config):
         for teacher in config.teachers or (config.teacher,):
             require_teacher(teacher)
+    if stage in ("distill", "evaluate", "run"):
+        require_trackers(config)
     if stage in ("distill", "run") and needs_student(config):
         require_model(config.student.model, "student.model")
 

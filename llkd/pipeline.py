@@ -42,6 +42,7 @@ from llkd.stages.publish import described, folder_of, publish
 from llkd.storage import Folder
 from llkd.summary import show_predictions, show_summary
 from llkd.teacher.examples import with_drawn_examples
+from llkd.tracking import followed, tell_figures
 
 METRICS = "metrics.json"
 
@@ -71,7 +72,7 @@ def run_evaluate(config: RunConfig, console: Console) -> None:
     """Measure, write metrics.json, and show the summary."""
     started = time.monotonic()
     with _stage(config, console) as tracker:
-        metrics = _evaluate(config, tracker, started)
+        metrics = _evaluate(config, tracker, started, console)
     show_summary(config, metrics, console)
 
 
@@ -142,7 +143,7 @@ def run_all(config: RunConfig, console: Console) -> None:
             raise
         _label(config, tracker, console)
         _distill(config, tracker, console)
-        metrics = _evaluate(config, tracker, started)
+        metrics = _evaluate(config, tracker, started, console)
     show_summary(config, metrics, console)
 
 
@@ -244,7 +245,8 @@ def _label(config: RunConfig, tracker: Any, console: Console) -> None:
 
 def _distill(config: RunConfig, tracker: Any, console: Console) -> None:
     require_complete(Folder(RunLayout(config.run_dir).labels("corpus")), "label")
-    distill(config, calibrate(config), tracker)
+    with followed(config, tracker, partial(_line, console)):
+        distill(config, calibrate(config), tracker)
     export(config)
 
 
@@ -255,7 +257,7 @@ def _say(console: Console, name: str, manifest: Manifest) -> None:
         console.print(f"  {name}: rows left out ({listed}), listed in rejects/")
 
 
-def _evaluate(config: RunConfig, tracker: Any, started: float) -> dict[str, Any]:
+def _evaluate(config: RunConfig, tracker: Any, started: float, console: Console) -> dict[str, Any]:
     begun_evaluation = time.monotonic()
     calibration = calibrate(config)
     if config.test is not None:
@@ -264,6 +266,7 @@ def _evaluate(config: RunConfig, tracker: Any, started: float) -> dict[str, Any]
     now = time.monotonic()
     metrics = collect_metrics(config, found, now - begun_evaluation, now - started)
     Folder(RunLayout(config.run_dir).root).write_json(METRICS, metrics)
+    tell_figures(config, metrics, partial(_line, console))
     return metrics
 
 
