@@ -60,7 +60,8 @@ def test_the_cards(make_config: MakeConfig) -> None:
     )
     results = {"rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0}
     figures = {"rows": 9, "accuracy": 0.5, "macro_f1": 0.25, "ece": 0.125}
-    by_name = dict.fromkeys(names, {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1})
+    of_label = dict.fromkeys(("precision", "recall", "f1", "support"), 1)
+    by_name = dict.fromkeys(names, of_label)
     metrics = {
         "teacher": {"test": figures},
         "student": {"test": {**figures, "per_class": by_name}},
