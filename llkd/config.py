@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from llkd.config_learning import CheapConfig, LabelConfig, Loss, LossSettings, SelectionConfig
+from llkd.config_outputs import ExportConfig, TrackingConfig
 from llkd.config_sources import (
     PREDICT,
     CorpusConfig,
@@ -367,6 +368,8 @@ class RunConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     plan: PlanConfig = PlanConfig()
     predict: PredictConfig = PredictConfig()
+    export: ExportConfig = ExportConfig()
+    tracking: TrackingConfig = TrackingConfig()
     cheap: CheapConfig = CheapConfig()
     max_reject_fraction: Fraction = 0.1
     """A stage fails when more than this share of the rows cannot be used."""

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from llkd.config import RunConfig, StudentConfig, TaskConfig, TeacherConfig
+from llkd.config_outputs import ExportConfig
 from llkd.config_sources import PredictConfig, SourceConfig
 from llkd.config_words import explained
 from llkd.errors import ConfigError, StorageError
@@ -180,6 +181,9 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     def predict(section: PredictConfig) -> PredictConfig:
         return section.model_copy(update={"path": section.path and _absolute_paths(section.path)})
 
+    def export(section: ExportConfig) -> ExportConfig:
+        return section.model_copy(update={"folder": section.folder and _absolute(section.folder)})
+
     return config.model_copy(
         update={
             "run_dir": _absolute(config.run_dir),
@@ -191,6 +195,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             "teachers": tuple(teacher(one) for one in config.teachers),
             "student": student(config.student),
             "predict": predict(config.predict),
+            "export": export(config.export),
         }
     )
 

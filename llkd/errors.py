@@ -98,6 +98,10 @@ class StudentError(LLKDError):
     remedy = "Correct the section student of the config, and run the same command again."
 
 
+class ExportError(LLKDError):
+    """The student or the labelled rows cannot be exported as they should be, or not be pushed."""
+
+
 class ResourceError(LLKDError):
     """The Ray cluster can never provide the resources that a stage asks for."""
 

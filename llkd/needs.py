@@ -3,8 +3,10 @@
 from llkd import runtime
 from llkd.config import RunConfig
 from llkd.config_sources import section_of
+from llkd.hub import require_hub
 from llkd.manifest import read_manifest
 from llkd.models import require_model
+from llkd.onnx_student import require_onnx
 from llkd.schema import RunLayout
 from llkd.selection import policy_of
 from llkd.sources import DATASETS_PREFIX, check_columns, list_files
@@ -12,6 +14,7 @@ from llkd.stages.distill import worker_resources
 from llkd.stages.label import default_resources
 from llkd.storage import Folder
 from llkd.teacher.engine import require_teacher
+from llkd.tracking import require_trackers
 
 
 def datasets_of(config: RunConfig) -> list[str]:
@@ -26,7 +29,8 @@ def require_inputs(stage: str, config: RunConfig) -> None:
 
     Raises:
         DataError: a file is missing, or lacks a column.
-        ConfigError: a model's directory is missing, or lacks something; there is no such policy.
+        ConfigError: a model's directory is missing, or lacks something; a package or a token that
+            a setting needs is not there; there is no such policy.
     """
     if stage in ("ingest", "run"):
         for dataset in datasets_of(config):
@@ -35,13 +39,25 @@ def require_inputs(stage: str, config: RunConfig) -> None:
         _require_source(config, config.predict.dataset)
     if stage == "plan":
         _require_planned(config)
+    if stage == "export":
+        _require_export(config)
     if stage in ("label", "run") and needs_teacher(config):
         for teacher in config.teachers or (config.teacher,):
             require_teacher(teacher)
+    if stage in ("distill", "evaluate", "run"):
+        require_trackers(config)
     if stage in ("distill", "run") and needs_student(config):
         require_model(config.student.model, "student.model")
     if stage in ("distill", "run", "plan"):
         policy_of(config)
+
+
+def _require_export(config: RunConfig) -> None:
+    """The packages and the token that it will ask for."""
+    if config.export.onnx:
+        require_onnx()
+    if config.export.push_to_hub:
+        require_hub()
 
 
 def _require_planned(config: RunConfig) -> None:

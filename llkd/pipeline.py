@@ -38,9 +38,11 @@ from llkd.stages.label import label
 from llkd.stages.label import manifest_of as label_manifest
 from llkd.stages.predict import Pass, pass_over_corpus, pass_over_test, predict
 from llkd.stages.predict import manifest_of as predict_manifest
+from llkd.stages.publish import described, folder_of, publish
 from llkd.storage import Folder
 from llkd.summary import show_predictions, show_summary
 from llkd.teacher.examples import with_drawn_examples
+from llkd.tracking import followed, tell_figures
 
 METRICS = "metrics.json"
 
@@ -70,7 +72,7 @@ def run_evaluate(config: RunConfig, console: Console) -> None:
     """Measure, write metrics.json, and show the summary."""
     started = time.monotonic()
     with _stage(config, console) as tracker:
-        metrics = _evaluate(config, tracker, started)
+        metrics = _evaluate(config, tracker, started, console)
     show_summary(config, metrics, console)
 
 
@@ -101,6 +103,20 @@ def run_predict(config: RunConfig, console: Console) -> None:
     show_predictions(wanted.folder, predicted, ingested, figures, console)
 
 
+def run_export(config: RunConfig, console: Console) -> None:
+    """Make student and labelled rows ready for others, and push them if that is asked for.
+
+    Raises:
+        IncompleteError: the student is not finished.
+        ExportError: they cannot be exported as they should be, or not be pushed.
+    """
+    with _stage(config, console):
+        published = publish(config, partial(_line, console))
+    console.print(f"Export    {escape(portable_path(folder_of(config)))}", highlight=False)
+    for part, text in described(published).items():
+        console.print(f"  {part}: {text}")
+
+
 def _measured(config: RunConfig, wanted: Pass) -> dict[str, Any] | None:
     """The student's figures on the rows that it predicted, kept beside them; None without gold."""
     source = config.source(wanted.dataset)
@@ -127,7 +143,7 @@ def run_all(config: RunConfig, console: Console) -> None:
             raise
         _label(config, tracker, console)
         _distill(config, tracker, console)
-        metrics = _evaluate(config, tracker, started)
+        metrics = _evaluate(config, tracker, started, console)
     show_summary(config, metrics, console)
 
 
@@ -229,7 +245,8 @@ def _label(config: RunConfig, tracker: Any, console: Console) -> None:
 
 def _distill(config: RunConfig, tracker: Any, console: Console) -> None:
     require_complete(Folder(RunLayout(config.run_dir).labels("corpus")), "label")
-    distill(config, calibrate(config), tracker)
+    with followed(config, tracker, partial(_line, console)):
+        distill(config, calibrate(config), tracker)
     export(config)
 
 
@@ -240,7 +257,7 @@ def _say(console: Console, name: str, manifest: Manifest) -> None:
         console.print(f"  {name}: rows left out ({listed}), listed in rejects/")
 
 
-def _evaluate(config: RunConfig, tracker: Any, started: float) -> dict[str, Any]:
+def _evaluate(config: RunConfig, tracker: Any, started: float, console: Console) -> dict[str, Any]:
     begun_evaluation = time.monotonic()
     calibration = calibrate(config)
     if config.test is not None:
@@ -250,6 +267,7 @@ def _evaluate(config: RunConfig, tracker: Any, started: float) -> dict[str, Any]
     now = time.monotonic()
     metrics = collect_metrics(config, found, now - begun_evaluation, now - started)
     Folder(RunLayout(config.run_dir).root).write_json(METRICS, metrics)
+    tell_figures(config, metrics, partial(_line, console))
     return metrics
 
 
@@ -338,6 +356,7 @@ STAGES: dict[str, Callable[[RunConfig, Console], Any]] = {
     "distill": run_distill,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "export": run_export,
     "run": run_all,
     "plan": run_plan,
 }

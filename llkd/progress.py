@@ -126,6 +126,7 @@ class ProgressTracker:
         """See Telemetry."""
         self._phases: list[_Phase] = []
         self._telemetry = Telemetry(lines, echo)
+        self._epochs: dict[str, int] = {}
         self._refreshed = time.monotonic()
 
     def begin(self, name: str, total: int, skipped: int = 0, crew: str = "") -> None:
@@ -175,6 +176,11 @@ class ProgressTracker:
     def epoch(self, of: Work, stats: Mapping[str, Any]) -> None:
         """An epoch is done; `stats` are those of its stats.json."""
         self._telemetry.epoch(of, stats)
+        self._epochs[of.run] = int(stats["epoch"]) + 1
+
+    def epochs_done(self, run: str) -> int:
+        """How many epochs of a run are done, as far as this command has seen them."""
+        return self._epochs.get(run, 0)
 
     def since(self, index: int) -> list[PhaseState]:
         """The phases from `index` on."""

@@ -286,6 +286,16 @@ class RunLayout:
         return self._at("student")
 
     @property
+    def exported(self) -> str:
+        """What `jobs/export.py` makes, unless it is told another folder."""
+        return self._at("export")
+
+    @property
+    def tensorboard(self) -> str:
+        """Event files of TensorBoard."""
+        return self._at("tensorboard")
+
+    @property
     def logs(self) -> str:
         """What the libraries said."""
         return self._at("logs")

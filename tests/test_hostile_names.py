@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from llkd.cards import LabelledFacts, dataset_card, model_card
+from llkd.labelled_rows import labelled_features
 from llkd.manifest import Manifest
 from llkd.research.plots import draw_all
 from llkd.research.results import RunResult
-from llkd.stages.export import model_card
 from llkd.storage import Folder
 from llkd.summary import show_predictions
 from tests.conftest import MakeConfig
@@ -33,24 +34,89 @@ def test_the_console(tmp_path: Any) -> None:
     assert shown == NAMES
 
 
-def test_the_model_card(make_config: MakeConfig) -> None:
+YAML_NAMES = [
+    "yes",
+    "null",
+    "1.5",
+    "- x",
+    "--- ",
+    "{a: b}",
+    "%",
+    "@x",
+    "'",
+    '"',
+    ": ",
+    "é\u3000x",
+    "x" * 300,
+]
+
+
+def test_the_cards(make_config: MakeConfig) -> None:
+    from huggingface_hub import DatasetCard, ModelCard
+
+    names = [*NAMES, *(name.strip() for name in YAML_NAMES)]
     config = make_config(
-        task={"labels": dict.fromkeys(NAMES, "<b>|\n# no"), "instruction": "<i>\n---"}
+        task={"labels": dict.fromkeys(names, "<b>|\n# no"), "instruction": "<i>\n---\n# x"}
     )
     results = {"rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0}
-    card = model_card(config, Manifest("distill", {}, "", True, results))
-    markup = (
-        pytest.importorskip("markdown_it")
-        .MarkdownIt("commonmark")
-        .enable("table")
-        .render(card.split("---", 2)[2])
-    )
-    import html
+    figures = {"rows": 9, "accuracy": 0.5, "macro_f1": 0.25, "ece": 0.125}
+    of_label = dict.fromkeys(("precision", "recall", "f1", "support"), 1)
+    by_name = dict.fromkeys(names, of_label)
+    metrics = {
+        "teacher": {"test": figures},
+        "student": {"test": {**figures, "per_class": by_name}},
+    }
+    distilled = Manifest("distill", {}, "", True, results)
+    facts = LabelledFacts((1,) * len(names), (0.5,) * len(names), 1, 1)
+    student = model_card(config, distilled, metrics)
+    labelled = dataset_card(config, facts, labelled_features(config), metrics)
+    for card in (student, labelled):
+        body = card.split("\n---\n", 1)[1]
+        shown, headings = rendered(body)
+        for name in names:
+            assert (" ".join(name.split()), "<b>| # no") in shown
+        assert headings == 1
+    found = ModelCard(student).data.eval_results
+    assert [(one.metric_type, one.metric_value) for one in found] == [
+        ("accuracy", 0.5),
+        ("f1", 0.25),
+    ]
+    features = DatasetCard(labelled).data.to_dict()["dataset_info"]["features"]
+    assert list(features[1]["dtype"]["class_label"]["names"].values()) == names
 
-    for name in NAMES:
-        assert f"<li>{html.escape(name)}: {html.escape('<b>| # no')}</li>" in markup
+
+def rendered(markdown: str) -> tuple[set[tuple[str, str]], int]:
+    """(first two cells of each line of all tables, as they are shown; number of main headings)."""
+    from html.parser import HTMLParser
+
+    import markdown_it
+
+    markup = markdown_it.MarkdownIt("commonmark").enable("table").render(markdown)
     assert "<script>" not in markup
-    assert markup.count("<h1>") == 1
+
+    class Cells(HTMLParser):
+        lines: list[list[str]] = []  # noqa: RUF012
+        inside = False
+
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            self.inside = tag in ("td", "th")
+            if tag == "tr":
+                self.lines.append([])
+            if self.inside:
+                self.lines[-1].append("")
+            assert tag not in ("b", "i", "strong", "em", "img") or not self.inside
+
+        def handle_data(self, data: str) -> None:
+            if self.inside:
+                self.lines[-1][-1] += data
+
+        def handle_endtag(self, tag: str) -> None:
+            self.inside = self.inside and tag not in ("td", "th")
+
+    parser = Cells()
+    parser.lines = []
+    parser.feed(markup)
+    return {(line[0], line[1]) for line in parser.lines if len(line) > 1}, markup.count("<h1>")
 
 
 @pytest.mark.filterwarnings("error")
