@@ -18,12 +18,13 @@ from llkd.calibrate import CALIBRATION
 from llkd.config import RunConfig
 from llkd.config_file import dump_config, load_config
 from llkd.core.calibration import Calibration
+from llkd.core.metrics import Evaluation
 from llkd.epochs import STATS
 from llkd.errors import IncompleteError, LLKDError
-from llkd.manifest import Manifest, read_manifest
 from llkd.report.found import Found
 from llkd.report.passes import corpus_pass, epochs_pass, rejects_pass, teacher_pass, test_pass
 from llkd.report.rows import Row, reject_rows, with_texts
+from llkd.report.steps import Step, results_of, steps_of
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 
@@ -33,18 +34,24 @@ METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step of the pipeline; None where it is not known."""
+class Judged:
+    """The teacher against gold."""
 
-    name: str
-    state: str
-    """`done`, `in progress` or `not begun`."""
-    rows_in: int | None = None
-    rows_out: int | None = None
-    rejected: int | None = None
-    """Rows that could not be used."""
-    seconds: float | None = None
-    note: str = ""
+    where: str
+    """Whose gold: that of the `corpus` or of the `test set`."""
+    raw: Evaluation
+    """Before calibration."""
+    calibrated: Evaluation
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Teacher and student on the same rows of the test set."""
+
+    teacher: Evaluation
+    student: Evaluation
+    outcome_c4: np.ndarray
+    """Rows by gold label and who is right, shape (C, 4), see `test_pass`."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,24 @@ class Facts:
         return all(step.state == "done" for step in self.steps)
 
     @property
-    def gold(self) -> tuple[str, Found] | None:
-        """(where from, labels) by which the teacher is judged: the corpus, where it has gold."""
+    def gold(self) -> Judged | None:
+        """What the teacher is judged by: the corpus, where it has gold, or the test set."""
         for name, found in (("corpus", self.corpus), ("test set", self.test_labels)):
-            if found is not None and found.evaluation("calibrated") is not None:
-                return name, found
+            raw = found and found.evaluation("raw")
+            calibrated = found and found.evaluation("calibrated")
+            if raw and calibrated:
+                return Judged(name, raw, calibrated)
         return None
+
+    @property
+    def tested(self) -> Tested | None:
+        """Teacher and student on the test set, once both have labelled it."""
+        if self.test is None:
+            return None
+        teacher, student = self.test.evaluation("teacher"), self.test.evaluation("student")
+        if teacher is None or student is None:
+            return None
+        return Tested(teacher, student, self.test.tally["outcome_c4"])
 
 
 def recorded_config(config: RunConfig) -> RunConfig:
@@ -144,41 +163,41 @@ def gather(config: RunConfig) -> Facts:
     test_labels = None
     if config.test is not None:
         test_labels = part(lambda: teacher_pass(config, "test", calibration), None)
-    stats = part(lambda: _trained(config), [])
+    stats = part(lambda: _trained(config), list[dict[str, Any]]())
     epochs = part(lambda: _epochs(config, stats), None)
     last = stats[-1]["epoch"] if stats else None
     test = None
     if config.test is not None:
         test = part(lambda: test_pass(config, calibration), None)
     agreement = part(lambda: corpus_pass(config, calibration, last), None)
-    rejects = part(lambda: _rejects(layout), {})
+    rejects = part(lambda: _rejects(layout), dict[str, Found]())
     found = {
         "useful": with_texts(config, "corpus", _rows(epochs, "useful")),
         "unsure": with_texts(config, "corpus", _rows(epochs, "unsure")),
         "mistakes": with_texts(config, "corpus", _rows(agreement, "disagree")),
         "test_mistakes": with_texts(config, "test", _rows(test, "disagree")),
-        "rejected": part(lambda: reject_rows(config, rejects), []),
+        "rejected": part(lambda: reject_rows(config, rejects), list[Row]()),
     }
     return Facts(
         config=config,
         made=datetime.now(UTC),
-        steps=part(lambda: steps_of(config, stats), []),
+        steps=part(lambda: steps_of(config, stats), list[Step]()),
         corpus=corpus,
         test_labels=test_labels,
         calibrated=calibration is not None,
-        labelled=_results(layout.labels("corpus")),
+        labelled=results_of(layout.labels("corpus")),
         teachers=[
-            (alone.teacher.model, _results(RunLayout(config.run_dir, number).labels("corpus")))
+            (alone.teacher.model, results_of(RunLayout(config.run_dir, number).labels("corpus")))
             for number, alone in enumerate(config.of_each_teacher)
         ],
         stats=stats,
         epochs=epochs,
-        distilled=_results(layout.epochs),
+        distilled=results_of(layout.epochs),
         test=test,
         agreement=agreement,
         rows=found,
         rejects=_reasons(rejects),
-        metrics=part(lambda: Folder(layout.root).read_json_if_there(METRICS), None) or {},
+        metrics=part(lambda: dict(Folder(layout.root).read_json_if_there(METRICS) or {}), {}),
         tokens=part(lambda: _tokens(layout), None),
         versions=_versions(),
         troubles=troubles,
@@ -226,101 +245,6 @@ def _reasons(rejects: Mapping[str, Found]) -> dict[str, int]:
         for stage, found in rejects.items()
         for reason, count in found.tally.values.items()
     }
-
-
-def _manifest(uri: str) -> Manifest | None:
-    """A stage's manifest; None where it is not there, or cannot be read just now."""
-    try:
-        return read_manifest(Folder(uri))
-    except LLKDError:
-        return None
-
-
-def _results(uri: str) -> Mapping[str, Any]:
-    found = _manifest(uri)
-    return found.results if found is not None and found.complete else {}
-
-
-def steps_of(config: RunConfig, stats: Sequence[dict[str, Any]]) -> list[Step]:
-    """The pipeline, step by step."""
-    layout = RunLayout(config.run_dir)
-    sources = {"corpus": config.corpus, "test": config.test, "validation": config.validation}
-    datasets = [name for name, source in sources.items() if source is not None]
-    steps = [_ingest_step(layout, dataset) for dataset in datasets]
-    steps += [_label_step(config, dataset) for dataset in datasets]
-    steps += [_epoch_step(config, stats, epoch) for epoch in range(_epochs_wanted(config, stats))]
-    exported = _manifest(layout.student)
-    steps.append(Step("export the student", _state(exported)))
-    if config.test is not None:
-        predicted = _manifest(layout.test_predictions)
-        results = predicted.results if predicted is not None else {}
-        rows = sum(results["rows"]) if results else None
-        seconds = results.get("seconds")
-        steps.append(
-            Step(
-                "student on the test set",
-                _state(predicted),
-                rows,
-                rows,
-                0 if rows else None,
-                seconds,
-            )
-        )
-    return steps
-
-
-def _state(manifest: Manifest | None) -> str:
-    if manifest is None:
-        return "not begun"
-    return "done" if manifest.complete else "in progress"
-
-
-def _epochs_wanted(config: RunConfig, stats: Sequence[dict[str, Any]]) -> int:
-    stopped = bool(stats) and stats[-1]["stopped"]
-    return len(stats) if stopped else config.student.epochs
-
-
-def _ingest_step(layout: RunLayout, dataset: str) -> Step:
-    name, manifest = f"ingest {dataset}", _manifest(layout.rows(dataset))
-    if manifest is None or not manifest.complete:
-        return Step(name, _state(manifest), note=_so_far(layout.rows(dataset)))
-    rows, rejected = sum(manifest.results["rows"]), sum(manifest.results["rejects"].values())
-    return Step(name, "done", rows + rejected, rows, rejected, manifest.results["seconds"])
-
-
-def _label_step(config: RunConfig, dataset: str) -> Step:
-    layout = RunLayout(config.run_dir)
-    name, manifest = f"label {dataset}", _manifest(layout.labels(dataset))
-    rows = _results(layout.rows(dataset)).get("rows")
-    rows_in = None if rows is None else sum(rows)
-    if manifest is None or not manifest.complete:
-        note = _so_far(layout.labels(dataset), len(rows or []))
-        return Step(name, _state(manifest), rows_in, note=note)
-    found = manifest.results
-    labelled, note = sum(found["rows"]), ""
-    if dataset == "corpus" and config.label.in_part and rows_in:
-        note = f"label.budget {config.label.budget:g}: {labelled / rows_in:.1%} of the corpus"
-        rounds = len(Folder(layout.rounds).names())
-        note += f", in {rounds} round{'s' * (rounds != 1)}"
-    # All data sets are labelled in one go: its time is told once.
-    seconds = found["seconds"] if dataset == "corpus" else None
-    return Step(name, "done", rows_in, labelled, found.get("rejected", 0), seconds, note)
-
-
-def _so_far(uri: str, shards: int = 0) -> str:
-    done = len(Folder(uri).shards())
-    of = f" of {shards:,}" if shards else ""
-    return f"{done:,}{of} shard{'s' * (done != 1)} so far" if done else ""
-
-
-def _epoch_step(config: RunConfig, stats: Sequence[dict[str, Any]], epoch: int) -> Step:
-    name = f"epoch {epoch + 1}"
-    if epoch < len(stats):
-        found = stats[epoch]
-        seconds, note = sum(found["seconds"].values()), "rows selected"
-        return Step(name, "done", found["rows"], found["selected"], None, seconds, note)
-    begun = epoch == len(stats) and Folder(RunLayout(config.run_dir).epoch(epoch)).names()
-    return Step(name, "in progress" if begun else "not begun")
 
 
 def _tokens(layout: RunLayout) -> int | None:

@@ -345,7 +345,10 @@ class _Rejects(Found):
     def __add__(self, other: Found) -> "_Rejects":
         reasons = [*self.tally.values, *(r for r in other.tally.values if r not in self.tally)]
         sums = {
-            reason: self.tally.values.get(reason, 0) + other.tally.values.get(reason, 0)
+            reason: sum(
+                (found.tally[reason] for found in (self, other) if reason in found.tally),
+                np.zeros((), dtype=np.int64),
+            )
             for reason in reasons
         }
         both = {**{reason: rows[:3] for reason, rows in other.rows.items()}, **self.rows}

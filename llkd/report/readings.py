@@ -1,6 +1,4 @@
-"""What a report says in words: a line above each figure, and what to heed first."""
-
-from dataclasses import dataclass
+"""What a report says in words: a line above each figure."""
 
 import numpy as np
 
@@ -52,17 +50,14 @@ def teacher_confuses(facts: Facts) -> str:
     """Which labels the teacher confuses."""
     names, gold = facts.names, facts.gold
     if gold is not None:
-        where, found = gold
-        evaluation = found.evaluation("calibrated")
-        assert evaluation is not None
-        worst = confusions(evaluation.confusion_cc)
+        worst = confusions(gold.calibrated.confusion_cc)
         if not worst:
-            return f"The teacher is right on all {count(evaluation.rows, 'row')} with gold."
+            return f"The teacher is right on all {count(gold.calibrated.rows, 'row')} with gold."
         first = worst[0]
         said = (
             f"The teacher takes {quoted(names[first.gold])} for {quoted(names[first.said])} most "
             f"often: {percent(first.share)} of the {quoted(names[first.gold])} rows "
-            f"({first.rows:,}) of the {where}"
+            f"({first.rows:,}) of the {gold.where}"
         )
         if len(worst) > 1:
             second = worst[1]
@@ -107,8 +102,8 @@ def selection_left_out(facts: Facts) -> str:
 
 def more_labels(facts: Facts) -> str:
     """Where more labels would help."""
-    if facts.test is not None:
-        found = needs(facts.test.tally["outcome_c4"])
+    if facts.tested is not None:
+        found = needs(facts.tested.outcome_c4)
         if not found:
             return "The student makes no mistake on the test set."
         first = found[0]
@@ -151,9 +146,7 @@ def labels_reading(facts: Facts) -> str:
 def confidence_reading(facts: Facts) -> str:
     """Above the histogram of confidence."""
     if facts.gold is not None:
-        evaluation = facts.gold[1].evaluation("calibrated")
-        assert evaluation is not None
-        auroc = evaluation.auroc
+        auroc = facts.gold.calibrated.auroc
         if np.isfinite(auroc):
             word = "hardly" if auroc < 0.6 else "somewhat" if auroc < 0.75 else "well"
             return (
@@ -172,8 +165,7 @@ def confidence_reading(facts: Facts) -> str:
 def reliability_reading(facts: Facts) -> str:
     """Above the teacher's reliability diagram."""
     assert facts.gold is not None
-    raw, made = (facts.gold[1].evaluation(name) for name in ("raw", "calibrated"))
-    assert raw is not None and made is not None
+    raw, made = facts.gold.raw, facts.gold.calibrated
     gap = mean_gap(made)
     said = f"The teacher's confidence is on average {points(gap)} {'above' if gap > 0 else 'below'} its accuracy"
     if not facts.calibrated:
@@ -187,8 +179,7 @@ def reliability_reading(facts: Facts) -> str:
 def risk_reading(facts: Facts) -> str:
     """Above risk and coverage."""
     assert facts.gold is not None
-    made = facts.gold[1].evaluation("calibrated")
-    assert made is not None
+    made = facts.gold.calibrated
     return (
         f"Of the most confident quarter of the rows {percent(made.risk_at(0.25))} are wrong, of the "
         f"better half {percent(made.risk_at(0.5))}, of all {percent(1 - made.accuracy)}."
@@ -288,11 +279,9 @@ def plane_reading(facts: Facts) -> str:
 
 def student_reading(facts: Facts) -> str:
     """Whether the student is better than the teacher."""
-    assert facts.test is not None
-    teacher, student = facts.test.evaluation("teacher"), facts.test.evaluation("student")
-    assert teacher is not None and student is not None
-    outcome = facts.test.tally["outcome_c4"]
-    z = paired_z(outcome)
+    assert facts.tested is not None
+    teacher, student = facts.tested.teacher, facts.tested.student
+    z = paired_z(facts.tested.outcome_c4)
     difference = points(student.accuracy - teacher.accuracy)
     rows = count(student.rows, "test row")
     if abs(z) < CHANCE:
@@ -309,9 +298,8 @@ def student_reading(facts: Facts) -> str:
 
 def classes_reading(facts: Facts) -> str:
     """Above F1 by label."""
-    assert facts.test is not None
-    teacher, student = facts.test.evaluation("teacher"), facts.test.evaluation("student")
-    assert teacher is not None and student is not None
+    assert facts.tested is not None
+    teacher, student = facts.tested.teacher, facts.tested.student
     seen = np.flatnonzero(student.per_class["support"] > 0)
     gain = student.per_class["f1"][seen] - teacher.per_class["f1"][seen]
     up, down = int(seen[gain.argmax()]), int(seen[gain.argmin()])
@@ -326,9 +314,8 @@ def classes_reading(facts: Facts) -> str:
 
 def student_confuses(facts: Facts) -> str:
     """Above the student's confusion matrix."""
-    assert facts.test is not None
-    student = facts.test.evaluation("student")
-    assert student is not None
+    assert facts.tested is not None
+    student = facts.tested.student
     worst = confusions(student.confusion_cc)
     if not worst:
         return "The student makes no mistake on the test set."
@@ -341,9 +328,8 @@ def student_confuses(facts: Facts) -> str:
 
 def student_reliability(facts: Facts) -> str:
     """Above the student's reliability diagram."""
-    assert facts.test is not None
-    student = facts.test.evaluation("student")
-    assert student is not None
+    assert facts.tested is not None
+    student = facts.tested.student
     gap = mean_gap(student)
     word = "above" if gap > 0 else "below"
     return (
@@ -354,8 +340,8 @@ def student_reliability(facts: Facts) -> str:
 
 def outcome_reading(facts: Facts) -> str:
     """Above who is right by label."""
-    assert facts.test is not None
-    outcome = facts.test.tally["outcome_c4"]
+    assert facts.tested is not None
+    outcome = facts.tested.outcome_c4
     lost, rows = int(outcome[:, TEACHER_ALONE].sum()), int(outcome.sum())
     both = int(outcome[:, 3].sum())
     return (
@@ -384,127 +370,3 @@ def rows_reading(facts: Facts) -> str:
     if not rejected:
         return f"{said}, and no row had to be left out."
     return f"{said}; {count(rejected, 'row')} could not be used."
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something to know first."""
-
-    kind: str
-    """`bad`, `warn`, `good` or `note`."""
-    text: str
-    link: str
-    """The section that shows it."""
-
-
-KINDS = ("bad", "warn", "note", "good")
-
-
-def findings(facts: Facts) -> list[Finding]:
-    """What to heed, the gravest first."""
-    found = [
-        *_run_findings(facts), *_teacher_findings(facts), *_selection_findings(facts),
-        *_student_findings(facts),
-    ]  # fmt: skip
-    return sorted(found, key=lambda finding: KINDS.index(finding.kind))
-
-
-def _run_findings(facts: Facts) -> list[Finding]:
-    found = [Finding("bad", f"Could not be read: {text}", "run") for text in facts.troubles]
-    waiting = [step.name for step in facts.steps if step.state != "done"]
-    if waiting:
-        text = f"The run is not finished: next is “{waiting[0]}”. All that follows is so far."
-        found.append(Finding("warn", text, "run"))
-    most = facts.config.max_reject_fraction
-    for step in facts.steps:
-        share = (step.rejected or 0) / max(step.rows_in or 1, 1)
-        if share > 0.01:
-            kind = "bad" if share > most / 2 else "warn"
-            text = f"{step.name}: {percent(share)} of the rows were left out (allowed: {percent(most)})."
-            found.append(Finding(kind, text, "examples"))
-    if facts.config.test is None:
-        text = "There is no test set, so nothing says how good the student is."
-        found.append(Finding("warn", text, "student"))
-    return found
-
-
-def _teacher_findings(facts: Facts) -> list[Finding]:
-    found = []
-    if facts.corpus is not None:
-        missing = [facts.names[i] for i in np.flatnonzero(facts.corpus.tally["rows_c"] == 0)]
-        if missing:
-            listed = ", ".join(map(quoted, missing[:5])) + (" …" if len(missing) > 5 else "")
-            found.append(Finding("bad", f"The teacher gave {listed} to no row at all.", "teacher"))
-    mass = facts.labelled.get("label_mass")
-    if mass is not None and mass < 0.05 and not facts.teachers:
-        text = (
-            f"The teacher gives the labels only {percent(mass)} of its probability: it would rather "
-            "answer something else. Look at the prompt (jobs/plan.py shows it)."
-        )
-        found.append(Finding("warn", text, "teacher"))
-    evaluation = facts.gold[1].evaluation("calibrated") if facts.gold is not None else None
-    if evaluation is None:
-        return found
-    if evaluation.auroc < 0.6:
-        text = f"The teacher's confidence says little about right and wrong: AUROC {evaluation.auroc:.2f}."
-        found.append(Finding("bad", text, "teacher"))
-    gap = mean_gap(evaluation)
-    if abs(gap) > 0.15:
-        word = "surer" if gap > 0 else "less sure"
-        text = (
-            f"The teacher is {word} than it is right: its mean confidence is {points(gap)} "
-            f"{'above' if gap > 0 else 'below'} its accuracy."
-        )
-        found.append(Finding("warn", text, "teacher"))
-    raw = facts.gold[1].evaluation("raw") if facts.gold is not None else None
-    if raw is not None and evaluation.accuracy < raw.accuracy - 0.01:
-        text = (
-            f"Calibration made the teacher worse: {percent(raw.accuracy)} right before, "
-            f"{percent(evaluation.accuracy)} after. Are the labels equally frequent? See teacher.prior."
-        )
-        found.append(Finding("bad", text, "teacher"))
-    return found
-
-
-def _selection_findings(facts: Facts) -> list[Finding]:
-    if facts.epochs is None:
-        return []
-    visits_ce, found = facts.epochs.tally["visits_ce"], []
-    rows_c, taken_c = visits_ce.sum(axis=1), visits_ce[:, 1:].sum(axis=1)
-    none = np.flatnonzero((rows_c > 0) & (taken_c == 0))
-    few = np.flatnonzero((taken_c > 0) & (taken_c < 20))
-    for kind, labels, what in (
-        ("bad", none, "No row of {} was ever selected."),
-        ("warn", few, "Fewer than 20 rows were trained on of {}."),
-    ):
-        if len(labels):
-            listed = ", ".join(quoted(facts.names[i]) for i in labels[:5])
-            more = f" and {len(labels) - 5} other labels" if len(labels) > 5 else ""
-            found.append(Finding(kind, what.format(listed + more), "selection"))
-    waiting = facts.stats[-1]["waiting"]["share"]
-    if waiting > 0.2:
-        text = f"In the last epoch the workers had nothing to compute for {percent(waiting)} of the time."
-        found.append(Finding("warn", text, "cost"))
-    return found
-
-
-def _student_findings(facts: Facts) -> list[Finding]:
-    if facts.test is None:
-        return []
-    student = facts.test.evaluation("student")
-    if student is None:
-        return []
-    z = paired_z(facts.test.tally["outcome_c4"])
-    kind = "note" if abs(z) < CHANCE else "good" if z > 0 else "bad"
-    found = [Finding(kind, student_reading(facts), "student")]
-    per_class = student.per_class
-    weak = np.flatnonzero((per_class["support"] >= 10) & (per_class["f1"] < 0.5))
-    if len(weak):
-        listed = ", ".join(quoted(facts.names[i]) for i in weak[:5])
-        more = f" and {len(weak) - 5} other labels" if len(weak) > 5 else ""
-        text = f"The student's F1 is below 0.5 on {listed}{more}."
-        found.append(Finding("warn", text, "student"))
-    if student.rows < 200:
-        text = f"The test set has only {count(student.rows, 'row')}: its figures are rough."
-        found.append(Finding("note", text, "student"))
-    return found

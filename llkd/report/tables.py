@@ -61,9 +61,9 @@ def class_table(facts: Facts) -> Table:
     if facts.epochs is not None:
         add("#ever selected", ever_taken_c(facts), ".0%")
     for name in ("teacher", "student"):
-        found = facts.test.evaluation(name) if facts.test is not None else None
-        if found is None:
-            continue
+        if facts.tested is None:
+            break
+        found: Evaluation = getattr(facts.tested, name)
         if name == "teacher":
             add("#test rows", found.per_class["support"], ",")
         for key in ("f1",) if name == "teacher" else ("f1", "precision", "recall"):
@@ -73,14 +73,14 @@ def class_table(facts: Facts) -> Table:
 
 def needs_table(facts: Facts) -> Table | None:
     """The labels that the student misses, and what would help."""
-    if facts.test is None:
+    if facts.tested is None:
         return None
     lines = [
         [
             facts.names[need.label], f"{need.missed:,}", percent(need.share), percent(need.teacher_right),
             "more of its rows" if need.teacher_right >= 0.5 else "labels by people",
         ]
-        for need in needs(facts.test.tally["outcome_c4"])[:MOST_LINES]
+        for need in needs(facts.tested.outcome_c4)[:MOST_LINES]
     ]  # fmt: skip
     columns = ("label", "#missed", "#of all mistakes", "#teacher right on", "what would help")
     return Table(columns, lines, "What the student misses most")

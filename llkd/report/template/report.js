@@ -18,11 +18,13 @@ function choice(box, variants) {
   box.parentElement.parentElement.insertBefore(select, box.parentElement);
 }
 
-for (const box of plots) {
-  const variants = figures[box.dataset.figure];
-  if (variants.length > 1) choice(box, variants);
-  draw(box, variants[0]);
-}
+Promise.all(
+  plots.map((box) => {
+    const variants = figures[box.dataset.figure];
+    if (variants.length > 1) choice(box, variants);
+    return draw(box, variants[0]);
+  }),
+).then(() => (document.body.dataset.drawn = "all"));
 
 // A click on a column's head sorts by it.
 for (const head of document.querySelectorAll(".sortable th")) {
