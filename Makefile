@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on a real corpus, from nothing
 # make test   the tests
 # make check  the linter, the type checker and the tests
+# make browser  a headless Chromium for the tests of the report, where there is none
 # make fuzz   the property tests on thousands of random inputs, for some minutes
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install -qq --no-deps --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint fuzz format clean
+.PHONY: help demo test check lint browser fuzz format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -35,6 +36,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+	    test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+	        { echo "Install the package chromium: without it the tests of the report are skipped"; exit 0; }; \
+	    apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; }
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz --timeout=3600 $(shell find tests -name '*_properties.py')

@@ -49,7 +49,7 @@ def figure(data: Sequence[Any], height: int, **layout: Any) -> go.Figure:
             "tickcolor": "#B9C1C9", "title": {"standoff": 8, "font": {"size": 12}}}  # fmt: skip
     figure = go.Figure(data=list(data))
     figure.update_layout(
-        template="none", height=height, margin={"l": 8, "r": 12, "t": 8, "b": 8},
+        template="none", height=height, margin={"l": 8, "r": 24, "t": 8, "b": 8},
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12,
               "color": BLACK},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hoverlabel={"namelength": -1},

@@ -1,5 +1,6 @@
 """The report in a real browser: 200 labels, texts and names that would rather be code."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from llkd.report import write_report
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 from tests.report import made
-from tests.report.browser import DESKTOP, HIDDEN_LABELS, PHONE, needs_browser, opened
+from tests.report.browser import DESKTOP, HIDDEN_LABELS, PHONE, Seen, needs_browser, opened
 
 pytestmark = needs_browser
 
@@ -62,47 +63,58 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(write_report(config))
 
 
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_every_figure_is_drawn_and_nothing_asked_of_anybody(report: Path, width: int) -> None:
-    with opened(report, width) as seen:
-        assert seen.page.locator("[data-figure]").count() == 17
-        assert seen.undrawn == []
-        assert seen.overflow <= 0
-        assert seen.page.evaluate(HIDDEN_LABELS) == []
-        for select in seen.page.locator("select").all():
-            select.select_option(index=select.locator("option").count() - 1)
-        assert seen.undrawn == []
-        assert seen.troubles == []
-
-
-def test_texts_and_names_are_shown_as_they_are(report: Path) -> None:
+@pytest.fixture(scope="module")
+def desktop(report: Path) -> Iterator[Seen]:
     with opened(report, DESKTOP) as seen:
-        page = seen.page
-        assert page.title() == "run: report"
-        assert page.locator("img").count() == 0
-        assert page.locator("main a[href^=http], main svg a").count() == 0
-        page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
-        cells = page.locator("#student > .scroll td:first-child").all_text_contents()
-        assert cells == NAMES
-        assert page.locator(".task").inner_text() == HOSTILE[0]
-        told = " ".join(page.locator("blockquote").all_text_contents())
-        assert sum(f"{text} " in told for text in HOSTILE[:-1]) > 8
-        assert HOSTILE[0] in " ".join(page.locator("#examples .told").all_text_contents())
-        ticks = set(page.locator("[data-figure=teacher-labels] .ytick").all_text_contents())
-        assert {"<b>bold</b>", "a&amp;b &lt;"} & ticks == ticks & set(HOSTILE[2:7]) - {HOSTILE[3]}
-        assert seen.troubles == []
+        yield seen
 
 
-def test_a_column_sorts_and_paper_shows_all(report: Path) -> None:
-    with opened(report, DESKTOP) as seen:
-        page = seen.page
-        head = page.locator("#student > .scroll th", has_text="student F1")
-        column = head.evaluate("head => head.cellIndex") + 1
-        head.click()
-        cells = page.locator(f"#student > .scroll td:nth-child({column})").all_text_contents()
-        values = [float(cell) for cell in cells]
-        assert values == sorted(values, reverse=True)
-        assert values[0] > values[-1]
-        assert page.pdf(format="A4")[:4] == b"%PDF"
-        assert page.locator("details:not([open])").count() == 0
-        assert seen.troubles == []
+def is_drawn(seen: Seen) -> None:
+    assert seen.page.locator("[data-figure]").count() == 17
+    assert seen.undrawn == []
+    assert seen.overflow <= 0
+    assert seen.page.evaluate(HIDDEN_LABELS) == []
+    for select in seen.page.locator("select").all():
+        select.select_option(index=select.locator("option").count() - 1)
+    assert seen.undrawn == []
+    assert seen.troubles == []
+
+
+def test_all_is_drawn_at_the_width_of_a_phone(report: Path) -> None:
+    with opened(report, PHONE) as seen:
+        is_drawn(seen)
+
+
+def test_all_is_drawn_at_the_width_of_a_desk(desktop: Seen) -> None:
+    is_drawn(desktop)
+
+
+def test_texts_and_names_are_shown_as_they_are(desktop: Seen) -> None:
+    page, seen = desktop.page, desktop
+    assert page.title() == "run: report"
+    assert page.locator("img").count() == 0
+    assert page.locator("main a[href^=http], main svg a").count() == 0
+    page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
+    cells = page.locator("#student > .scroll td:first-child").all_text_contents()
+    assert cells == NAMES
+    assert page.locator(".task").inner_text() == HOSTILE[0]
+    told = " ".join(page.locator("blockquote").all_text_contents())
+    assert sum(f"{text} " in told for text in HOSTILE[:-1]) > 8
+    assert HOSTILE[0] in " ".join(page.locator("#examples .told").all_text_contents())
+    ticks = set(page.locator("[data-figure=teacher-labels] .ytick").all_text_contents())
+    assert {"<b>bold</b>", "a&amp;b &lt;"} & ticks == ticks & set(HOSTILE[2:7]) - {HOSTILE[3]}
+    assert seen.troubles == []
+
+
+def test_a_column_sorts_and_paper_shows_all(desktop: Seen) -> None:
+    page, seen = desktop.page, desktop
+    head = page.locator("#student > .scroll th", has_text="student F1")
+    column = head.evaluate("head => head.cellIndex") + 1
+    head.click()
+    cells = page.locator(f"#student > .scroll td:nth-child({column})").all_text_contents()
+    values = [float(cell) for cell in cells]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > values[-1]
+    assert page.pdf(format="A4")[:4] == b"%PDF"
+    assert page.locator("details:not([open])").count() == 0
+    assert seen.troubles == []
