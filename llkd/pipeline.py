@@ -72,7 +72,7 @@ def run_evaluate(config: RunConfig, console: Console) -> None:
     started = time.monotonic()
     with _stage(config, console) as tracker:
         metrics = _evaluate(config, tracker, started)
-        _report(config, console)
+        make_report(config, console)
     show_summary(config, metrics, console)
 
 
@@ -130,7 +130,7 @@ def run_all(config: RunConfig, console: Console) -> None:
         _label(config, tracker, console)
         _distill(config, tracker, console)
         metrics = _evaluate(config, tracker, started)
-        _report(config, console)
+        make_report(config, console)
     show_summary(config, metrics, console)
 
 
@@ -255,7 +255,7 @@ def _evaluate(config: RunConfig, tracker: Any, started: float) -> dict[str, Any]
     return metrics
 
 
-def _report(config: RunConfig, console: Console) -> None:
+def make_report(config: RunConfig, console: Console) -> None:
     """Write the report. All else is done: what goes wrong here is told and no more."""
     try:
         from llkd.report import write_report

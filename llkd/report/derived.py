@@ -10,7 +10,7 @@ from llkd.report.passes import OTHER, SELECTED, STUDENT_SURE, TEACHER_UNSURE
 
 BOTH, STUDENT_ALONE, TEACHER_ALONE, NOBODY = range(4)
 """Who is right, in `outcome_c4`."""
-MOST_LABELS = 25
+MOST_LABELS = 15
 """Labels that a plot shows; the tables have all of them."""
 
 

@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from llkd.report.derived import MOST_LABELS, REASON_NAMES, ever_taken_c, has_reasons, reasons_e4, taken_ec
+from llkd.report.derived import (
+    MOST_LABELS,
+    REASON_NAMES,
+    ever_taken_c,
+    has_reasons,
+    reasons_e4,
+    taken_ec,
+)
 from llkd.report.facts import Facts
 from llkd.report.found import BINS, CELLS
 from llkd.report.passes import OTHER, SELECTED, STUDENT_SURE, TEACHER_UNSURE, planes_of
@@ -48,10 +55,10 @@ def shares(facts: Facts) -> Variants | None:
         for i, name in enumerate(names)
     ]
     heat = go.Heatmap(
-        z=z, colorscale="cividis", reversescale=True, zmin=0, xgap=2, ygap=2, hovertext=hover, hoverinfo="text",
+        z=z, colorscale="cividis", reversescale=True, zmin=0, zmax=max(float(np.nanmax(z, initial=0)), 0.01), xgap=2, ygap=2, hovertext=hover, hoverinfo="text",
         text=[["" if np.isnan(x) else f"{100 * x:.0f}" for x in row] for row in z] if len(epochs) <= 10 else None,
         texttemplate="%{text}" if len(epochs) <= 10 else None,
-        colorbar={"tickformat": ".0%", "thickness": 10, "outlinewidth": 0},
+        colorbar={"tickformat": "~%", "thickness": 10, "outlinewidth": 0},
     )  # fmt: skip
     axis = {
         "tickvals": list(range(len(epochs))),
@@ -190,6 +197,8 @@ def loss(facts: Facts) -> Variants | None:
             "overlaying": "y",
             "side": "right",
             "range": [0, 1],
+            "dtick": 0.2,
+            "zeroline": False,
             "showgrid": False,
             "automargin": True,
         }

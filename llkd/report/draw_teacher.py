@@ -27,6 +27,9 @@ from llkd.report.style import (
     shown,
 )
 
+MOST_CONFUSED = 25
+"""Labels of a confusion matrix."""
+
 
 def labels(facts: Facts) -> Variants | None:
     """How often the teacher gives each label, before and after calibration, and gold."""
@@ -35,7 +38,7 @@ def labels(facts: Facts) -> Variants | None:
     rows_c, raw_c = facts.corpus.tally["rows_c"], facts.corpus.tally["raw_c"]
     order = np.argsort(-rows_c, kind="stable")
     if len(order) > MOST_LABELS:
-        order = np.concatenate([order[: MOST_LABELS - 10], order[-10:]])
+        order = np.concatenate([order[: MOST_LABELS - 5], order[-5:]])
     names, total = [facts.names[i] for i in order], max(rows_c.sum(), 1)
     data = [bars(names, rows_c[order] / total, "teacher", TEACHER, "", xhoverformat=".1%")]
     if facts.calibrated:
@@ -51,7 +54,7 @@ def labels(facts: Facts) -> Variants | None:
                 names, gold_c[order] / max(gold_c.sum(), 1), "gold", BLACK, "x", xhoverformat=".1%"
             )
         )
-    height = max(rows_height(len(names)), 90 + (14 + 12 * len(data)) * len(names))
+    height = max(rows_height(len(names)), 90 + (10 + 9 * len(data)) * len(names))
     return one(
         figure(data, height, barmode="group", bargap=0.25, yaxis=label_axis(names),
                 xaxis={**PERCENT_AXIS, "title": {"text": "share of the rows"}})
@@ -63,8 +66,8 @@ def confusion(evaluation: Evaluation, names: Sequence[str]) -> Variants:
     counts_cc = evaluation.confusion_cc
     wrong_c = counts_cc.sum(axis=0) + counts_cc.sum(axis=1) - 2 * np.diag(counts_cc)
     kept = list(range(len(names)))
-    if len(names) > MOST_LABELS:
-        kept = sorted(np.argsort(-wrong_c, kind="stable")[:MOST_LABELS].tolist())
+    if len(names) > MOST_CONFUSED:
+        kept = sorted(np.argsort(-wrong_c, kind="stable")[:MOST_CONFUSED].tolist())
     counts = counts_cc[np.ix_(kept, kept)]
     share = counts / np.maximum(counts_cc.sum(axis=1)[kept], 1)[:, None]
     few = len(kept) <= 12
@@ -83,7 +86,7 @@ def confusion(evaluation: Evaluation, names: Sequence[str]) -> Variants:
     )  # fmt: skip
     return one(
         figure([heat], max(130 + (44 if few else 22) * len(kept), 420),
-                xaxis={**ticks, "title": {"text": "said"}, "tickangle": -40},
+                xaxis={**ticks, "title": {"text": "said"}, "tickangle": -40 if few else -90},
                 yaxis={**ticks, "title": {"text": "gold"}, "autorange": "reversed"})
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from llkd.report.derived import (
 from llkd.report.facts import Facts
 from llkd.report.passes import STUDENT_SURE, TEACHER_UNSURE
 
+LONGEST_NAME = 40
 CHANCE = 2.0
 """Standard deviations below which a difference may be chance."""
 
@@ -42,7 +43,8 @@ def count(number: int, noun: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """A label name within a sentence, whose direction of writing ends with it."""
+    """A label name within a sentence, cut, whose direction of writing ends with it."""
+    name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
     return f"“{name}”" if name.isascii() else f"“\u2068{name}\u2069”"
 
 
@@ -148,9 +150,9 @@ def confidence_reading(facts: Facts) -> str:
     if facts.gold is not None:
         auroc = facts.gold.calibrated.auroc
         if np.isfinite(auroc):
-            word = "hardly" if auroc < 0.6 else "somewhat" if auroc < 0.75 else "well"
+            word = "hardly" if auroc < 0.6 else "somewhat" if auroc < 0.75 else "clearly"
             return (
-                f"Confidence tells right from wrong {word}: a right row has more of it than a wrong "
+                f"Confidence {word} tells right from wrong: a right row has more of it than a wrong "
                 f"one in {percent(auroc)} of the cases (AUROC; 50 % is guessing)."
             )
     assert facts.corpus is not None

@@ -40,7 +40,7 @@ def one(figure: go.Figure) -> Variants:
     return {"": figure}
 
 
-PERCENT_AXIS = {"tickformat": ".0%", "rangemode": "tozero"}
+PERCENT_AXIS = {"tickformat": "~%", "rangemode": "tozero"}
 
 
 def figure(data: Sequence[Any], height: int, **layout: Any) -> go.Figure:

@@ -69,9 +69,11 @@ def opened(path: Path, width: int) -> Iterator[Seen]:
         page.on("dialog", lambda dialog: (note(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on(
             "request",
-            lambda request: None
-            if request.url == path.as_uri() or request.url.startswith(("data:", "blob:"))
-            else note(f"asked for {request.url[:200]}"),
+            lambda request: (
+                None
+                if request.url == path.as_uri() or request.url.startswith(("data:", "blob:"))
+                else note(f"asked for {request.url[:200]}")
+            ),
         )
         try:
             page.goto(path.as_uri())

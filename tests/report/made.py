@@ -146,14 +146,21 @@ def predicted(config: RunConfig, folder: Folder, probs: Sequence[np.ndarray]) ->
     write_manifest(folder, Manifest("predict", {}, "").finished(results))
 
 
-def rejected(config: RunConfig, stage: str, rows: Sequence[dict[str, Any]]) -> None:
+def rejected(config: RunConfig, stage: str, rows: Sequence[dict[str, Any]], shard: int = 0) -> None:
     """Rows that a stage left out."""
     told = [
-        {"stage": stage.partition("-")[0], "shard": 0, "source": None, "id": None, "detail": None, **row}
+        {
+            "stage": stage.partition("-")[0],
+            "shard": 0,
+            "source": None,
+            "id": None,
+            "detail": None,
+            **row,
+        }
         for row in rows
     ]
     folder = Folder(RunLayout(config.run_dir).rejects(stage))
-    folder.write_shard(0, pa.Table.from_pylist(told, schema=REJECTS_SCHEMA))
+    folder.write_shard(shard, pa.Table.from_pylist(told, schema=REJECTS_SCHEMA))
 
 
 def answers(class_n: Sequence[int], sure: float, classes: int) -> np.ndarray:

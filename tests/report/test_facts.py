@@ -18,8 +18,6 @@ from llkd.report.page import embedded, render
 from llkd.report.passes import epochs_pass
 from llkd.report.readings import more_labels, percent, selection_left_out, teacher_confuses
 from llkd.report.sections import sections_of
-from llkd.schema import RunLayout
-from llkd.storage import Folder
 from tests.report import made
 
 NAMES = ["sport", "tech", "trade"]
@@ -38,7 +36,9 @@ def rows() -> made.Shards:
 
 
 def config_of(run_dir: Path, **sections: Any) -> RunConfig:
-    return made.a_config(run_dir, NAMES, **{"teacher": {"model": "t", "calibration": "none"}, **sections})
+    return made.a_config(
+        run_dir, NAMES, **{"teacher": {"model": "t", "calibration": "none"}, **sections}
+    )
 
 
 def finished(run_dir: Path, **sections: Any) -> RunConfig:
@@ -142,7 +142,10 @@ def test_a_run_in_every_state_has_a_report(tmp_path: Path) -> None:
     assert "No epoch is trained yet" in page
     made.trained(config, 0, UNSURE)
     facts = gather(config)
-    assert [step.state for step in facts.steps if step.name.startswith("epoch")] == ["done", "not begun"]
+    assert [step.state for step in facts.steps if step.name.startswith("epoch")] == [
+        "done",
+        "not begun",
+    ]
     page = shown(facts)
     assert "has not been measured on the test set yet" in page
     assert "The run is not finished: next is “ingest test”" in page
@@ -179,7 +182,9 @@ def test_what_is_damaged_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["all", "random", "freematch", "refined", "small_loss"])
 def test_policies_without_bars_are_not_given_any(tmp_path: Path, policy: str) -> None:
-    config = config_of(tmp_path / "run", test=None, selection={"policy": policy, "class_floor": 0.0})
+    config = config_of(
+        tmp_path / "run", test=None, selection={"policy": policy, "class_floor": 0.0}
+    )
     made.ingested(config, "corpus", rows())
     made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
     for epoch in range(2):
@@ -253,7 +258,9 @@ def test_gold_of_the_corpus_judges_the_teacher(tmp_path: Path) -> None:
 def test_the_config_of_the_run_counts_and_not_that_of_the_command(tmp_path: Path) -> None:
     config = finished(tmp_path / "run")
     shutil.move(tmp_path / "run", tmp_path / "moved")
-    other = made.a_config(tmp_path / "x", ["a", "b"]).model_copy(update={"run_dir": str(tmp_path / "moved")})
+    other = made.a_config(tmp_path / "x", ["a", "b"]).model_copy(
+        update={"run_dir": str(tmp_path / "moved")}
+    )
     assert gather(other).names == NAMES
     assert config.run_dir != str(tmp_path / "moved")
     (tmp_path / "moved/run.yaml").write_text("task: 3")

@@ -5,7 +5,11 @@ const settings = { responsive: true, displaylogo: false, displayModeBar: false, 
 
 function draw(box, figure) {
   const layout = structuredClone(figure.layout);
-  if (box.clientWidth < 480) layout.font.size = 11;
+  if (box.clientWidth < 480) {
+    layout.font.size = 11;
+    // So many names do not fit below; they are the same as at the side.
+    if (layout.xaxis.tickvals?.length > 12) layout.xaxis.showticklabels = false;
+  }
   return Plotly.react(box, figure.data, layout, settings);
 }
 
