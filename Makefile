@@ -2,6 +2,7 @@
 # make test   the tests
 # make check  the linter, the type checker and the tests
 # make docs   docs/settings.md, from the docstrings of the config
+# make browser  a headless Chromium for the tests of the report, where there is none
 # make fuzz   the property tests on thousands of random inputs, for some minutes
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install -qq --no-deps --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint docs fuzz format clean
+.PHONY: help demo test check lint docs browser fuzz format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -39,6 +40,12 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m llkd.reference > docs/settings.md
+
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+	    test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+	        { echo "Install the package chromium: without it the tests of the report are skipped"; exit 0; }; \
+	    apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; }
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz --timeout=3600 $(shell find tests -name '*_properties.py')

@@ -1,6 +1,7 @@
 """The order of the stages, what stands between them, and the figures at the end."""
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from llkd.needs import datasets_of, needs_student, require_room
 from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay
 from llkd.rounds import label_in_rounds
-from llkd.schema import RunLayout
+from llkd.schema import REPORT, RunLayout
 from llkd.scratch import clear_dead
 from llkd.stages.combine import combine
 from llkd.stages.combine import manifest_of as combine_manifest
@@ -73,6 +74,7 @@ def run_evaluate(config: RunConfig, console: Console) -> None:
     started = time.monotonic()
     with _stage(config, console) as tracker:
         metrics = _evaluate(config, tracker, started, console)
+        make_report(config, console)
     show_summary(config, metrics, console)
 
 
@@ -144,6 +146,7 @@ def run_all(config: RunConfig, console: Console) -> None:
         _label(config, tracker, console)
         _distill(config, tracker, console)
         metrics = _evaluate(config, tracker, started, console)
+        make_report(config, console)
     show_summary(config, metrics, console)
 
 
@@ -269,6 +272,21 @@ def _evaluate(config: RunConfig, tracker: Any, started: float, console: Console)
     Folder(RunLayout(config.run_dir).root).write_json(METRICS, metrics)
     tell_figures(config, metrics, partial(_line, console))
     return metrics
+
+
+def make_report(config: RunConfig, console: Console) -> None:
+    """Write the report. All else is done: what goes wrong here is told and no more."""
+    try:
+        from llkd.report import write_report
+
+        write_report(config)
+    except Exception as error:
+        traceback.print_exc()
+        _line(
+            console,
+            f"{REPORT} could not be made ({type(error).__name__}: {str(error)[:300]}); the "
+            "traceback is in the log. jobs/report.py tries again.",
+        )
 
 
 def collect_metrics(

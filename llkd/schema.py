@@ -14,6 +14,8 @@ LABEL, CONFIDENCE, WEIGHT = "label", "confidence", "weight"
 
 COMPARE = "compare"
 """The folder of a run that holds runs on the same rows and labels."""
+REPORT = "report.html"
+"""What a run came to, for people."""
 ROUNDS = "rounds"
 """The folder of a run that holds a run for each round of labelling, on the same rows."""
 

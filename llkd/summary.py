@@ -12,7 +12,7 @@ from llkd.config_file import portable_path
 from llkd.epochs import read_stats
 from llkd.manifest import Manifest, require_complete
 from llkd.progress import duration
-from llkd.schema import RunLayout
+from llkd.schema import REPORT, RunLayout
 from llkd.storage import Folder
 
 
@@ -28,6 +28,8 @@ def show_summary(config: RunConfig, metrics: dict[str, Any], console: Console) -
     console.print(f"Time      {', '.join(parts)}; in all {duration(seconds['total'])}")
     console.print(f"Student   {escape(portable_path(layout.student))}", highlight=False)
     console.print(f"Numbers   {escape(portable_path(layout.root))}/metrics.json", highlight=False)
+    if Folder(layout.root).exists(REPORT):
+        console.print(f"Report    {escape(portable_path(layout.root))}/{REPORT}", highlight=False)
 
 
 def _quality_table(metrics: dict[str, Any]) -> Table:

@@ -25,6 +25,7 @@ from llkd.stages.label import CONTENT_FREE, label
 from llkd.storage import Folder
 from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
 from tests.heads import PATIENCE, free_port
+from tests.report.browser import CHROMIUM, PHONE, opened
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -114,6 +115,7 @@ def test_a_whole_run_its_figures_and_running_it_again(
         "student",
         "macro-F1",
         "Time",
+        "run/report.html",
     ):
         assert words in output
     assert "WARNING" not in output
@@ -146,6 +148,25 @@ def test_a_whole_run_its_figures_and_running_it_again(
     assert "student on corpus: 420 rows" in output
     assert "Gold      420 rows: accuracy" in output
     assert len(list((run_dir / "predictions/corpus").glob("part-*.parquet"))) == 7
+    check_the_report(run_dir, config)
+
+
+def check_the_report(run_dir: Path, config: Path) -> None:
+    report = run_dir / "report.html"
+    before = report.stat().st_mtime_ns
+    with held(str(run_dir)):  # another job works there
+        assert "report.html" in run("report", config)
+    assert report.stat().st_mtime_ns > before
+    if CHROMIUM is None:
+        return
+    with opened(report, PHONE) as seen:
+        assert seen.page.locator("[data-figure]").count() > 12
+        assert seen.undrawn == []
+        assert seen.overflow <= 0
+        said = seen.page.locator("main").inner_text()
+        for words in ("Every step is done", "420", "Likely mistakes of the teacher"):
+            assert words in said
+        assert seen.troubles == []
 
 
 def check_the_student_is_what_transformers_loads(run_dir: Path) -> None:

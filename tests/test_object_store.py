@@ -477,6 +477,7 @@ def test_a_killed_run_in_a_bucket_goes_on_where_it_was(ordeal: Ordeal) -> None:
     assert "model.safetensors" in Folder(f"{ordeal.bucket}/run/student").names()
     metrics = Folder(f"{ordeal.bucket}/run").read_json("metrics.json")
     assert metrics["teacher"]["rows"] == 420
+    assert "report.html" in Folder(f"{ordeal.bucket}/run").names()
     assert Folder(f"{ordeal.bucket}/run/.lease").names() == []
 
 

@@ -1,0 +1,40 @@
+"""Make the report of a run, at any time: what it came to, or has come to so far.
+
+    python jobs/report.py jobs/configs/bbc.yaml [run_dir=runs/other]
+
+Reads the run directory, also of a run that goes on or was broken off; writes <run_dir>/report.html.
+"""
+
+import sys
+from contextlib import nullcontext
+
+from rich.console import Console
+from rich.markup import escape
+
+from llkd.cli import config_of, connected, do_logged, job_parser
+from llkd.config_file import portable_path
+from llkd.errors import LLKDError
+
+
+def main() -> None:
+    """Write it and print where it lies; exit with 2 if there is no run, 1 if it cannot be made."""
+    arguments = job_parser("report", __doc__).parse_args()
+    try:
+        from llkd.report.facts import recorded_config
+
+        config = recorded_config(config_of(arguments.config, arguments.overrides))
+    except LLKDError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+    def work(console: Console) -> None:
+        from llkd.report import needs_ray, write_report
+
+        with connected() if needs_ray(config) else nullcontext():
+            console.print(f"Report    {escape(portable_path(write_report(config)))}")
+
+    sys.exit(do_logged("report", config, work))
+
+
+if __name__ == "__main__":
+    main()
