@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llkd import runtime
+from llkd import tasks
 from llkd.arrays import fixed_lists, matrix
 from llkd.cards import LabelledFacts
 from llkd.config import RunConfig
@@ -107,7 +107,7 @@ def write_labelled_rows(
     there = frozenset(target.names())
     schema = labelled_features(config).arrow_schema
     work = _Shards(config, calibration, schema, shards, target, there).make
-    tally: Tally = runtime.sum_over_shards(Tally, work, range(shards))
+    tally: Tally = tasks.sum_over_shards(Tally, work, range(shards))
     return LabelledFacts(
         tuple(map(int, tally["rows_c"])),
         tuple(map(float, tally["confidence_c"])),

@@ -3,9 +3,9 @@
 from llkd.config import RunConfig
 from llkd.report.facts import gather
 from llkd.report.page import render
-from llkd.runtime import FEW_SHARDS
 from llkd.schema import REPORT, RunLayout
 from llkd.storage import Folder
+from llkd.tasks import FEW_SHARDS
 
 __all__ = ["needs_ray", "write_report"]
 

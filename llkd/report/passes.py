@@ -19,7 +19,6 @@ from llkd.core.metrics import evaluate
 from llkd.core.tally import Tally
 from llkd.core.thresholds import TOLERANCE, Thresholds
 from llkd.report.found import BINS, CELLS, Found, bins_of, count_by, counted, standing_out
-from llkd.runtime import sum_over_shards
 from llkd.schema import (
     CONFIDENCE,
     GOLD,
@@ -33,6 +32,7 @@ from llkd.schema import (
 )
 from llkd.selection import COUNTS, Counts
 from llkd.storage import Folder
+from llkd.tasks import sum_over_shards
 
 SELECTED, TEACHER_UNSURE, STUDENT_SURE, OTHER = range(4)
 """Why a row was or was not taken in an epoch."""

@@ -13,7 +13,7 @@ from rich.console import Console
 import llkd.report
 from llkd.pipeline import make_report
 from llkd.report.facts import gather
-from llkd.runtime import FEW_SHARDS
+from llkd.tasks import FEW_SHARDS
 from tests.conftest import ROOT
 from tests.report import made
 from tests.report.test_facts import TEACHER, config_of, rows, shown
