@@ -19,8 +19,16 @@ def time(facts: Facts) -> Variants | None:
         else ("hours", 3600)
     )
     names = list(parts)
-    drawn = bars(names, [seconds / by for seconds in parts.values()], unit, BLUE, "", xhoverformat=".1f",
-                 text=[f"{seconds / by:,.1f}" for seconds in parts.values()], textposition="auto")  # fmt: skip
+    drawn = bars(
+        names,
+        [seconds / by for seconds in parts.values()],
+        unit,
+        BLUE,
+        "",
+        xhoverformat=".1f",
+        text=[f"{seconds / by:,.1f}" for seconds in parts.values()],
+        textposition="auto",
+    )
     return one(
         figure(
             [drawn],

@@ -55,11 +55,21 @@ def shares(facts: Facts) -> Variants | None:
         for i, name in enumerate(names)
     ]
     heat = go.Heatmap(
-        z=z, colorscale="cividis", reversescale=True, zmin=0, zmax=max(float(np.nanmax(z, initial=0)), 0.01), xgap=2, ygap=2, hovertext=hover, hoverinfo="text",
-        text=[["" if np.isnan(x) else f"{100 * x:.0f}" for x in row] for row in z] if len(epochs) <= 10 else None,
+        z=z,
+        colorscale="cividis",
+        reversescale=True,
+        zmin=0,
+        zmax=max(float(np.nanmax(z, initial=0)), 0.01),
+        xgap=2,
+        ygap=2,
+        hovertext=hover,
+        hoverinfo="text",
+        text=[["" if np.isnan(x) else f"{100 * x:.0f}" for x in row] for row in z]
+        if len(epochs) <= 10
+        else None,
         texttemplate="%{text}" if len(epochs) <= 10 else None,
         colorbar={"tickformat": "~%", "thickness": 10, "outlinewidth": 0},
-    )  # fmt: skip
+    )
     axis = {
         "tickvals": list(range(len(epochs))),
         "ticktext": epochs,
@@ -88,9 +98,19 @@ def reasons(facts: Facts) -> Variants | None:
         if share_e4[:, why].any()
     ]
     return one(
-        figure(data, rows_height(len(epochs)), barmode="stack", bargap=0.3, yaxis=label_axis(epochs),
-                xaxis={**PERCENT_AXIS, "range": [0, 1], "title": {"text": "share of the labelled rows"}})
-    )  # fmt: skip
+        figure(
+            data,
+            rows_height(len(epochs)),
+            barmode="stack",
+            bargap=0.3,
+            yaxis=label_axis(epochs),
+            xaxis={
+                **PERCENT_AXIS,
+                "range": [0, 1],
+                "title": {"text": "share of the labelled rows"},
+            },
+        )
+    )
 
 
 def thresholds(facts: Facts) -> Variants | None:
@@ -120,11 +140,17 @@ def _threshold_lines(facts: Facts, bars_ec: np.ndarray, title: str) -> go.Figure
         texts = ("highest of all labels", "upper quarter", "median", "lower quarter", "lowest")
         lines = [(text, levels[i], i) for i, text in enumerate(texts)]
     data = [
-        go.Scatter(x=epochs, y=[None if np.isnan(v) else float(v) for v in values], mode="lines+markers", name=shown(name),
-                   line={"color": SEVERAL[i], "dash": DASHES[i]}, marker={"symbol": MARKS[i], "size": 9},
-                   hovertemplate=shown(name, 200) + "<br>epoch %{x}: %{y:.3f}<extra></extra>")
+        go.Scatter(
+            x=epochs,
+            y=[None if np.isnan(v) else float(v) for v in values],
+            mode="lines+markers",
+            name=shown(name),
+            line={"color": SEVERAL[i], "dash": DASHES[i]},
+            marker={"symbol": MARKS[i], "size": 9},
+            hovertemplate=shown(name, 200) + "<br>epoch %{x}: %{y:.3f}<extra></extra>",
+        )
         for name, values, i in lines
-    ]  # fmt: skip
+    ]
     return figure(data, 440, xaxis=epoch_axis(epochs), yaxis={"title": {"text": title}})
 
 
@@ -153,11 +179,27 @@ def uncertainty(facts: Facts) -> Variants | None:
                 go.Scatter(y=np.full(BINS, place), line={"width": 0}, showlegend=False, **base)
             )
             data.append(
-                go.Scatter(y=height_b, name=name, fill="tonexty", showlegend=place == 0, customdata=rows_b,
-                           line={"color": BLACK if name == "all rows" else "#B36B00", "width": 1.5, "dash": dash, "shape": "spline", "smoothing": 0.4},
-                           fillcolor=color, opacity=0.9, hovertemplate="uncertainty about %{x:.3f}: %{customdata:,} " + name + "<extra></extra>",
-                           **{k: v for k, v in base.items() if k != "hoverinfo"})
-            )  # fmt: skip
+                go.Scatter(
+                    y=height_b,
+                    name=name,
+                    fill="tonexty",
+                    showlegend=place == 0,
+                    customdata=rows_b,
+                    line={
+                        "color": BLACK if name == "all rows" else "#B36B00",
+                        "width": 1.5,
+                        "dash": dash,
+                        "shape": "spline",
+                        "smoothing": 0.4,
+                    },
+                    fillcolor=color,
+                    opacity=0.9,
+                    hovertemplate="uncertainty about %{x:.3f}: %{customdata:,} "
+                    + name
+                    + "<extra></extra>",
+                    **{k: v for k, v in base.items() if k != "hoverinfo"},
+                )
+            )
     epochs = [f"epoch {facts.stats[e]['epoch'] + 1}" for e in known]
     axis = {**label_axis(epochs), "range": [len(epochs) - 0.9, -1]}
     return one(
@@ -182,11 +224,18 @@ def loss(facts: Facts) -> Variants | None:
             ("macro-F1 on rows held out (right axis)", [v["macro_f1"] for v in held], 1, "y2")
         )
     data = [
-        go.Scatter(x=epochs, y=values, mode="lines+markers", name=name, yaxis=axis,
-                   line={"color": SEVERAL[i], "dash": DASHES[i]}, marker={"symbol": MARKS[i], "size": 9},
-                   hovertemplate="epoch %{x}: %{y:.3f}<extra></extra>")
+        go.Scatter(
+            x=epochs,
+            y=values,
+            mode="lines+markers",
+            name=name,
+            yaxis=axis,
+            line={"color": SEVERAL[i], "dash": DASHES[i]},
+            marker={"symbol": MARKS[i], "size": 9},
+            hovertemplate="epoch %{x}: %{y:.3f}<extra></extra>",
+        )
         for name, values, i, axis in lines
-    ]  # fmt: skip
+    ]
     layout: dict[str, Any] = {
         "xaxis": epoch_axis(epochs),
         "yaxis": {"rangemode": "tozero", "title": {"text": "training loss"}},
@@ -235,25 +284,43 @@ def _plane(plane_2gg: np.ndarray, bars: tuple[float | None, float | None] | None
         depth = np.where(rows > 0, np.log10(rows), np.nan)
     top = max(int(np.ceil(np.log10(max(rows.max(), 10)))), 1)
     heat = go.Heatmap(
-        x=middle, y=middle, z=depth, zmin=0, zmax=max(float(np.nanmax(depth, initial=0)), 0.5), customdata=rows,
-        colorscale=[[0, "#EDF0F3"], [1, "#4A5561"]], xgap=1, ygap=1,
-        colorbar={"title": {"text": "rows"}, "thickness": 10, "outlinewidth": 0,
-                  "tickvals": list(range(top + 1)), "ticktext": [f"{10**k:,}" for k in range(top + 1)]},
+        x=middle,
+        y=middle,
+        z=depth,
+        zmin=0,
+        zmax=max(float(np.nanmax(depth, initial=0)), 0.5),
+        customdata=rows,
+        colorscale=[[0, "#EDF0F3"], [1, "#4A5561"]],
+        xgap=1,
+        ygap=1,
+        colorbar={
+            "title": {"text": "rows"},
+            "thickness": 10,
+            "outlinewidth": 0,
+            "tickvals": list(range(top + 1)),
+            "ticktext": [f"{10**k:,}" for k in range(top + 1)],
+        },
         hovertemplate="confidence about %{x:.2f}, uncertainty about %{y:.2f}: %{customdata:,} rows<extra></extra>",
-    )  # fmt: skip
+    )
     at_y, at_x = np.nonzero(taken)
     count = taken[at_y, at_x]
     size = 4 + 12 * np.sqrt(count / max(count.max(initial=1), 1))
     dots = go.Scatter(
-        x=middle[at_x], y=middle[at_y], mode="markers", name="selected rows", customdata=count,
+        x=middle[at_x],
+        y=middle[at_y],
+        mode="markers",
+        name="selected rows",
+        customdata=count,
         marker={"color": ORANGE, "size": size, "line": {"color": BLACK, "width": 1}},
         hovertemplate="%{customdata:,} rows selected here<extra></extra>",
-    )  # fmt: skip
+    )
     made = figure(
-        [heat, dots], 440, showlegend=True,
+        [heat, dots],
+        440,
+        showlegend=True,
         xaxis={"range": [0, 1], "title": {"text": "the teacher's confidence"}},
         yaxis={"range": [0, 1.02], "title": {"text": "the student's uncertainty"}},
-    )  # fmt: skip
+    )
     if bars is not None:
         line = {"color": BLACK, "width": 2, "dash": "dash"}
         if bars[0] is not None:

@@ -51,14 +51,24 @@ def classes(facts: Facts) -> Variants | None:
         ("student", s, STUDENT, "circle"),
     ):
         data.append(
-            go.Scatter(x=values[kept], y=places, mode="markers", name=name, marker={"color": color, "symbol": mark, "size": 11},
-                       customdata=[shown(n, 200) for n in names],
-                       hovertemplate="%{customdata}<br>" + name + ": F1 %{x:.3f}<extra></extra>")
-        )  # fmt: skip
+            go.Scatter(
+                x=values[kept],
+                y=places,
+                mode="markers",
+                name=name,
+                marker={"color": color, "symbol": mark, "size": 11},
+                customdata=[shown(n, 200) for n in names],
+                hovertemplate="%{customdata}<br>" + name + ": F1 %{x:.3f}<extra></extra>",
+            )
+        )
     return one(
-        figure(data, rows_height(len(names)), xaxis={"range": [-0.02, 1.02], "title": {"text": "F1 on the test set"}},
-                yaxis=label_axis(names))
-    )  # fmt: skip
+        figure(
+            data,
+            rows_height(len(names)),
+            xaxis={"range": [-0.02, 1.02], "title": {"text": "F1 on the test set"}},
+            yaxis=label_axis(names),
+        )
+    )
 
 
 def both_reliability(facts: Facts) -> Variants | None:
@@ -82,17 +92,28 @@ def outcomes(facts: Facts) -> Variants | None:
     kept = [need.label for need in needs(outcome_c4)[:MOST_LABELS]]
     if not kept:
         return None
-    names, looks = [facts.names[i] for i in kept], (
-        ("neither is right", 3, BLACK, "x"), ("teacher alone is right", 2, VERMILLION, "/"),
-        ("student alone is right", 1, SKY, "."), ("both are right", 0, "#C9CFD6", ""),
-    )  # fmt: skip
+    names, looks = (
+        [facts.names[i] for i in kept],
+        (
+            ("neither is right", 3, BLACK, "x"),
+            ("teacher alone is right", 2, VERMILLION, "/"),
+            ("student alone is right", 1, SKY, "."),
+            ("both are right", 0, "#C9CFD6", ""),
+        ),
+    )
     data = [
         bars(names, outcome_c4[kept, who], text, color, hatch) for text, who, color, hatch in looks
     ]
     return one(
-        figure(data, rows_height(len(names)), barmode="stack", bargap=0.3, yaxis=label_axis(names),
-                xaxis={"title": {"text": "test rows of the label"}})
-    )  # fmt: skip
+        figure(
+            data,
+            rows_height(len(names)),
+            barmode="stack",
+            bargap=0.3,
+            yaxis=label_axis(names),
+            xaxis={"title": {"text": "test rows of the label"}},
+        )
+    )
 
 
 def doubt(facts: Facts) -> Variants | None:
@@ -120,6 +141,14 @@ def doubt(facts: Facts) -> Variants | None:
         ),
     ]
     return one(
-        figure(data, rows_height(len(names)), barmode="group", yaxis=label_axis(names),
-                xaxis={"range": [0, 1], "title": {"text": "mean over the rows of the label, last epoch"}})
-    )  # fmt: skip
+        figure(
+            data,
+            rows_height(len(names)),
+            barmode="group",
+            yaxis=label_axis(names),
+            xaxis={
+                "range": [0, 1],
+                "title": {"text": "mean over the rows of the label, last epoch"},
+            },
+        )
+    )

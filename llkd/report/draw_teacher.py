@@ -56,9 +56,15 @@ def labels(facts: Facts) -> Variants | None:
         )
     height = max(rows_height(len(names)), 90 + (10 + 9 * len(data)) * len(names))
     return one(
-        figure(data, height, barmode="group", bargap=0.25, yaxis=label_axis(names),
-                xaxis={**PERCENT_AXIS, "title": {"text": "share of the rows"}})
-    )  # fmt: skip
+        figure(
+            data,
+            height,
+            barmode="group",
+            bargap=0.25,
+            yaxis=label_axis(names),
+            xaxis={**PERCENT_AXIS, "title": {"text": "share of the rows"}},
+        )
+    )
 
 
 def confusion(evaluation: Evaluation, names: Sequence[str]) -> Variants:
@@ -71,24 +77,42 @@ def confusion(evaluation: Evaluation, names: Sequence[str]) -> Variants:
     counts = counts_cc[np.ix_(kept, kept)]
     share = counts / np.maximum(counts_cc.sum(axis=1)[kept], 1)[:, None]
     few = len(kept) <= 12
-    ticks = {"tickvals": list(range(len(kept))), "ticktext": [shown(names[i], 14) for i in kept],
-             "showgrid": False, "zeroline": False, "ticks": ""}  # fmt: skip
+    ticks = {
+        "tickvals": list(range(len(kept))),
+        "ticktext": [shown(names[i], 14) for i in kept],
+        "showgrid": False,
+        "zeroline": False,
+        "ticks": "",
+    }
     hover = [
-        [f"{shown(names[a], 200)} taken for {shown(names[b], 200)}: {counts[i, j]:,} rows, {share[i, j]:.1%}"
-         for j, b in enumerate(kept)]
+        [
+            f"{shown(names[a], 200)} taken for {shown(names[b], 200)}: {counts[i, j]:,} rows, {share[i, j]:.1%}"
+            for j, b in enumerate(kept)
+        ]
         for i, a in enumerate(kept)
-    ]  # fmt: skip
+    ]
     heat = go.Heatmap(
-        z=np.where(counts > 0, share, np.nan), zmin=0, zmax=1, colorscale="cividis", reversescale=True, xgap=1, ygap=1, hovertext=hover,
-        hoverinfo="text", colorbar={"tickformat": ".0%", "thickness": 10, "outlinewidth": 0},
+        z=np.where(counts > 0, share, np.nan),
+        zmin=0,
+        zmax=1,
+        colorscale="cividis",
+        reversescale=True,
+        xgap=1,
+        ygap=1,
+        hovertext=hover,
+        hoverinfo="text",
+        colorbar={"tickformat": ".0%", "thickness": 10, "outlinewidth": 0},
         text=[[f"{100 * x:.0f}" if x else "" for x in row] for row in share] if few else None,
         texttemplate="%{text}" if few else None,
-    )  # fmt: skip
+    )
     return one(
-        figure([heat], max(130 + (44 if few else 22) * len(kept), 420),
-                xaxis={**ticks, "title": {"text": "said"}, "tickangle": -40 if few else -90},
-                yaxis={**ticks, "title": {"text": "gold"}, "autorange": "reversed"})
-    )  # fmt: skip
+        figure(
+            [heat],
+            max(130 + (44 if few else 22) * len(kept), 420),
+            xaxis={**ticks, "title": {"text": "said"}, "tickangle": -40 if few else -90},
+            yaxis={**ticks, "title": {"text": "gold"}, "autorange": "reversed"},
+        )
+    )
 
 
 def confidence(facts: Facts) -> Variants | None:
@@ -105,39 +129,69 @@ def confidence(facts: Facts) -> Variants | None:
         return None
     middle = (np.arange(BINS) + 0.5) / BINS
     data = [
-        go.Bar(x=middle, y=rows, width=1 / BINS, name=name,
-               marker={"color": color, "line": {"color": "white", "width": 1},
-                       "pattern": {"shape": hatch, **HATCH}},
-               hovertemplate="confidence about %{x:.3f}: %{y:,} " + name + "<extra></extra>")
+        go.Bar(
+            x=middle,
+            y=rows,
+            width=1 / BINS,
+            name=name,
+            marker={
+                "color": color,
+                "line": {"color": "white", "width": 1},
+                "pattern": {"shape": hatch, **HATCH},
+            },
+            hovertemplate="confidence about %{x:.3f}: %{y:,} " + name + "<extra></extra>",
+        )
         for name, rows, color, hatch in parts
-    ]  # fmt: skip
+    ]
     return one(
-        figure(data, 360, barmode="stack", showlegend=len(parts) > 1,
-                xaxis={"range": [0, 1], "title": {"text": "the teacher's confidence"}},
-                yaxis={"title": {"text": "rows"}})
-    )  # fmt: skip
+        figure(
+            data,
+            360,
+            barmode="stack",
+            showlegend=len(parts) > 1,
+            xaxis={"range": [0, 1], "title": {"text": "the teacher's confidence"}},
+            yaxis={"title": {"text": "rows"}},
+        )
+    )
 
 
 def reliability(curves: Sequence[tuple[str, Evaluation, str, str, str]]) -> Variants:
     """Confidence against accuracy: (name, evaluation, colour, marker, dash) of each curve."""
     data = [
-        go.Scatter(x=[0, 1], y=[0, 1], mode="lines", name="as sure as it is right",
-                   line={"color": "#B9C1C9", "dash": "dot"}, hoverinfo="skip")
-    ]  # fmt: skip
+        go.Scatter(
+            x=[0, 1],
+            y=[0, 1],
+            mode="lines",
+            name="as sure as it is right",
+            line={"color": "#B9C1C9", "dash": "dot"},
+            hoverinfo="skip",
+        )
+    ]
     for name, found, color, mark, dash in curves:
         seen = found.rows_b >= (FEWEST_ROWS if (found.rows_b >= FEWEST_ROWS).any() else 1)
         rows_b = found.rows_b[seen]
         size = 5 + 13 * np.sqrt(rows_b / max(rows_b.max(initial=1), 1))
         data.append(
-            go.Scatter(x=found.confidence_b[seen] / rows_b, y=found.correct_b[seen] / rows_b, name=name,
-                       mode="lines+markers", customdata=rows_b, line={"color": color, "dash": dash, "width": 1.5},
-                       marker={"color": color, "symbol": mark, "size": size, "opacity": 0.9},
-                       hovertemplate=name + "<br>confidence %{x:.2f}, right %{y:.0%} of %{customdata:,} rows<extra></extra>")
-        )  # fmt: skip
+            go.Scatter(
+                x=found.confidence_b[seen] / rows_b,
+                y=found.correct_b[seen] / rows_b,
+                name=name,
+                mode="lines+markers",
+                customdata=rows_b,
+                line={"color": color, "dash": dash, "width": 1.5},
+                marker={"color": color, "symbol": mark, "size": size, "opacity": 0.9},
+                hovertemplate=name
+                + "<br>confidence %{x:.2f}, right %{y:.0%} of %{customdata:,} rows<extra></extra>",
+            )
+        )
     return one(
-        figure(data, 360, xaxis={"range": [0, 1.02], "title": {"text": "mean confidence"}},
-                yaxis={"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "right"}})
-    )  # fmt: skip
+        figure(
+            data,
+            360,
+            xaxis={"range": [0, 1.02], "title": {"text": "mean confidence"}},
+            yaxis={"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "right"}},
+        )
+    )
 
 
 def teacher_reliability(facts: Facts) -> Variants | None:
@@ -169,11 +223,24 @@ def risk(facts: Facts) -> Variants | None:
     for key, name, color, dash in kinds[: 2 if facts.calibrated else 1]:
         found = getattr(facts.gold, key)
         data.append(
-            go.Scatter(x=coverage, y=[found.risk_at(float(c)) for c in coverage], mode="lines", name=name,
-                       line={"color": color, "dash": dash, "width": 2.5},
-                       hovertemplate="most confident %{x:.0%}: %{y:.1%} wrong<extra></extra>")
-        )  # fmt: skip
+            go.Scatter(
+                x=coverage,
+                y=[found.risk_at(float(c)) for c in coverage],
+                mode="lines",
+                name=name,
+                line={"color": color, "dash": dash, "width": 2.5},
+                hovertemplate="most confident %{x:.0%}: %{y:.1%} wrong<extra></extra>",
+            )
+        )
     return one(
-        figure(data, 360, xaxis={**PERCENT_AXIS, "range": [0, 1], "title": {"text": "most confident share of the rows"}},
-                yaxis={**PERCENT_AXIS, "title": {"text": "wrong"}})
-    )  # fmt: skip
+        figure(
+            data,
+            360,
+            xaxis={
+                **PERCENT_AXIS,
+                "range": [0, 1],
+                "title": {"text": "most confident share of the rows"},
+            },
+            yaxis={**PERCENT_AXIS, "title": {"text": "wrong"}},
+        )
+    )

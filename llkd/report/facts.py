@@ -83,7 +83,7 @@ class Facts:
     agreement: Found | None
     """See `corpus_pass`."""
     rows: Mapping[str, list[Row]]
-    """Rows to look at: `useful`, `unsure`, `mistakes`, `rejected`."""
+    """Rows to look at: `useful`, `unsure`, `mistakes`, `test_mistakes`, `rejected`."""
     rejects: Mapping[str, int]
     """Rows left out by stage and reason."""
     metrics: Mapping[str, Any]

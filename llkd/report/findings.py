@@ -43,7 +43,8 @@ def _run_findings(facts: Facts) -> list[Finding]:
         share = (step.rejected or 0) / max(step.rows_in or 1, 1)
         if share > 0.01:
             kind = "bad" if share > most / 2 else "warn"
-            text = f"{step.name}: {percent(share)} of the rows were left out (allowed: {percent(most)})."
+            allowed = percent(most)
+            text = f"{step.name}: {percent(share)} of the rows left out (allowed: {allowed})."
             found.append(Finding(kind, text, "examples"))
     if facts.config.test is None:
         text = "There is no test set, so nothing says how good the student is."
@@ -69,7 +70,8 @@ def _teacher_findings(facts: Facts) -> list[Finding]:
         return found
     raw, evaluation = facts.gold.raw, facts.gold.calibrated
     if evaluation.auroc < 0.6:
-        text = f"The teacher's confidence says little about right and wrong: AUROC {evaluation.auroc:.2f}."
+        auroc = f"{evaluation.auroc:.2f}"
+        text = f"The teacher's confidence says little about right and wrong: AUROC {auroc}."
         found.append(Finding("bad", text, "teacher"))
     gap = mean_gap(evaluation)
     if abs(gap) > 0.15:
@@ -105,7 +107,8 @@ def _selection_findings(facts: Facts) -> list[Finding]:
             found.append(Finding(kind, what.format(listed + more), "selection"))
     waiting = facts.stats[-1]["waiting"]["share"]
     if waiting > 0.2:
-        text = f"In the last epoch the workers had nothing to compute for {percent(waiting)} of the time."
+        share = percent(waiting)
+        text = f"In the last epoch the workers had nothing to compute for {share} of the time."
         found.append(Finding("warn", text, "cost"))
     return found
 

@@ -126,7 +126,8 @@ def more_labels(facts: Facts) -> str:
     label, sure, uncertainty = unsure[0]
     return (
         f"Nothing is measured without a test set. By doubt it is {quoted(facts.names[label])}: "
-        f"the teacher's mean confidence is {sure:.2f}, and the student's mean uncertainty still {uncertainty:.2f}."
+        f"the teacher's mean confidence is {sure:.2f}, and the student's mean uncertainty still "
+        f"{uncertainty:.2f}."
     )
 
 
@@ -169,7 +170,8 @@ def reliability_reading(facts: Facts) -> str:
     assert facts.gold is not None
     raw, made = facts.gold.raw, facts.gold.calibrated
     gap = mean_gap(made)
-    said = f"The teacher's confidence is on average {points(gap)} {'above' if gap > 0 else 'below'} its accuracy"
+    word = "above" if gap > 0 else "below"
+    said = f"The teacher's confidence is on average {points(gap)} {word} its accuracy"
     if not facts.calibrated:
         return f"{said}; there is no calibration yet."
     return (
@@ -207,7 +209,8 @@ def shares_reading(facts: Facts) -> str:
     none = [facts.names[i] for i in np.flatnonzero(ever_c == 0)]
     if none:
         listed = ", ".join(map(quoted, none[:5])) + (" and others" if len(none) > 5 else "")
-        return f"No row of {listed} was ever taken: the student cannot learn {'it' if len(none) == 1 else 'them'}."
+        them = "it" if len(none) == 1 else "them"
+        return f"No row of {listed} was ever taken: the student cannot learn {them}."
     least, most = int(np.nanargmin(ever_c)), int(np.nanargmax(ever_c))
     return (
         f"Every label was trained on: between {percent(float(ever_c[least]))} "
@@ -274,8 +277,8 @@ def plane_reading(facts: Facts) -> str:
     rows = max(int(plane_2gg.sum()), 1)
     sure, easy = (left + taken)[half:].sum() / rows, (left + taken)[half:, :half].sum() / rows
     return (
-        f"In the last epoch the teacher was sure (confidence above a half) of {percent(sure)} of the rows; "
-        f"of {percent(easy)} the student was sure too, and had little left to learn."
+        f"In the last epoch the teacher was sure (confidence above a half) of {percent(sure)} of "
+        f"the rows; of {percent(easy)} the student was sure too, and had little left to learn."
     )
 
 
@@ -306,7 +309,8 @@ def classes_reading(facts: Facts) -> str:
     gain = student.per_class["f1"][seen] - teacher.per_class["f1"][seen]
     up, down = int(seen[gain.argmax()]), int(seen[gain.argmin()])
     weak = int(seen[student.per_class["f1"][seen].argmin()])
-    said = f"The student's weakest label is {quoted(facts.names[weak])} (F1 {student.per_class['f1'][weak]:.2f})"
+    f1 = student.per_class["f1"][weak]
+    said = f"The student's weakest label is {quoted(facts.names[weak])} (F1 {f1:.2f})"
     if gain.max() > 0:
         said += f"; it gains most on the teacher on {quoted(facts.names[up])} ({gain.max():+.2f})"
     if gain.min() < 0:
@@ -348,7 +352,8 @@ def outcome_reading(facts: Facts) -> str:
     both = int(outcome[:, 3].sum())
     return (
         f"On {percent(lost / max(rows, 1))} of the test rows the teacher alone is right (more of its "
-        f"labels would help), on {percent(both / max(rows, 1))} neither is (only labels by people, or another prompt, would)."
+        f"labels would help), on {percent(both / max(rows, 1))} neither is (only labels by people, "
+        "or another prompt, would)."
     )
 
 

@@ -10,8 +10,13 @@ from llkd.report.derived import never_taken
 from llkd.report.facts import Facts
 from llkd.report.readings import percent
 from llkd.report.rows import Row
-from llkd.report.style import Variants
+from llkd.report.style import FEWEST_ROWS, Variants
 from llkd.report.tables import Table
+
+RELIABILITY = (
+    "Confidence against accuracy; larger marks have more rows, bins of fewer than "
+    f"{FEWEST_ROWS} are left out"
+)
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,14 @@ class Tile:
 def sections_of(facts: Facts) -> list[Section]:
     """All of them, in the order in which people ask."""
     return [
-        _teacher(facts), _selection(facts), _student(facts), _needs(facts), _examples(facts),
-        _cost(facts), _run(facts),
-    ]  # fmt: skip
+        _teacher(facts),
+        _selection(facts),
+        _student(facts),
+        _needs(facts),
+        _examples(facts),
+        _cost(facts),
+        _run(facts),
+    ]
 
 
 def _plots(facts: Facts, *wanted: tuple[Any, ...]) -> list[Plot]:
@@ -79,10 +89,14 @@ def tiles_of(facts: Facts) -> list[Tile]:
         teacher, student = facts.tested.teacher, facts.tested.student
         gain = student.macro_f1 - teacher.macro_f1
         tiles += [
-                Tile("student, macro-F1", f"{student.macro_f1:.3f}", f"teacher {teacher.macro_f1:.3f} ({gain:+.3f})"),
-                Tile("student, accuracy", f"{student.accuracy:.3f}", f"teacher {teacher.accuracy:.3f}"),
-                Tile("measured on", f"{student.rows:,}", "test rows"),
-            ]  # fmt: skip
+            Tile(
+                "student, macro-F1",
+                f"{student.macro_f1:.3f}",
+                f"teacher {teacher.macro_f1:.3f} ({gain:+.3f})",
+            ),
+            Tile("student, accuracy", f"{student.accuracy:.3f}", f"teacher {teacher.accuracy:.3f}"),
+            Tile("measured on", f"{student.rows:,}", "test rows"),
+        ]
     elif facts.gold is not None:
         made = facts.gold.calibrated
         note = f"{made.rows:,} rows of the {facts.gold.where}"
@@ -107,10 +121,15 @@ def _teacher(facts: Facts) -> Section:
     gold = facts.gold
     if gold is not None:
         found.append(
-            Plot("teacher-confusion", f"Gold against the teacher's label, {gold.where}; share of each gold label, %",
-                 readings.teacher_confuses(facts), draw_teacher.confusion(gold.calibrated, names),
-                 tables.confusion_table(gold.calibrated, names), True)
-        )  # fmt: skip
+            Plot(
+                "teacher-confusion",
+                f"Gold against the teacher's label, {gold.where}; share of each gold label, %",
+                readings.teacher_confuses(facts),
+                draw_teacher.confusion(gold.calibrated, names),
+                tables.confusion_table(gold.calibrated, names),
+                True,
+            )
+        )
     else:
         extra.append(tables.hesitation_table(facts))
         missing.append(
@@ -123,11 +142,31 @@ def _teacher(facts: Facts) -> Section:
         )
     found += _plots(
         facts,
-        ("teacher-labels", "How often each label is given in the corpus", draw_teacher.labels, readings.labels_reading),
-        ("teacher-confidence", f"Rows by confidence{', ' + gold.where if gold else ''}", draw_teacher.confidence, readings.confidence_reading),
-        ("teacher-reliability", "Confidence against accuracy; larger marks have more rows, bins of fewer than 5 are left out", draw_teacher.teacher_reliability, readings.reliability_reading),
-        ("teacher-risk", "Wrong rows among the most confident ones", draw_teacher.risk, readings.risk_reading),
-    )  # fmt: skip
+        (
+            "teacher-labels",
+            "How often each label is given in the corpus",
+            draw_teacher.labels,
+            readings.labels_reading,
+        ),
+        (
+            "teacher-confidence",
+            f"Rows by confidence{', ' + gold.where if gold else ''}",
+            draw_teacher.confidence,
+            readings.confidence_reading,
+        ),
+        (
+            "teacher-reliability",
+            RELIABILITY,
+            draw_teacher.teacher_reliability,
+            readings.reliability_reading,
+        ),
+        (
+            "teacher-risk",
+            "Wrong rows among the most confident ones",
+            draw_teacher.risk,
+            readings.risk_reading,
+        ),
+    )
     several = tables.teachers_table(facts)
     return Section(
         *head, plots=found, tables=extra + ([several] if several else []), missing=missing
@@ -140,13 +179,38 @@ def _selection(facts: Facts) -> Section:
         return Section(*head, missing=["No epoch is trained yet."])
     found = _plots(
         facts,
-        ("selection-reasons", "Rows selected and left out, by epoch", draw_selection.reasons, readings.reasons_reading),
-        ("selection-shares", "Share of each label's rows that an epoch took, %; least taken first", draw_selection.shares, readings.shares_reading),
-        ("selection-plane", "Where the rows lie (grey) and which were selected (dots); dashed: the bars", draw_selection.plane, readings.plane_reading),
-        ("selection-thresholds", "What a row had to reach", draw_selection.thresholds, readings.thresholds_reading),
-        ("selection-uncertainty", "Rows by the student's uncertainty", draw_selection.uncertainty, readings.uncertainty_reading),
+        (
+            "selection-reasons",
+            "Rows selected and left out, by epoch",
+            draw_selection.reasons,
+            readings.reasons_reading,
+        ),
+        (
+            "selection-shares",
+            "Share of each label's rows that an epoch took, %; least taken first",
+            draw_selection.shares,
+            readings.shares_reading,
+        ),
+        (
+            "selection-plane",
+            "Where the rows lie (grey) and which were selected (dots); dashed: the bars",
+            draw_selection.plane,
+            readings.plane_reading,
+        ),
+        (
+            "selection-thresholds",
+            "What a row had to reach",
+            draw_selection.thresholds,
+            readings.thresholds_reading,
+        ),
+        (
+            "selection-uncertainty",
+            "Rows by the student's uncertainty",
+            draw_selection.uncertainty,
+            readings.uncertainty_reading,
+        ),
         ("selection-loss", "Training, epoch by epoch", draw_selection.loss, readings.loss_reading),
-    )  # fmt: skip
+    )
     drawn, missing = {plot.key for plot in found}, []
     policy = facts.config.selection.policy
     if "selection-thresholds" not in drawn:
@@ -180,14 +244,23 @@ def _student(facts: Facts) -> Section:
         ),
     )
     found.append(
-        Plot("student-reliability", "Confidence against accuracy; larger marks have more rows, bins of fewer than 5 are left out",
-             readings.student_reliability(facts), draw_student.both_reliability(facts) or {})
-    )  # fmt: skip
+        Plot(
+            "student-reliability",
+            RELIABILITY,
+            readings.student_reliability(facts),
+            draw_student.both_reliability(facts) or {},
+        )
+    )
     found.append(
-        Plot("student-confusion", "Gold against the student's label; share of each gold label, %",
-             readings.student_confuses(facts), draw_teacher.confusion(tested.student, facts.names),
-             tables.confusion_table(tested.student, facts.names), True)
-    )  # fmt: skip
+        Plot(
+            "student-confusion",
+            "Gold against the student's label; share of each gold label, %",
+            readings.student_confuses(facts),
+            draw_teacher.confusion(tested.student, facts.names),
+            tables.confusion_table(tested.student, facts.names),
+            True,
+        )
+    )
     return Section(*head, readings.student_reading(facts), found, labels)
 
 
@@ -196,8 +269,15 @@ def _needs(facts: Facts) -> Section:
     if facts.tested is not None:
         found = _plots(
             facts,
-            ("needs-outcomes", "Who is right, by gold label", draw_student.outcomes, readings.outcome_reading, tables.needs_table, True),
-        )  # fmt: skip
+            (
+                "needs-outcomes",
+                "Who is right, by gold label",
+                draw_student.outcomes,
+                readings.outcome_reading,
+                tables.needs_table,
+                True,
+            ),
+        )
         return Section(*head, readings.more_labels(facts), found)
     found = _plots(
         facts,
@@ -210,12 +290,28 @@ def _needs(facts: Facts) -> Section:
 
 def _examples(facts: Facts) -> Section:
     kinds = [
-        ("useful", "Most useful rows", "Selected with the largest weights, added up over the epochs."),
-        ("mistakes", "Likely mistakes of the teacher", "Student and teacher disagree, and both are sure."),
-        ("test_mistakes", "Student and teacher disagree on the test set", "Both are sure; gold says who is right."),
-        ("unsure", "Rows that the teacher is least sure of", "Never selected. Are they of another kind, or of two labels?"),
+        (
+            "useful",
+            "Most useful rows",
+            "Selected with the largest weights, added up over the epochs.",
+        ),
+        (
+            "mistakes",
+            "Likely mistakes of the teacher",
+            "Student and teacher disagree, and both are sure.",
+        ),
+        (
+            "test_mistakes",
+            "Student and teacher disagree on the test set",
+            "Both are sure; gold says who is right.",
+        ),
+        (
+            "unsure",
+            "Rows that the teacher is least sure of",
+            "Never selected. Are they of another kind, or of two labels?",
+        ),
         ("rejected", "Rows that could not be used", "Some of each reason."),
-    ]  # fmt: skip
+    ]
     found = [
         (title, note, [_shown(facts, row) for row in facts.rows[kind]])
         for kind, title, note in kinds

@@ -77,11 +77,14 @@ def needs_table(facts: Facts) -> Table | None:
         return None
     lines = [
         [
-            facts.names[need.label], f"{need.missed:,}", percent(need.share), percent(need.teacher_right),
+            facts.names[need.label],
+            f"{need.missed:,}",
+            percent(need.share),
+            percent(need.teacher_right),
             "more of its rows" if need.teacher_right >= 0.5 else "labels by people",
         ]
         for need in needs(facts.tested.outcome_c4)[:MOST_LINES]
-    ]  # fmt: skip
+    ]
     columns = ("label", "#missed", "#of all mistakes", "#teacher right on", "what would help")
     return Table(columns, lines, "What the student misses most")
 
@@ -94,11 +97,16 @@ def steps_table(facts: Facts) -> Table:
 
     lines = [
         [
-            step.name, step.state, number(step.rows_in), number(step.rows_out), number(step.rejected),
-            NONE if step.seconds is None else duration(step.seconds), step.note,
+            step.name,
+            step.state,
+            number(step.rows_in),
+            number(step.rows_out),
+            number(step.rejected),
+            NONE if step.seconds is None else duration(step.seconds),
+            step.note,
         ]
         for step in facts.steps
-    ]  # fmt: skip
+    ]
     columns = ("step", "state", "#rows in", "#rows out", "#rejected", "#time", "")
     return Table(columns, lines, "Rows in, out and rejected")
 
