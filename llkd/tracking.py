@@ -343,6 +343,13 @@ class Recorder:
                 written = folder.files()[STATS].modified / 1e9
                 self._log(epoch, written, epoch_figures(stats))
 
+    def all_epochs(self) -> None:
+        """The same, of all epochs of a student that is trained."""
+        with self._harmless("tracking"):
+            manifest = read_manifest(Folder(self._layout.epochs))
+            if manifest is not None and manifest.complete:
+                self.epochs(int(manifest.results["epochs"]))
+
     def figures(self, epochs: int, metrics: Mapping[str, Any]) -> None:
         """Tell what a run was measured at in the end, after so many epochs."""
         with self._harmless("tracking"):
@@ -412,7 +419,7 @@ def followed(config: RunConfig, tracker: Any, say: Say) -> Iterator[None]:
         while not stop.wait(POLL_SECONDS):
             try:
                 done = ray.get(tracker.epochs_done.remote(RunLayout(config.run_dir).name))
-            except ray.exceptions.RayError:  # Ray is going away; the stage says why
+            except Exception:  # Ray is going away, and says it in many ways; the stage says why
                 return
             if done and not seen:
                 recorder.trained_again(done - 1)
@@ -426,9 +433,7 @@ def followed(config: RunConfig, tracker: Any, say: Say) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        manifest = read_manifest(Folder(RunLayout(config.run_dir).epochs))
-        if manifest is not None and manifest.complete:
-            recorder.epochs(int(manifest.results["epochs"]))
+        recorder.all_epochs()
         recorder.close()
 
 

@@ -346,7 +346,17 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
 
 
 def test_help_tells_what_a_job_does() -> None:
-    for job in ("run", "ingest", "label", "distill", "evaluate", "predict", "plan", "prepare_demo"):
+    for job in (
+        "run",
+        "ingest",
+        "label",
+        "distill",
+        "evaluate",
+        "predict",
+        "export",
+        "plan",
+        "prepare_demo",
+    ):
         output = run(job, "--help")
         assert "usage:" in output
         assert "Safe to run again" in output or "left alone" in output

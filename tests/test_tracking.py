@@ -157,7 +157,10 @@ def test_mlflow_has_the_same_figures_under_the_same_names(
     assert state["mlflow"]["steps"] == 2
     state["mlflow"]["steps"] = 0
     kept.write_text(json.dumps(state))
+    first = Path(config.run_dir, "tensorboard", event_file(0))
+    before = first.stat().st_mtime_ns
     tell_figures(config, METRICS, [].append)
+    assert first.stat().st_mtime_ns == before  # only MLflow lacked that step
 
     client = MlflowClient(tracking_uri=where)
     (run,) = client.search_runs([client.get_experiment_by_name("llkd").experiment_id])
