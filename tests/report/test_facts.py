@@ -124,6 +124,7 @@ def test_sums_do_not_depend_on_the_cut_and_survive_their_journey(tmp_path: Path)
     for name, value in whole.tally.values.items():
         np.testing.assert_array_equal(added.tally[name], value)
     assert added.rows == whole.rows
+    assert {row["shard"] for row in added.rows["useful"]} == {0, 1}
 
 
 def test_a_run_in_every_state_has_a_report(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llkd.report import write_report
+from llkd.report.style import LONGEST_NAME
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 from tests.report import made
@@ -102,7 +103,10 @@ def test_texts_and_names_are_shown_as_they_are(desktop: Seen) -> None:
     assert sum(f"{text} " in told for text in HOSTILE[:-1]) > 8
     assert HOSTILE[0] in " ".join(page.locator("#examples .told").all_text_contents())
     ticks = set(page.locator("[data-figure=teacher-labels] .ytick").all_text_contents())
-    assert {"<b>bold</b>", "a&amp;b &lt;"} & ticks == ticks & set(HOSTILE[2:7]) - {HOSTILE[3]}
+    cut = {name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in NAMES}
+    assert ticks <= cut
+    assert any("<" in tick for tick in ticks)
+    assert any("&amp;" in tick for tick in ticks)
     assert seen.troubles == []
 
 
