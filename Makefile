@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on a real corpus, from nothing
 # make test   the tests
 # make check  the linter, the type checker and the tests
+# make notebooks  run the notebooks again and keep what they show; after make demo
 # make fuzz   the property tests on thousands of random inputs, for some minutes
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install -qq --no-deps --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint fuzz format clean
+.PHONY: help demo test check lint notebooks fuzz format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -35,6 +36,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python notebooks/execute.py
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz --timeout=3600 $(shell find tests -name '*_properties.py')
