@@ -3,6 +3,7 @@
 # make check  the linter, the type checker and the tests
 # make docs   docs/settings.md, from the docstrings of the config
 # make browser  a headless Chromium for the tests of the report, where there is none
+# make notebooks  run the notebooks again and keep what they show; after make demo
 # make fuzz   the property tests on thousands of random inputs, for some minutes
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install -qq --no-deps --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint docs browser fuzz format clean
+.PHONY: help demo test check lint docs notebooks browser fuzz format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -46,6 +47,9 @@ browser:
 	    test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
 	        { echo "Install the package chromium: without it the tests of the report are skipped"; exit 0; }; \
 	    apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; }
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python notebooks/execute.py
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz --timeout=3600 $(shell find tests -name '*_properties.py')

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from llkd.cli import (
     config_of,
@@ -29,6 +30,7 @@ from llkd.cli import (
     write_figures,
 )
 from llkd.config import RunConfig
+from llkd.config_file import portable_path
 from llkd.research.compare import require_comparable
 
 
@@ -124,7 +126,7 @@ def compare(name: str, config: RunConfig, arguments: argparse.Namespace, console
     folder = RunLayout(config.run_dir).comparison("plots")
     plots = Folder(f"{arguments.plots}/{name}" if arguments.plots else folder)
     draw_all(plots, found.results, found.summaries)
-    console.print(f"Plots     {plots.uri}", highlight=False)
+    console.print(f"Plots     {escape(portable_path(plots.uri))}", highlight=False)
     return found
 
 

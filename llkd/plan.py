@@ -18,6 +18,7 @@ from rich.table import Table
 
 from llkd import pools, runtime
 from llkd.config import RunConfig
+from llkd.config_file import portable_path
 from llkd.config_sources import SourceConfig
 from llkd.core.calibration import Calibration, fit_batch_bias, marginal
 from llkd.errors import DataError
@@ -340,7 +341,7 @@ def show_plan(config: RunConfig, sample: Sample, total: int, console: Console) -
         say(f"\n[bold]Prompt {number + 1}[/]")
         say(escape(prompt), markup=True)
     say()
-    say(f"Teacher   {escape(config.teacher.model)}")
+    say(f"Teacher   {escape(portable_path(config.teacher.model))}")
     say(f"Labels    said by {escape(sample.verbalizer)}")
     if sample.prompt_tokens:
         say(f"Prompts   {_spread(sample.prompt_tokens)} tokens")

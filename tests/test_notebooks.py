@@ -1,0 +1,114 @@
+"""The notebooks: run from top to bottom with real models, and what of them is committed."""
+
+from pathlib import Path
+
+import nbformat
+import pyarrow.dataset as ds
+import pytest
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from notebooks.execute import MOST_BYTES, executed, faults, linked_checkout
+from tests.conftest import ROOT
+from tests.demo import prepared
+
+FOLDER = ROOT / "notebooks"
+ROWS = 64
+RUN = "runs/tour/run"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prepared()
+    return linked_checkout(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def tour(checkout: Path) -> Path:
+    """The tour as it was run here."""
+    return kept(executed(FOLDER / "tour.ipynb", checkout, ROWS=str(ROWS)), checkout / "tour.ipynb")
+
+
+def kept(notebook: nbformat.NotebookNode, path: Path) -> Path:
+    nbformat.write(notebook, path)
+    return path
+
+
+def shown(path: Path, cell: str) -> str:
+    """What a cell printed."""
+    (found,) = (each for each in nbformat.read(path, as_version=4).cells if each.id == cell)
+    return "".join(output.get("text", "") for output in found.outputs)
+
+
+def test_the_tour_labels_distils_compares_and_predicts(tour: Path, checkout: Path) -> None:
+    assert faults(tour) == []
+    assert f"label: {ROWS + 40} rows" in shown(tour, "run-label")
+    assert "Test set, 40 rows" in shown(tour, "run-distill")
+    assert all(name in shown(tour, "run-compare") for name in ("llkd", "refined", "all", "random"))
+    folder = checkout / RUN / "predictions/new"
+    found = ds.dataset(folder, format="parquet", exclude_invalid_files=True).to_table()
+    new = [f"article-{number:04d}" for number in range(1780 - ROWS // 8, 1780)]
+    assert found["id"].to_pylist() == new
+
+
+def test_the_analysis_reads_the_run_of_the_tour(tour: Path, checkout: Path) -> None:
+    notebook = executed(FOLDER / "analysis.ipynb", checkout, RUN_DIR=RUN)
+    analysis = kept(notebook, checkout / "analysis.ipynb")
+    assert faults(analysis) == []
+    assert shown(analysis, "read") == "64 labelled rows, 5 labels, 4 epochs, 40 test rows\n"
+    assert "of the rows at least once" in shown(analysis, "cost")
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_what_is_committed_shows_a_whole_run_and_nothing_of_the_machine(path: Path) -> None:
+    assert faults(path) == []
+    assert sum("image/png" in str(cell.get("outputs")) for cell in cells(path)) >= 1
+
+
+def cells(path: Path) -> list[nbformat.NotebookNode]:
+    return list(nbformat.read(path, as_version=4).cells)
+
+
+def test_a_command_that_fails_fails_its_cell(checkout: Path) -> None:
+    source = "%%bash\npython jobs/run.py runs/nowhere.yaml"
+    path = kept(new_notebook(cells=[new_code_cell(source)]), checkout / "failing.ipynb")
+    with pytest.raises(CellExecutionError, match="nowhere"):
+        executed(path, checkout)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (new_output("error", ename="ValueError", evalue="", traceback=[]), "holds an error"),
+        (new_output("stream", name="stderr", text="anything"), "holds an error"),
+        (new_output("stream", text="see /root/a"), "a path of this machine: '/root/a'"),
+        (new_output("stream", text="at /tmp/x/y.log."), "a path of this machine: '/tmp/x/y.log.'"),
+        (
+            new_output("execute_result", data={"text/html": "<b>/home/me</b>"}),
+            "a path of this machine",
+        ),
+        (new_output("stream", text="2026 WARNING a.py:1"), "what a library logged: 'WARNING'"),
+        (new_output("stream", text="a.py:1: UserWarning: b"), "what a library logged"),
+        (new_output("stream", text="x" * MOST_BYTES), "bytes are more than 250,000"),
+    ],
+)
+def test_outputs_that_are_not_to_be_kept(
+    tmp_path: Path, output: nbformat.NotebookNode, words: str
+) -> None:
+    cell = new_code_cell("1", execution_count=1, outputs=[output])
+    (fault,) = faults(kept(new_notebook(cells=[cell]), tmp_path / "a.ipynb"))
+    assert words in fault
+
+
+def test_outputs_that_may_be_kept(tmp_path: Path) -> None:
+    output = new_output("stream", text="Warning   runs/tour/run/logs and/or a/tmp/b")
+    picture = new_output("display_data", data={"image/png": "iVBO/tmp/a/root/b"})
+    cell = new_code_cell("1", execution_count=1, outputs=[output, picture])
+    assert faults(kept(new_notebook(cells=[cell]), tmp_path / "a.ipynb")) == []
+
+
+def test_cells_that_were_not_run_in_order(tmp_path: Path) -> None:
+    two = [new_code_cell("1", execution_count=count) for count in (2, 1)]
+    assert faults(kept(new_notebook(cells=two), tmp_path / "a.ipynb")) == [
+        "the cells were not run from top to bottom"
+    ]
