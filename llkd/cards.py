@@ -373,6 +373,8 @@ def _eval_results(config: RunConfig, measured: Mapping[str, Any]) -> list[Any]:
 def _figures(config: RunConfig, metrics: Mapping[str, Any] | None) -> str:
     """Teacher and student on the test set."""
     measured = (metrics or {}).get("student", {}).get("test")
+    if config.test is None:
+        return "It was not measured: the run has no test set."
     if not measured:
         return (
             "It was not measured when this card was written. "
