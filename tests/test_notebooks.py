@@ -110,7 +110,7 @@ def test_outputs_that_are_not_to_be_kept(
 
 def test_outputs_that_may_be_kept(tmp_path: Path) -> None:
     output = new_output("stream", text="Warning   runs/tour/run/logs and/or a/tmp/b")
-    picture = new_output("display_data", data={"image/png": "iVBO/tmp/a/root/b"})
+    picture = new_output("display_data", data={"image/png": "iVBO+/tmp/a+/root/b"})
     cell = new_code_cell("1", execution_count=1, outputs=[output, picture])
     assert faults(kept(new_notebook(cells=[cell]), tmp_path / "a.ipynb")) == []
 
