@@ -12,6 +12,8 @@ from notebooks.execute import MOST_BYTES, executed, faults, linked_checkout
 from tests.conftest import ROOT
 from tests.demo import prepared
 
+pytestmark = pytest.mark.timeout(900)
+
 FOLDER = ROOT / "notebooks"
 ROWS = 64
 RUN = "runs/tour/run"
