@@ -17,7 +17,9 @@ pytestmark = pytest.mark.timeout(900)
 FOLDER = ROOT / "notebooks"
 ROWS = 64
 RUN = "runs/tour/run"
-ENGINE = {"engine: vllm": "engine: transformers", ", enforce_eager: true": ""}
+QUICK = {
+    "engine: vllm": "engine: transformers", ", enforce_eager: true": "", "epochs: 4": "epochs: 2",
+}  # fmt: skip
 """vLLM's two starts would take most of the time; tests/teacher/test_vllm.py has the real one."""
 
 
@@ -32,7 +34,7 @@ def tour(checkout: Path) -> Path:
     """The tour as it was run here, small."""
     notebook = nbformat.read(FOLDER / "tour.ipynb", as_version=4)
     (config,) = (cell for cell in notebook.cells if cell.id == "write-config")
-    for said, instead in ENGINE.items():
+    for said, instead in QUICK.items():
         assert said in config.source
         config.source = config.source.replace(said, instead)
     path = kept(notebook, checkout / "tour.ipynb")
@@ -65,7 +67,7 @@ def test_the_analysis_reads_the_run_of_the_tour(tour: Path, checkout: Path) -> N
     notebook = executed(FOLDER / "analysis.ipynb", checkout, RUN_DIR=RUN)
     analysis = kept(notebook, checkout / "analysis.ipynb")
     assert faults(analysis) == []
-    assert shown(analysis, "read") == "64 labelled rows, 5 labels, 4 epochs, 40 test rows\n"
+    assert shown(analysis, "read") == "64 labelled rows, 5 labels, 2 epochs, 40 test rows\n"
     assert "of the rows at least once" in shown(analysis, "cost")
 
 
