@@ -11,21 +11,21 @@ from contextlib import nullcontext
 from rich.console import Console
 from rich.markup import escape
 
-from llkd.cli import config_of, connected, do_logged, job_parser
+from llkd.cli import config_of, connected, do_logged, errors_told, job_parser
 from llkd.config_file import portable_path
-from llkd.errors import LLKDError
+from llkd.errors import ConfigError, IncompleteError
 
 
 def main() -> None:
     """Write it and print where it lies; exit with 2 if there is no run, 1 if it cannot be made."""
     arguments = job_parser("report", __doc__).parse_args()
-    try:
+    with errors_told():
         from llkd.report.facts import recorded_config
 
-        config = recorded_config(config_of(arguments.config, arguments.overrides))
-    except LLKDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            config = recorded_config(config_of(arguments.config, arguments.overrides))
+        except IncompleteError as error:  # the config names another directory than that of a run
+            raise ConfigError(str(error)) from error
 
     def work(console: Console) -> None:
         from llkd.report import needs_ray, write_report

@@ -107,7 +107,7 @@ def model_card(
         "seed": config.seed,
     }  # fmt: skip
     text = f"""
-# {_plain(_name(config))}: a text classifier distilled from a language model
+# {_plain(_name(config))}: a text classifier{"" if _elsewhere(config) else " distilled from a language model"}
 
 Task: {_plain(config.task.instruction)}
 
@@ -117,10 +117,9 @@ Task: {_plain(config.task.instruction)}
 
 {_table(("", ""), rows.items())}
 
-The teacher gave each row of an unlabelled corpus a label, read from its log-probabilities of all
-labels ({_calibration(config)}), and a confidence. In each epoch the student was trained on the rows
-that the selection policy chose by the two models' certainty{_source(config)}. Made by LLKD
-{__version__}. {_human_labels(config)}
+The teacher gave each row of an unlabelled corpus a label and a confidence. {_labelling(config)}
+In each epoch the student was trained on {_chosen(config)}. Made by LLKD {__version__}.
+{_human_labels(config)}
 
 ## How good it is
 
@@ -164,12 +163,14 @@ def dataset_card(
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    export, name = config.export, f"{_name(config)}, labelled by a language model"
+    elsewhere = _elsewhere(config)
+    export = config.export
+    name = f"{_name(config)}, labelled" + ("" if elsewhere else " by a language model")
     data = DatasetCardData(
         pretty_name=name,
         language=_language(config),
         license=export.license,
-        annotations_creators=["machine-generated"],
+        annotations_creators=None if elsewhere else ["machine-generated"],
         task_categories=["text-classification"],
         size_categories=[next((n for most, n in _SIZES if facts.rows < most), "n>1T")],
         tags=list(TAGS),
@@ -203,7 +204,7 @@ def dataset_card(
     text = f"""
 # {_plain(name)}
 
-{facts.rows:,} texts with labels that no person gave: {_teacher_name(config)} labelled them.{student}
+{facts.rows:,} texts, labelled by {_teacher_name(config)}{"" if elsewhere else " and by no person"}.{student}
 
 Task: {_plain(config.task.instruction)}
 
@@ -215,9 +216,8 @@ Task: {_plain(config.task.instruction)}
 
 ## How the labels came about
 
-The teacher's log-probability of every label was read ({_calibration(config)}); the label is the most
-probable one. The teacher saw at most {config.teacher.max_text_tokens} tokens of a text. Rows that
-could not be read or labelled are left out. {_human_labels(config)} Made by LLKD {__version__}.
+{_labelling(config)} The label is the most probable one. Rows that could not be read or labelled are
+left out. {_human_labels(config)} Made by LLKD {__version__}.
 
 ## How good they are
 
@@ -225,7 +225,7 @@ could not be read or labelled are left out. {_human_labels(config)} Made by LLKD
 
 ## Limits
 
-- These are a model's labels. Do not measure another model by them.
+- {"Who made these labels is not known here." if elsewhere else "These are a model's labels."} Do not measure another model by them.
 - What the teacher does not know or gets wrong in a systematic way is wrong here.
 - Its confidence says which labels are likelier to be right, and is not itself the chance of that.
 - Every text has one of the {len(config.task.labels)} labels, also one that none fits.
@@ -326,12 +326,36 @@ def _calibration(config: RunConfig) -> str:
     return f"calibration `{'`, `'.join(kinds)}`{given}"
 
 
-def _source(config: RunConfig) -> str:
-    return f", after {PAPER}" if config.selection.policy == "llkd" else ""
+def _elsewhere(config: RunConfig) -> bool:
+    """Whether labels are of engines of which LLKD knows nothing: a table, or one of the user's."""
+    return any(t.engine == "table" or ":" in t.engine for t in config.teachers or (config.teacher,))
+
+
+def _labelling(config: RunConfig) -> str:
+    """How the labels came about."""
+    teachers, kinds = config.teachers or (config.teacher,), _calibration(config)
+    if _elsewhere(config):
+        return f"Labels were taken as they were made elsewhere ({kinds})."
+    most = max(teacher.max_text_tokens for teacher in teachers)
+    units = {"characters" if t.engine == "openai" else "tokens" for t in teachers}
+    cut = f"; the teacher saw at most {most} tokens of a text" if units == {"tokens"} else ""
+    return f"Its log-probability of every label was read ({kinds}){cut}."
+
+
+def _chosen(config: RunConfig) -> str:
+    """The rows of an epoch."""
+    policy = config.selection.policy
+    if policy == "llkd":
+        return f"rows of which the teacher was confident and the student uncertain, after {PAPER}"
+    if policy == "all":
+        return "all rows"
+    return f"rows that the selection policy `{policy}` chose"
 
 
 def _human_labels(config: RunConfig) -> str:
     """What people's labels were used for."""
+    if _elsewhere(config):
+        return "Whether people gave any of them is not known here."
     used = []
     if count := len(config.task.examples):
         used.append(f"{count} worked {'example' if count == 1 else 'examples'} in the prompt")
@@ -354,10 +378,12 @@ def _test_name(config: RunConfig) -> str:
 def _eval_results(config: RunConfig, measured: Mapping[str, Any]) -> list[Any]:
     from huggingface_hub import EvalResult
 
+    assert config.test is not None
     name = _test_name(config)
     named: dict[str, Any] = {
         "task_type": "text-classification", "task_name": "Text classification",
-        "dataset_type": name.replace(" ", "-"), "dataset_name": name, "dataset_split": "test",
+        "dataset_type": name.replace(" ", "-"), "dataset_name": name,
+        "dataset_split": config.test.dataset_args.get("split"),
     }  # fmt: skip
     figures = [("accuracy", "Accuracy", "accuracy", None)]
     figures += [("f1", "Macro-F1", "macro_f1", {"average": "macro"})]  # type: ignore[list-item]
@@ -392,7 +418,7 @@ def _figures(config: RunConfig, metrics: Mapping[str, Any] | None) -> str:
         )
         for name, found in measured["per_class"].items()
     ]  # fmt: skip
-    return f"""On {measured["rows"]:,} labelled rows that it was not trained on:
+    return f"""On {measured["rows"]:,} rows of a labelled test set:
 
 {_table(("", "accuracy", "macro-F1", "calibration error"), overall)}
 

@@ -24,7 +24,7 @@ class ExportConfig(Section):
     """Where it goes, a directory or a URI of its own; null: `<run_dir>/export`."""
     onnx: bool = False
     """The student as ONNX too, checked against the student itself. Needs the packages of
-    `pip install 'llkd[onnx]'`."""
+    `pip install '.[onnx]'`."""
     dataset: bool = True
     """The corpus with the teacher's labels too."""
     distribution: bool = False
@@ -68,8 +68,8 @@ class TrackingConfig(Section):
     """
 
     mlflow: Annotated[str, Field(min_length=1)] | None = None
-    """MLflow's tracking server or store, such as `http://HOST:5000` or `sqlite:///mlflow.db`.
-    Needs the packages of `pip install 'llkd[tracking]'`, as `wandb` does."""
+    """MLflow's tracking server, such as `http://HOST:5000`.
+    Needs the packages of `pip install '.[tracking]'`, as `wandb` does."""
     wandb: Annotated[str, Field(min_length=1)] | None = None
     """The project at Weights & Biases; `WANDB_MODE=offline` keeps the run on this machine."""
     experiment: Annotated[str, Field(min_length=1)] = "llkd"

@@ -48,7 +48,7 @@ def require_inputs(stage: str, config: RunConfig) -> None:
         require_trackers(config)
     if stage in ("distill", "run") and needs_student(config):
         require_model(config.student.model, "student.model")
-    if stage in ("distill", "run", "plan"):
+    if stage in ("distill", "run", "plan") or (stage == "label" and config.label.in_part):
         policy_of(config)
 
 

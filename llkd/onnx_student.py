@@ -24,7 +24,7 @@ def require_onnx() -> None:
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ConfigError(
-            f"export.onnx needs {', '.join(missing)}: pip install 'llkd[onnx]', or set "
+            f"export.onnx needs {', '.join(missing)}: pip install '.[onnx]', or set "
             "export.onnx to false"
         )
 

@@ -62,7 +62,7 @@ def require_trackers(config: RunConfig) -> None:
     for name in config.tracking.trackers:
         if find_spec(PACKAGES[name]) is None:
             raise ConfigError(
-                f"tracking.{name} needs the package {name}: pip install 'llkd[tracking]', or set "
+                f"tracking.{name} needs the package {name}: pip install '.[tracking]', or set "
                 f"tracking.{name} to null"
             )
 
@@ -348,7 +348,19 @@ class Recorder:
         with self._harmless("tracking"):
             manifest = read_manifest(Folder(self._layout.epochs))
             if manifest is not None and manifest.complete:
-                self.epochs(int(manifest.results["epochs"]))
+                count = int(manifest.results["epochs"])
+                self._look_again(count)
+                self.epochs(count)
+
+    def _look_again(self, count: int) -> None:
+        """Have TensorBoard told again of epochs that were trained after it was told of them."""
+        told = Folder(self._layout.tensorboard).files()
+        for epoch in range(min(count, self._written)):
+            stats = Folder(self._layout.epoch(epoch)).files().get(STATS)
+            event = told.get(event_file(epoch))
+            if stats is None or event is None or stats.modified > event.modified:
+                self.trained_again(epoch)
+                return
 
     def figures(self, epochs: int, metrics: Mapping[str, Any]) -> None:
         """Tell what a run was measured at in the end, after so many epochs."""
@@ -430,11 +442,14 @@ def followed(config: RunConfig, tracker: Any, say: Say) -> Iterator[None]:
     thread.start()
     try:
         yield
-    finally:
+    except BaseException:  # what is not told yet the next start tells: nobody waits for a server
         stop.set()
-        thread.join()
-        recorder.all_epochs()
-        recorder.close()
+        thread.join(LEAVE_SECONDS)
+        raise
+    stop.set()
+    thread.join()
+    recorder.all_epochs()
+    recorder.close()
 
 
 def tell_figures(config: RunConfig, metrics: Mapping[str, Any], say: Say) -> None:
@@ -442,3 +457,7 @@ def tell_figures(config: RunConfig, metrics: Mapping[str, Any], say: Say) -> Non
     recorder = Recorder(config, say)
     recorder.figures(int(metrics["selection"]["epochs"]), metrics)
     recorder.close()
+
+
+LEAVE_SECONDS = 2.0
+"""For which a command that fails, or is told to end, waits for a tracker."""

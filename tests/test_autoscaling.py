@@ -11,6 +11,7 @@ import ray
 
 from llkd import autoscaling, runtime, tasks
 from llkd.errors import ResourceError
+from llkd.local_ray import ADDRESS_VARIABLE
 
 
 def status(launching: dict[str, int] | None = None, **nodes: int) -> bytes:
@@ -56,7 +57,7 @@ def scaling(
     monkeypatch: pytest.MonkeyPatch, now: list[dict[str, float]], addable: list[dict[str, float]]
 ) -> None:
     """A cluster with an autoscaler, these nodes now, and these that it says it can add."""
-    monkeypatch.setenv(runtime.ADDRESS_VARIABLE, "10.0.0.1:6379")
+    monkeypatch.setenv(ADDRESS_VARIABLE, "10.0.0.1:6379")
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": n} for n in now])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 1.0})
     monkeypatch.setattr(autoscaling, "addable_nodes", lambda: addable)

@@ -1,13 +1,15 @@
 """A real local Ray: what it has, and who is let in."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import ray
 
 from llkd import runtime
 from llkd.errors import ResourceError
-from tests.conftest import SilentTracker
+from tests.conftest import ROOT, SilentTracker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -41,6 +43,14 @@ def test_who_does_not_know_the_token_is_not_let_in() -> None:
         with pytest.raises(grpc.RpcError) as caught:
             ask(wrong)
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("module", ["llkd.tasks", "llkd.progress", "llkd.pipeline"])
+def test_whatever_is_imported_first_ray_keeps_to_the_loopback(module: str) -> None:
+    code = f"import {module}, ray._private.ray_constants as c; assert not c.ENABLE_RAY_CLUSTER"
+    names = ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, check=True)
 
 
 def test_a_ray_that_is_started_here_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ from llkd.chaos.warden import (
 from llkd.config import RunConfig
 from llkd.config_file import dump_config
 from llkd.errors import ChaosError, ConfigError
+from llkd.local_ray import ADDRESS_VARIABLE
 from llkd.progress import duration
-from llkd.runtime import ADDRESS_VARIABLE
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 

@@ -15,7 +15,14 @@ from llkd.report.derived import (
 )
 from llkd.report.facts import Facts
 from llkd.report.found import BINS, CELLS
-from llkd.report.passes import OTHER, SELECTED, STUDENT_SURE, TEACHER_UNSURE, planes_of
+from llkd.report.passes import (
+    BAR_POLICIES,
+    OTHER,
+    SELECTED,
+    STUDENT_SURE,
+    TEACHER_UNSURE,
+    planes_of,
+)
 from llkd.report.style import (
     BLACK,
     BLUE,
@@ -116,8 +123,9 @@ def reasons(facts: Facts) -> Variants | None:
 def thresholds(facts: Facts) -> Variants | None:
     """What confidence and uncertainty had to reach, epoch by epoch."""
     found: Variants = {}
+    own = any(stats["policy"] in BAR_POLICIES for stats in facts.stats)
     for signal, name in (
-        ("confidence", "the teacher's confidence"),
+        ("confidence", "the teacher's confidence" if own else "the policy's confidence"),
         ("uncertainty", "the student's uncertainty"),
     ):
         bars_ec = np.array(

@@ -18,7 +18,7 @@ from llkd.report.derived import (
     seconds_by_part,
 )
 from llkd.report.facts import Facts
-from llkd.report.passes import STUDENT_SURE, TEACHER_UNSURE
+from llkd.report.passes import BAR_POLICIES, STUDENT_SURE, TEACHER_UNSURE
 
 LONGEST_NAME = 40
 CHANCE = 2.0
@@ -90,7 +90,7 @@ def selection_left_out(facts: Facts) -> str:
         last = reasons_e4(facts)[-1]
         said += (
             f" In the last one {percent(last[TEACHER_UNSURE])} were left out because the teacher "
-            f"was not sure enough, and {percent(last[STUDENT_SURE])} because the student was."
+            f"was not sure enough, and {percent(last[STUDENT_SURE])} because the student was sure already."
         )
     ever_c = ever_taken_c(facts)
     if np.isfinite(ever_c).any() and never > 0:
@@ -124,8 +124,13 @@ def more_labels(facts: Facts) -> str:
     if not unsure:
         return "That shows once a student was trained."
     label, sure, uncertainty = unsure[0]
+    unmeasured = (
+        "Nothing is measured without a test set."
+        if facts.config.test is None
+        else "The test set is not measured yet."
+    )
     return (
-        f"Nothing is measured without a test set. By doubt it is {quoted(facts.names[label])}: "
+        f"{unmeasured} By doubt it is {quoted(facts.names[label])}: "
         f"the teacher's mean confidence is {sure:.2f}, and the student's mean uncertainty still "
         f"{uncertainty:.2f}."
     )
@@ -156,6 +161,7 @@ def confidence_reading(facts: Facts) -> str:
                 f"Confidence {word} tells right from wrong: a right row has more of it than a wrong "
                 f"one in {percent(auroc)} of the cases (AUROC; 50 % is guessing)."
             )
+        return "The teacher is right on all rows with gold, or on none: its confidence tells nothing there."
     assert facts.corpus is not None
     rows_b = facts.corpus.tally["confidence_b"]
     half = int(np.searchsorted(np.cumsum(rows_b), rows_b.sum() / 2))
@@ -230,8 +236,9 @@ def thresholds_reading(facts: Facts) -> str:
     if not bars:
         return "The policy's bar is the student's uncertainty alone."
     (low, easy), (high, hard) = min(bars), max(bars)
+    who = "teacher" if facts.stats[-1]["policy"] in BAR_POLICIES else "policy"
     return (
-        f"In the last epoch the teacher had to be surest of {quoted(names[hard])} "
+        f"In the last epoch the {who} had to be surest of {quoted(names[hard])} "
         f"({high:.2f}) and least of {quoted(names[easy])} ({low:.2f})."
     )
 
@@ -258,12 +265,16 @@ def loss_reading(facts: Facts) -> str:
     else:
         said = f"The training loss went from {losses[0]:.2f} to {losses[-1]:.2f}"
         said += "; each epoch trains on other rows, so it need not fall."
-    held = [found["validation"] for found in facts.stats if found["validation"]]
+    held = {
+        epoch: found["validation"]["macro_f1"]
+        for epoch, found in enumerate(facts.stats)
+        if found["validation"]
+    }
     if held:
-        best = int(np.argmax([v["macro_f1"] for v in held]))
+        best = max(held, key=lambda epoch: held[epoch])
         said += (
             f" On the rows held out the student agrees best with the teacher after epoch {best + 1}"
-            f" (macro-F1 {held[best]['macro_f1']:.2f})."
+            f" (macro-F1 {held[best]:.2f})."
         )
     return said
 

@@ -166,6 +166,6 @@ def cost_table(facts: Facts) -> Table:
         for name, (seconds_, most) in parts.items():
             if seconds_ is not None:
                 cost = seconds_ / 3600 * most * price
-                text = f"{name}, price at most ({most} × {duration(seconds_)}, plan.price_per_hour {price:g})"
+                text = f"{name}, price of its last command at most ({most} × {duration(seconds_)}, plan.price_per_hour {price:g})"
                 lines.append([text, f"{cost:,.2f}"])
     return Table(("", "#"), lines, "Throughput and cost")

@@ -24,6 +24,7 @@ from llkd.errors import ConfigError
 from llkd.manifest import FILES, Manifest, open_stage, read_manifest, require_complete
 from llkd.research.results import RunResult, Summary, reliability, summarise
 from llkd.schema import GOLD, RunLayout
+from llkd.selection import policy_of
 from llkd.storage import Folder
 
 
@@ -36,7 +37,7 @@ def require_comparable(config: RunConfig, policies: Sequence[str]) -> None:
     if config.test is None:
         raise ConfigError("Policies are compared on a test set: name its files in test.path")
     for what in policies:
-        variant(config, what)
+        policy_of(variant(config, what))
 
 
 def variant(config: RunConfig, what: str) -> RunConfig:
@@ -216,7 +217,6 @@ def _borrowed_seconds(config: RunConfig) -> float:
 def _first_scores(config: RunConfig) -> tuple[tuple[Any, ...], bool] | None:
     """What the scores of epoch 0 come from, and whether whole distributions are kept; None for a
     policy that needs none."""
-    from llkd.selection import policy_of
 
     policy, student, selection = policy_of(config), config.student, config.selection
     if not policy.uses_uncertainty:
@@ -248,7 +248,7 @@ def _read_result(what: str, config: RunConfig, metrics: dict[str, Any]) -> RunRe
 
 def _read_reliability(config: RunConfig, epoch: int) -> dict[str, Any]:
     """How often the teacher is right, by the signals of an epoch."""
-    from llkd.selection import Selector, policy_of, shard_starts
+    from llkd.selection import Selector, shard_starts
 
     if config.corpus.label_column is None:
         return {}

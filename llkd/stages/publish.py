@@ -5,12 +5,13 @@ the place of an older one when it is whole; on an object store, where nothing ca
 built in its place, and the manifest is put last.
 """
 
+import glob
 import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,23 @@ def _manifest_of(config: RunConfig) -> Manifest:
     labelled = require_complete(Folder(layout.labels("corpus")), "label")
     asked = ("onnx", "dataset", "distribution", "gold", "license", "language", "model_repo",
              "dataset_repo")  # fmt: skip
-    told = config.model_dump_json(include={"task", "teacher", "teachers", "student", "selection"})
+    where = {"replicas", "resources", "max_actor_failures", "workers"}
+    told = config.model_dump_json(
+        include={"task", "teacher", "teachers", "student", "selection"},
+        exclude={"teacher": where, "teachers": {"__all__": where}, "student": where},
+    )
+    metrics = _metrics(config) or {}
+    figures = {
+        f"{who}.{dataset}": metrics.get(who, {}).get(dataset)
+        for who in ("teacher", "student") for dataset in ("corpus", "test")
+    }  # fmt: skip
     settings = {
         **{
             f"export.{name}": value for name, value in export.model_dump(include=set(asked)).items()
         },
         **calibration_settings(config),
         "labels": labelled.fingerprint,
-        "metrics": _hash(json.dumps(_metrics(config), sort_keys=True)),
+        "metrics": _hash(json.dumps(figures, sort_keys=True)),
         "told in the cards": _hash(told),
         "version": __version__,
     }
@@ -112,9 +122,10 @@ def _metrics(config: RunConfig) -> dict[str, Any] | None:
 
 
 def _build(config: RunConfig, wanted: Manifest, place: "_Place") -> Manifest:
-    building = place.begin(wanted)
     results: dict[str, Any] = {}
-    onnx = _write_model(config, f"{building}/{MODEL}")
+    with _model(config) as (model, onnx):  # what may be refused comes before anything is deleted
+        building = place.begin(wanted)
+        upload_folder(model, f"{building}/{MODEL}", last=CARD)
     if onnx is not None:
         results["onnx_difference"] = onnx.difference
     if config.export.dataset:
@@ -123,8 +134,9 @@ def _build(config: RunConfig, wanted: Manifest, place: "_Place") -> Manifest:
     return place.end(wanted.finished(results))
 
 
-def _write_model(config: RunConfig, target: str) -> OnnxFacts | None:
-    """The student with its full card, and its ONNX form if that is wanted."""
+@contextmanager
+def _model(config: RunConfig) -> Iterator[tuple[Path, OnnxFacts | None]]:
+    """A folder of the student with its full card, and its ONNX form if that is wanted."""
     layout = RunLayout(config.run_dir)
     distilled = require_complete(Folder(layout.epochs), "distill")
     with local_copy(layout.student) as student, scratch_folder() as local:
@@ -135,8 +147,7 @@ def _write_model(config: RunConfig, target: str) -> OnnxFacts | None:
         onnx = _write_onnx(config, student, local / "onnx/model.onnx")
         card = model_card(config, distilled, _metrics(config), onnx)
         (local / CARD).write_text(card, encoding="utf-8")
-        upload_folder(local, target, last=CARD)
-    return onnx
+        yield local, onnx
 
 
 def _write_onnx(config: RunConfig, student: str, path: Path) -> OnnxFacts | None:
@@ -209,18 +220,25 @@ class _Place:
         """The manifest of what is there, if that is what is wanted, and whole.
 
         Raises:
-            ExportError: what is there is no export.
+            ExportError: what is there is no export, or somebody has added to it or changed it.
         """
         found = self._manifest(self.uri)
-        if found is None or not found.complete or found.fingerprint != wanted.fingerprint:
+        if found is None or not found.complete:
             return None
-        return found if files_under(self.uri) == found.results["files"] else None
+        made, there = found.results["files"], files_under(self.uri)
+        if strange := [path for path, size in there.items() if made.get(path) != size]:
+            raise ExportError(
+                f"{self.uri} holds {', '.join(strange[:3])}, which the export did not make so, and "
+                "which would be lost. Set export.folder to another folder, or delete that one."
+            )
+        return found if found.fingerprint == wanted.fingerprint and made == there else None
 
     def begin(self, wanted: Manifest) -> str:
         """The URI to build at; what is there of the same export is kept, all else deleted."""
         found = self._manifest(self._building)
         if found is None or found.complete or found.fingerprint != wanted.fingerprint:
             Folder(self._building).delete()
+        Folder(self._building).delete_temporary()
         write_manifest(Folder(self._building), wanted)
         return self._building
 
@@ -230,6 +248,10 @@ class _Place:
         if self._building != self.uri:
             old = f"{self.uri}.replaced-{uuid.uuid4().hex[:8]}"
             try:
+                for left in Path(self.uri).parent.glob(
+                    f"{glob.escape(Path(self.uri).name)}.replaced-*"
+                ):
+                    shutil.rmtree(left, ignore_errors=True)
                 if Path(self.uri).exists():
                     Path(self.uri).rename(old)
                 Path(self._building).rename(self.uri)
@@ -239,12 +261,15 @@ class _Place:
         return finished
 
     def _manifest(self, uri: str) -> Manifest | None:
-        folder = Folder(uri)
+        filesystem_, root = filesystem(uri)
+        if "://" in uri and "/" not in root:
+            raise ExportError(f"{uri} is a whole bucket. Set export.folder to a folder in it.")
         try:
-            found = read_manifest(folder)
+            found = read_manifest(Folder(uri))
         except (DamageError, FingerprintError):
             found = None
-        if (found is None or found.stage != STAGE) and folder.names():
+        there = fs.FileSelector(root, allow_not_found=True)
+        if (found is None or found.stage != STAGE) and filesystem_.get_file_info(there):
             raise ExportError(
                 f"{uri} holds something that is no export, which would be replaced. Set "
                 "export.folder to a folder of its own, or delete that one."
