@@ -21,7 +21,7 @@ ENGINES: dict[str, tuple[dict[str, Any], str, bool]] = {
         True,
     ),
     "table": ({"engine": "table", "model": "labels.csv"}, "made elsewhere", False),
-    "own": ({}, "made elsewhere", False),
+    "own": ({"weight": 1.0}, "made elsewhere", False),
 }
 
 

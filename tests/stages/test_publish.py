@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +230,28 @@ def test_what_is_no_export_is_never_replaced(
     with pytest.raises(ExportError, match="holds something that is no export"):
         export(make(folder=str(folder)))
     assert times(folder) == before
+
+
+def test_what_a_person_has_put_or_changed_there_is_never_lost(
+    exported: tuple[RunConfig, Path], make: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "mine/.git").mkdir(parents=True)
+    (tmp_path / "mine/.git/config").write_text("[core]")
+    with pytest.raises(ExportError, match="holds something that is no export"):
+        export(make(folder=str(tmp_path / "mine")))
+    with pytest.raises(ExportError, match="is a whole bucket"):
+        export(make(folder="s3://bucket"))
+
+    folder = tmp_path / "copy"
+    shutil.copytree(exported[1], folder)
+    for name, content in (("model/NOTES.txt", "x"), ("model/README.md", "my own words")):
+        before = folder / name
+        kept = before.read_bytes() if before.exists() else None
+        before.write_text(content)
+        with pytest.raises(ExportError, match=name):
+            export(make(folder=str(folder)))
+        assert before.read_text() == content
+        before.unlink() if kept is None else before.write_bytes(kept)
 
 
 def test_what_is_pushed(make: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
