@@ -218,5 +218,5 @@ def test_a_package_that_is_missing_is_told_before_anything_begins(
     require_inputs(stage, make_config(tracking={"mlflow": "x", "wandb": "x"}))
     monkeypatch.setitem(tracking.PACKAGES, "wandb", "no_such_package")
     require_inputs(stage, make_config(tracking={"mlflow": "x"}))
-    with pytest.raises(ConfigError, match=r"tracking.wandb needs .*pip install 'llkd\[tracking\]'"):
+    with pytest.raises(ConfigError, match=r"tracking.wandb needs .*pip install '\.\[tracking\]'"):
         require_inputs(stage, make_config(tracking={"wandb": "x"}))

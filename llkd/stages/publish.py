@@ -261,9 +261,10 @@ class _Place:
         return finished
 
     def _manifest(self, uri: str) -> Manifest | None:
-        filesystem_, root = filesystem(uri)
-        if "://" in uri and "/" not in root:
+        scheme, _, path = uri.rpartition("://")
+        if scheme and "/" not in path:
             raise ExportError(f"{uri} is a whole bucket. Set export.folder to a folder in it.")
+        filesystem_, root = filesystem(uri)
         try:
             found = read_manifest(Folder(uri))
         except (DamageError, FingerprintError):

@@ -350,5 +350,5 @@ def test_missing_packages_are_told_before_anything_begins(
     require_inputs("export", make_config(export={"onnx": True}))
     monkeypatch.setattr("llkd.onnx_student.PACKAGES", ("onnx", "no_such_package"))
     require_inputs("export", make_config())
-    with pytest.raises(ConfigError, match=r"needs no_such_package: pip install 'llkd\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"needs no_such_package: pip install '\.\[onnx\]'"):
         require_inputs("export", make_config(export={"onnx": True}))
