@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,11 @@ def test_weights_and_biases_offline(
     assert record(config, 2) == []
     assert record(config, 2) == []  # nothing is new: nothing is begun
     (kept,) = Path(config.run_dir, "wandb").glob("offline-run-*/run-*.wandb")
-    data = kept.read_bytes()
-    for name in epoch_figures(stats(0)):
-        assert name.encode() in data
+    names = [name.encode() for name in epoch_figures(stats(0))]
+    deadline = time.monotonic() + 60  # its own process writes the file
+    while missing := [name for name in names if name not in kept.read_bytes()]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.2)
     assert json.loads(Path(config.run_dir, "tracking.json").read_text())["wandb"]["steps"] == 2
 
 
