@@ -16,6 +16,9 @@ from llkd.local_ray import ADDRESS_VARIABLE
 REACH_SECONDS = 20.0
 """How long a cluster may take to accept a connection."""
 
+START_ATTEMPTS = 3
+"""Ray gives a node of its own half a minute to start; a busy machine may need longer."""
+
 
 Resources = dict[str, float]
 
@@ -36,14 +39,19 @@ def connect() -> bool:
     if not address:
         arguments |= {"address": "local", "include_dashboard": False}
         use_own_token()
-    try:
-        ray.init(**arguments)
-    except Exception as error:  # Ray raises many kinds, a time-out as a bare Exception
-        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise ResourceError(
-            f"Cannot start on {where}: {error} Run the same command again; if it fails again, see "
-            "the log."
-        ) from error
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(**arguments)
+            break
+        except Exception as error:  # Ray raises many kinds, a time-out as a bare Exception
+            ray.shutdown()
+            if not address and attempt < START_ATTEMPTS and "timed out" in str(error):
+                continue
+            where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+            raise ResourceError(
+                f"Cannot start on {where}: {error} Run the same command again; if it fails again, "
+                "see the log."
+            ) from error
     from ray.data import DataContext
 
     context = DataContext.get_current()

@@ -1,5 +1,6 @@
 """A real local Ray: what it has, and who is let in."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -58,6 +59,25 @@ def test_a_ray_that_is_started_here_has_a_token_of_its_own(monkeypatch: pytest.M
     monkeypatch.setattr(ray, "init", lambda **arguments: None)
     assert not runtime.connect()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+@pytest.mark.parametrize(("failures", "tries"), [(2, 3), (3, 3)])
+def test_a_busy_machine_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, failures: int, tries: int
+) -> None:
+    begun: list[int] = []
+
+    def start(**arguments: object) -> None:
+        begun.append(1)
+        if len(begun) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    outcome = contextlib.nullcontext() if failures < tries else pytest.raises(ResourceError)
+    with outcome:
+        runtime.connect()
+    assert len(begun) == tries
 
 
 def test_the_silent_tracker_answers_like_the_real_one(tracker: SilentTracker) -> None:

@@ -44,7 +44,7 @@ from llkd.selection import COUNTS, Counts
 from llkd.storage import Folder
 
 CLASSES = 2
-LINKS = 50_000
+LINKS = 10_000
 """Shards that are links to one file: file systems allow some 65,000."""
 WORKERS = 4
 """Training workers that an epoch's selection is cut among."""
