@@ -108,7 +108,7 @@ def test_why_rows_were_left_out_and_which_were_taken(tmp_path: Path) -> None:
     }  # fmt: skip
     assert selection_left_out(facts).startswith(
         "8.3\u00a0% of the labelled rows were taken in none of 2 epochs. In the last one 8.3\u00a0% were left "
-        "out because the teacher was not sure enough, and 50\u00a0% because the student was."
+        "out because the teacher was not sure enough, and 50\u00a0% because the student was sure already."
     )
 
 

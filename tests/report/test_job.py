@@ -30,8 +30,8 @@ def test_a_run_that_is_not_there_is_told_and_nothing_made(tmp_path: Path) -> Non
     )  # fmt: skip
     assert job.returncode == 2
     assert job.stderr == (
-        f"IncompleteError: There is no run in {tmp_path}/no: it has no run.yaml. Run jobs/run.py "
-        "first, or correct run_dir.\n"
+        f"ConfigError: There is no run in {tmp_path}/no: it has no run.yaml.\n"
+        "  Run jobs/run.py first, or correct run_dir.\n"
     )
     assert not (tmp_path / "no").exists()
 
