@@ -24,7 +24,7 @@ from llkd.needs import datasets_of, needs_student, require_room
 from llkd.plan import run_plan
 from llkd.progress import ProgressDisplay
 from llkd.rounds import label_in_rounds
-from llkd.schema import REPORT, RunLayout
+from llkd.schema import METRICS, REPORT, RunLayout
 from llkd.scratch import clear_dead
 from llkd.stages.combine import combine
 from llkd.stages.combine import manifest_of as combine_manifest
@@ -44,8 +44,6 @@ from llkd.storage import Folder
 from llkd.summary import show_predictions, show_summary
 from llkd.teacher.examples import with_drawn_examples
 from llkd.tracking import followed, tell_figures
-
-METRICS = "metrics.json"
 
 
 def run_ingest(config: RunConfig, console: Console) -> None:

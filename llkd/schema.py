@@ -16,6 +16,8 @@ COMPARE = "compare"
 """The folder of a run that holds runs on the same rows and labels."""
 REPORT = "report.html"
 """What a run came to, for people."""
+METRICS = "metrics.json"
+"""The same, for machines."""
 ROUNDS = "rounds"
 """The folder of a run that holds a run for each round of labelling, on the same rows."""
 

@@ -4,22 +4,13 @@ All of them are read from what the run has left, epoch by epoch, so that a run w
 and goes on tells nothing twice. The names are those of llkd/telemetry.py, without `llkd_` and
 with tags as parts, and those of metrics.json, `/` in place of dots. A step is an epoch, from 0; what is
 measured in the end has the step after the last.
-
-TensorBoard gets a file for each step, whole when it appears: its reader goes on to the next file,
-and an object store takes one PUT.
 """
 
-import json
-import math
-import os
-import re
-import struct
 import threading
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 
@@ -27,28 +18,19 @@ from llkd.config import RunConfig
 from llkd.epochs import STATS
 from llkd.errors import ConfigError
 from llkd.manifest import read_manifest
-from llkd.schema import RunLayout
-from llkd.scratch import make_scratch
+from llkd.schema import METRICS, RunLayout
 from llkd.storage import Folder
-from llkd.telemetry import (
-    LABEL_SELECTED,
-    LABEL_THRESHOLD,
-    LOSS,
-    MOST_VALUES,
-    SELECTED,
-    THRESHOLD,
-    Metric,
-)
+from llkd.tracked_figures import epoch_figures, final_figures
+from llkd.trackers import KINDS, TENSORBOARD, Sink, TensorBoard, event_file
 
 TRACKING = "tracking.json"
 """The runs at the trackers that belong to a run directory, and how many steps they have."""
-TENSORBOARD = "tensorboard"
 MOST_STEPS = 10**9
 POLL_SECONDS = 2.0
+LEAVE_SECONDS = 2.0
+"""For which a command that fails, or is told to end, waits for a tracker."""
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
 """The module of each tracker."""
-NAME_LENGTH = 100
-"""Of a label within a name, at most: MLflow takes 250 characters in all."""
 
 Say = Callable[[str], None]
 
@@ -65,229 +47,6 @@ def require_trackers(config: RunConfig) -> None:
                 f"tracking.{name} needs the package {name}: pip install '.[tracking]', or set "
                 f"tracking.{name} to null"
             )
-
-
-def epoch_figures(stats: Mapping[str, Any]) -> dict[str, float]:
-    """What is told of an epoch, by name, from its stats.json."""
-    classes, labels = stats["classes"], _parts(list(stats["classes"]))
-    by_label = len(labels) <= MOST_VALUES
-    found: dict[str, float | None] = {
-        _name(LOSS): stats["training_loss"],
-        _name(SELECTED): stats["fraction"],
-        "row_visits": stats["selected"] - stats["dropped"],
-        "mean_uncertainty": _mean_uncertainty(classes.values()),
-        "waiting/share": stats["waiting"]["share"],
-        **{f"seconds/{part}": seconds for part, seconds in stats["seconds"].items()},
-        **{f"student/held_out/{k}": v for k, v in (stats["validation"] or {}).items()},
-    }
-    if by_label:
-        for label, of_label in zip(labels, classes.values(), strict=True):
-            found[f"{_name(LABEL_SELECTED)}/{label}"] = of_label["fraction"]
-    for signal in ("confidence", "uncertainty"):
-        bars = dict(zip(labels, stats["thresholds"][f"{signal}_c"], strict=True))
-        known = [bar for bar in bars.values() if bar is not None]
-        if known:
-            found[f"{_name(THRESHOLD)}/{signal}"] = math.fsum(known) / len(known)
-            found[f"{_name(THRESHOLD)}_min/{signal}"] = min(known)
-            found[f"{_name(THRESHOLD)}_max/{signal}"] = max(known)
-        for label, bar in bars.items() if by_label else ():
-            found[f"{_name(LABEL_THRESHOLD)}/{signal}/{label}"] = bar
-    return _finite(found)
-
-
-def final_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """What is told in the end, by name, from metrics.json: all but figures by label or coverage."""
-    found: dict[str, Any] = {}
-
-    def walk(section: Mapping[str, Any], above: str) -> None:
-        for key, value in section.items():
-            if isinstance(value, Mapping) and key not in ("per_class", "risk_coverage"):
-                walk(value, f"{above}{key}/")
-            elif isinstance(value, int | float):
-                found[f"{above}{key}"] = value
-
-    walk(metrics, "")
-    return _finite(found)
-
-
-def _name(metric: Metric) -> str:
-    return metric.name.removeprefix("llkd_")
-
-
-def _parts(labels: Sequence[str]) -> list[str]:
-    """Label names as parts of names that every tracker takes; distinct as they are."""
-    found: list[str] = []
-    for number, label in enumerate(labels):
-        part = re.sub(r"[^\w -]|^[\s.]+|\s+$", "_", label)[:NAME_LENGTH]
-        found.append(part if part not in found else f"{part[: NAME_LENGTH - 12]}_{number}")
-    return found
-
-
-def _mean_uncertainty(classes: Any) -> float | None:
-    scored = [found for found in classes if found["mean_uncertainty"] is not None]
-    rows = sum(found["rows"] for found in scored)
-    if not rows:
-        return None
-    return math.fsum(found["mean_uncertainty"] * found["rows"] for found in scored) / rows
-
-
-def _finite(found: Mapping[str, Any]) -> dict[str, float]:
-    return {k: float(v) for k, v in found.items() if v is not None and math.isfinite(v)}
-
-
-class Sink(Protocol):
-    """Where figures go. A call may raise anything; then it is called no more."""
-
-    def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
-        """Tell the figures of a step, as of a time in seconds since 1970."""
-
-    def close(self) -> None:
-        """End, with all that was told sent."""
-
-
-class TensorBoard:
-    """Event files in a folder."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-
-    def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
-        """See Sink."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=x) for name, x in figures.items()]
-        events = [
-            Event(wall_time=seconds, file_version="brain.Event:2"),
-            Event(wall_time=seconds, step=step, summary=Summary(value=values)),
-        ]
-        data = b"".join(_framed(event.SerializeToString()) for event in events)
-        self._folder.write_bytes(event_file(step), data)
-
-    def close(self) -> None:
-        """See Sink."""
-
-
-def event_file(step: int) -> str:
-    """The event file of a step; the names are in the order of the steps."""
-    return f"events.out.tfevents.{step:010d}.llkd"
-
-
-def _framed(data: bytes) -> bytes:
-    """A record of an event file: length and content, each with its checksum."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    length = struct.pack("<Q", len(data))
-    sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-    return length + next(sums) + data + next(sums)
-
-
-class MLflow:
-    """A run at MLflow."""
-
-    def __init__(self, config: RunConfig, state: dict[str, Any]) -> None:
-        """
-        Args:
-            config: the run.
-            state: of this tracker in tracking.json; the run's id is kept in it.
-        """
-        # An unreachable server is told in a minute, not in ten.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        from mlflow import MlflowClient
-
-        tracking = config.tracking
-        self._client = MlflowClient(tracking_uri=tracking.mlflow)
-        if state.get("where") != tracking.mlflow:
-            found = self._client.get_experiment_by_name(tracking.experiment)
-            experiment = (
-                self._client.create_experiment(tracking.experiment)
-                if found is None
-                else found.experiment_id
-            )
-            run = self._client.create_run(experiment, run_name=_run_name(config))
-            state.clear()
-            state.update(where=tracking.mlflow, run=run.info.run_id)
-            for name, value in _settings(config).items():
-                self._client.log_param(run.info.run_id, name, value)
-        self._run = state["run"]
-        self._client.update_run(self._run, status="RUNNING")
-        self._known: dict[str, set[int]] = {}
-
-    def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
-        """See Sink. What MLflow has of the step is not told again: it would keep both."""
-        from mlflow.entities import Metric as Entry
-
-        first = next(iter(figures))
-        if first not in self._known:
-            history = self._client.get_metric_history(self._run, first)
-            self._known[first] = {entry.step for entry in history}
-        if step not in self._known[first]:
-            entries = [Entry(key, x, int(seconds * 1000), step) for key, x in figures.items()]
-            self._client.log_batch(self._run, entries)
-
-    def close(self) -> None:
-        """See Sink."""
-        self._client.set_terminated(self._run)
-
-
-class WeightsAndBiases:
-    """A run at Weights & Biases. It takes no step that lies before one that it has."""
-
-    def __init__(self, config: RunConfig, state: dict[str, Any]) -> None:
-        """
-        Args:
-            config: the run.
-            state: of this tracker in tracking.json; the run's id is kept in it.
-        """
-        import wandb
-
-        tracking, layout = config.tracking, RunLayout(config.run_dir)
-        if state.get("where") != tracking.wandb:
-            state.clear()
-            state.update(where=tracking.wandb, run=uuid.uuid4().hex[:8])
-        folder = str(make_scratch()) if "://" in layout.root else layout.root
-        self._run = wandb.init(
-            project=tracking.wandb, name=_run_name(config), id=state["run"], resume="allow",
-            dir=folder, config=_settings(config), reinit="create_new",
-            settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, save_code=False, init_timeout=60,
-                finish_timeout=120, x_disable_stats=True,
-            ),
-        )  # fmt: skip
-
-    def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
-        """See Sink."""
-        self._run.log(dict(figures), step=step)
-
-    def close(self) -> None:
-        """See Sink."""
-        self._run.finish()
-
-
-_KINDS: dict[str, Callable[[RunConfig, dict[str, Any]], Sink]] = {
-    "mlflow": MLflow,
-    "wandb": WeightsAndBiases,
-}
-
-
-def _run_name(config: RunConfig) -> str:
-    return config.tracking.run_name or RunLayout(config.run_dir).name
-
-
-def _settings(config: RunConfig) -> dict[str, str]:
-    """The settings that a run is told apart by, by dotted name; no text and no argument of an
-    engine among them."""
-    sections = {
-        "teacher": config.teacher.model_dump(
-            include={"engine", "model", "calibration", "verbalizer"}
-        ),
-        "student": config.student.model_dump(mode="json"),
-        "selection": config.selection.model_dump(mode="json"),
-    }
-    flat = {f"{name}.{key}": json.dumps(value) for name, section in sections.items()
-            for key, value in section.items()}  # fmt: skip
-    return {**flat, "label.budget": str(config.label.budget), "seed": str(config.seed)}
 
 
 class Recorder:
@@ -367,7 +126,7 @@ class Recorder:
         with self._harmless("tracking"):
             self.epochs(epochs)
             if self._told() <= epochs:
-                written = self._root.files()["metrics.json"].modified / 1e9
+                written = self._root.files()[METRICS].modified / 1e9
                 self._log(epochs, written, final_figures(metrics))
 
     def close(self) -> None:
@@ -411,7 +170,7 @@ class Recorder:
                 self._sinks[name] = TensorBoard(Folder(self._layout.tensorboard))
             else:
                 state = self._states.setdefault(name, {})
-                self._sinks[name] = _KINDS[name](self._config, state)
+                self._sinks[name] = KINDS[name](self._config, state)
         return self._sinks[name]
 
 
@@ -457,7 +216,3 @@ def tell_figures(config: RunConfig, metrics: Mapping[str, Any], say: Say) -> Non
     recorder = Recorder(config, say)
     recorder.figures(int(metrics["selection"]["epochs"]), metrics)
     recorder.close()
-
-
-LEAVE_SECONDS = 2.0
-"""For which a command that fails, or is told to end, waits for a tracker."""

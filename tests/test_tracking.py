@@ -15,7 +15,9 @@ from llkd.errors import ConfigError
 from llkd.needs import require_inputs
 from llkd.schema import RunLayout
 from llkd.storage import Folder
-from llkd.tracking import Recorder, epoch_figures, event_file, final_figures, tell_figures
+from llkd.tracked_figures import epoch_figures, final_figures
+from llkd.trackers import event_file
+from llkd.tracking import Recorder, tell_figures
 from tests.conftest import MakeConfig
 
 METRICS = {
@@ -208,7 +210,7 @@ def test_a_tracker_that_fails_is_told_of_in_a_line_and_the_run_goes_on(
         def close(self) -> None:
             raise AssertionError("it is left alone")
 
-    monkeypatch.setitem(tracking._KINDS, "mlflow", Broken)
+    monkeypatch.setitem(tracking.KINDS, "mlflow", Broken)
     config = trained(mlflow="http://127.0.0.1:9")
     assert record(config, 2) == ["warning: mlflow is not told any more: the server"]
     assert told(config).keys() == {0, 1}

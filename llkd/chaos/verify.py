@@ -11,8 +11,7 @@ from llkd.config import RunConfig
 from llkd.errors import LLKDError
 from llkd.manifest import read_manifest, require_complete
 from llkd.needs import datasets_of
-from llkd.pipeline import METRICS
-from llkd.schema import LOGPROBS, ROW, RunLayout
+from llkd.schema import LOGPROBS, METRICS, ROW, RunLayout
 from llkd.storage import Folder
 
 

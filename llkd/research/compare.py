@@ -23,7 +23,7 @@ from llkd.core.policies import PolicyName, Signals
 from llkd.errors import ConfigError
 from llkd.manifest import FILES, Manifest, open_stage, read_manifest, require_complete
 from llkd.research.results import RunResult, Summary, reliability, summarise
-from llkd.schema import GOLD, RunLayout
+from llkd.schema import GOLD, METRICS, RunLayout
 from llkd.selection import policy_of
 from llkd.storage import Folder
 
@@ -170,7 +170,7 @@ def run_fine_tuned(
     config: RunConfig, policies: Sequence[str], seeds: int, console: Console
 ) -> list[RunResult]:
     """All runs by fine-tuning; those that are done are not done again. Needs Ray."""
-    from llkd.pipeline import METRICS, check_run, run_all
+    from llkd.pipeline import check_run, run_all
 
     results: list[RunResult] = []
     done: list[RunConfig] = []

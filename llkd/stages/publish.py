@@ -35,12 +35,11 @@ from llkd.manifest import (
     write_manifest,
 )
 from llkd.onnx_student import write_onnx
-from llkd.schema import TEXT, RunLayout
+from llkd.schema import METRICS, TEXT, RunLayout
 from llkd.scratch import scratch_folder
 from llkd.storage import Folder, filesystem, local_copy, upload_folder
 
 STAGE = "publish"
-METRICS = "metrics.json"
 MODEL, DATASET = "model", "dataset"
 CHECKED_TEXTS = 32
 """Texts on which the ONNX form is compared with the student."""

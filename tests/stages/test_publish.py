@@ -25,7 +25,7 @@ from llkd.pipeline import run_stage
 from llkd.schema import RunLayout
 from llkd.stages import publish
 from llkd.storage import Folder
-from llkd.tracking import event_file
+from llkd.trackers import event_file
 from tests.conftest import MakeConfig, config_maker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
