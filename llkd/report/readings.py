@@ -177,7 +177,7 @@ def reliability_reading(facts: Facts) -> str:
     """Above the teacher's reliability diagram."""
     assert facts.gold is not None
     raw, made = facts.gold.raw, facts.gold.calibrated
-    said = _confidence_gap("teacher", made)
+    said = confidence_gap("teacher", made)
     if not facts.calibrated:
         return f"{said}; there is no calibration yet."
     return (
@@ -346,10 +346,11 @@ def student_reliability(facts: Facts) -> str:
     """Above the student's reliability diagram."""
     assert facts.tested is not None
     student = facts.tested.student
-    return f"{_confidence_gap('student', student)}; its calibration error is {student.ece:.2f}."
+    return f"{confidence_gap('student', student)}; its calibration error is {student.ece:.2f}."
 
 
-def _confidence_gap(who: str, measured: Evaluation) -> str:
+def confidence_gap(who: str, measured: Evaluation) -> str:
+    """Which way a mean confidence lies from accuracy, and how far."""
     gap = mean_gap(measured)
     word = "above" if gap > 0 else "below"
     return f"The {who}'s confidence is on average {points(gap)} {word} its accuracy"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llkd.config import RunConfig
+from llkd.core.metrics import evaluate
 from llkd.errors import ConfigError, IncompleteError
 from llkd.report import write_report
 from llkd.report.derived import confusions, needs, paired_z
@@ -16,7 +17,13 @@ from llkd.report.findings import findings
 from llkd.report.found import Found
 from llkd.report.page import embedded, render
 from llkd.report.passes import epochs_pass
-from llkd.report.readings import more_labels, percent, selection_left_out, teacher_confuses
+from llkd.report.readings import (
+    confidence_gap,
+    more_labels,
+    percent,
+    selection_left_out,
+    teacher_confuses,
+)
 from llkd.report.sections import sections_of
 from tests.report import made
 
@@ -110,6 +117,19 @@ def test_why_rows_were_left_out_and_which_were_taken(tmp_path: Path) -> None:
         "8.3\u00a0% of the labelled rows were taken in none of 2 epochs. In the last one 8.3\u00a0% were left "
         "out because the teacher was not sure enough, and 50\u00a0% because the student was sure already."
     )
+
+
+@pytest.mark.parametrize(
+    ("sure", "said"),
+    [
+        (0.9, "The teacher's confidence is on average 40.0 points above its accuracy"),
+        (0.3, "The teacher's confidence is on average 20.0 points below its accuracy"),
+    ],
+)
+def test_which_way_confidence_lies_from_accuracy(sure: float, said: str) -> None:
+    rest = (1 - sure) / 3
+    probs_nc = np.array([[sure, rest, rest, rest]] * 2)
+    assert confidence_gap("teacher", evaluate(probs_nc, np.array([0, 1]))) == said
 
 
 def test_sums_do_not_depend_on_the_cut_and_survive_their_journey(tmp_path: Path) -> None:
