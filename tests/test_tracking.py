@@ -1,7 +1,9 @@
 """A run's figures at TensorBoard, at the real MLflow and at the real Weights & Biases."""
 
 import json
+import os
 import struct
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ from tensorboardX.proto.event_pb2 import Event
 from llkd import tracking
 from llkd.config import RunConfig
 from llkd.errors import ConfigError
+from llkd.manifest import Manifest, write_manifest
 from llkd.needs import require_inputs
 from llkd.schema import RunLayout
 from llkd.storage import Folder
 from llkd.tracked_figures import epoch_figures, final_figures
 from llkd.trackers import event_file
 from llkd.tracking import Recorder, tell_figures
-from tests.conftest import MakeConfig
+from tests.conftest import MakeConfig, SilentTracker
 
 METRICS = {
     "teacher": {"rows": 420, "test": {"accuracy": 0.5, "per_class": {"sport": {"f1": 0.1}}}},
@@ -193,6 +196,47 @@ def test_weights_and_biases_offline(
         assert time.monotonic() < deadline, missing
         time.sleep(0.2)
     assert json.loads(Path(config.run_dir, "tracking.json").read_text())["wandb"]["steps"] == 2
+
+
+def test_an_epoch_that_was_trained_after_it_was_told_is_told_again(trained: Any) -> None:
+    config = trained()
+    record(config, 2)
+    layout = RunLayout(config.run_dir)
+    write_manifest(Folder(layout.epochs), Manifest("distill", {}, "", True, {"epochs": 2}))
+    stats_file = Path(layout.epoch(1), "stats.json")
+    Folder(layout.epoch(1)).write_json("stats.json", {**stats(1), "training_loss": 0.25})
+    later = Path(config.run_dir, "tensorboard", event_file(1)).stat().st_mtime_ns + 10**9
+    os.utime(stats_file, ns=(later, later))
+    first = Path(config.run_dir, "tensorboard", event_file(0))
+    before = first.stat().st_mtime_ns
+    Recorder(config, [].append).all_epochs()
+    assert [told(config)[step]["training_loss"] for step in (0, 1)] == [1.5, 0.25]
+    assert first.stat().st_mtime_ns == before
+
+
+def test_a_command_that_fails_does_not_wait_for_a_tracker(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    def epochs(self: Recorder, count: int) -> None:
+        asked.set()
+        answers.wait()
+
+    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "LEAVE_SECONDS", 0.01)
+    monkeypatch.setattr(tracking.ray, "get", lambda reference: 1)
+    monkeypatch.setattr(Recorder, "epochs", epochs)
+    monkeypatch.setattr(Recorder, "all_epochs", lambda self: pytest.fail("told, and waited for"))
+
+    def interrupted() -> None:
+        with tracking.followed(trained(), SilentTracker(), print):
+            assert asked.wait(30)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    answers.set()
 
 
 def test_a_tracker_that_fails_is_told_of_in_a_line_and_the_run_goes_on(
