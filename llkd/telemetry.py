@@ -141,6 +141,14 @@ class ShardDone:
     pid: int = field(default_factory=os.getpid)
 
 
+def announce(tracker: Any, of: Work, missing: Sequence[int]) -> None:
+    """Tell the progress tracker which shards a pass has to do, and wait until it knows: what workers
+    tell of a shard may else be there first, for calls of several processes come in any order."""
+    import ray
+
+    ray.wait([tracker.missing.remote(of, missing)])
+
+
 @contextmanager
 def _harmless() -> Iterator[None]:
     """A run does not fail for want of being watched."""

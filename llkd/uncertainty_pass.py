@@ -29,7 +29,7 @@ from llkd.schema import (
 from llkd.selection import Selector, policy_of, sums_by_class
 from llkd.shard_queue import Piece
 from llkd.storage import Folder
-from llkd.telemetry import ShardDone, Work
+from llkd.telemetry import ShardDone, Work, announce
 
 
 class UncertaintyPass:
@@ -78,8 +78,8 @@ class UncertaintyPass:
         missing = sorted(set(range(len(rows))) - there)
         # Passes with dropout draw by piece: these must not depend on who is free when.
         workers = 1 if self._config.selection.mc_dropout else self._workers
+        announce(self._tracker, self._work(epoch), missing)
         ray.get(self._queue.begin.remote(list(rows), missing, workers))
-        self._tracker.missing.remote(self._work(epoch), missing)
         skipped = sum(rows) - sum(rows[shard] for shard in missing)
         self._tracker.begin.remote(name, sum(rows), skipped, "worker")
 

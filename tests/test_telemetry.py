@@ -42,6 +42,7 @@ from llkd.telemetry import (
     ShardDone,
     Telemetry,
     Work,
+    announce,
 )
 from tests.conftest import ROOT, config_maker
 from tests.fakes import make_texts
@@ -153,6 +154,30 @@ def read_agent() -> Samples:
     for sample in (sample for family in families for sample in family.samples):
         samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     return samples
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_no_shard_is_begun_before_the_tracker_knows_that_it_is_to_be_done() -> None:
+    import ray
+
+    @ray.remote(num_cpus=0, concurrency_groups={"others": 1})
+    class Slow:
+        def __init__(self) -> None:
+            self.known: list[int] = []
+
+        def missing(self, of: Work, shards: list[int]) -> None:
+            time.sleep(1)
+            self.known = shards
+
+        @ray.method(concurrency_group="others")
+        def asked(self) -> list[int]:
+            return self.known
+
+    tracker = Slow.remote()  # type: ignore[attr-defined]
+    assert ray.get(tracker.asked.remote()) == []
+    announce(tracker, Work(RUN, "ingest", "corpus"), [3, 4])
+    assert ray.get(tracker.asked.remote()) == [3, 4]
+    ray.kill(tracker)
 
 
 def test_rows_are_those_of_the_manifests(watched: Watched) -> None:

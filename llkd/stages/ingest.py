@@ -36,7 +36,7 @@ from llkd.sources import (
 )
 from llkd.storage import Folder
 from llkd.tasks import run_on_shards
-from llkd.telemetry import ShardDone, Work
+from llkd.telemetry import ShardDone, Work, announce
 
 TEST_ROWS_PER_SHARD = 4096
 
@@ -110,7 +110,7 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
         min((plan.shards - len(missing)) * plan.rows_per_shard, plan.starts[-1]),
     )
     labels, of = config.task.label_names, Work(layout.name, "ingest", dataset)
-    tracker.missing.remote(of, missing)
+    announce(tracker, of, missing)
 
     def work(shard: int) -> dict[str, Any]:
         begun_at = time.monotonic()

@@ -50,7 +50,7 @@ from llkd.sources import list_files
 from llkd.storage import Folder
 from llkd.teacher.engine import LabelBatch, engine_class
 from llkd.teacher.examples import pool_identity
-from llkd.telemetry import ShardDone, Work
+from llkd.telemetry import ShardDone, Work, announce
 
 CONTENT_FREE = ("N/A", "[MASK]", "-")
 """Texts that say nothing, labelled beside the corpus for contextual calibration (arXiv
@@ -109,7 +109,7 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
             missing = sorted(set(range(len(asked.results["rows"]))) - folder.shards())
             delete_shards(rejects, rejects.shards().intersection(missing))
             work += [(dataset, shard) for shard in missing]
-            tracker.missing.remote(_work_on(config, dataset), missing)
+            announce(tracker, _work_on(config, dataset), missing)
     if not Folder(layout.labels(CONTENT_FREE_ITEM[0])).shards():
         work.append(CONTENT_FREE_ITEM)
     elif all(manifest.complete for manifest in manifests.values()):

@@ -35,7 +35,7 @@ from llkd.schema import (
 )
 from llkd.settled import settled_precision
 from llkd.storage import Folder
-from llkd.telemetry import ShardDone, Work
+from llkd.telemetry import ShardDone, Work, announce
 
 FEW_ROWS = 16384
 """A test set of so many rows is scored by the process that has just exported the student: an actor
@@ -92,7 +92,7 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     missing = sorted(set(range(len(expected))) - wanted.folder.shards())
     skipped = sum(expected) - sum(expected[shard] for shard in missing)
     tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped, "replica")
-    tracker.missing.remote(_work_on(config, wanted), missing)
+    announce(tracker, _work_on(config, wanted), missing)
     pace, written = Pace(), {}
     for item in _run_pool(config, wanted, missing, sum(expected) - skipped, tracker):
         pace.add(item)
