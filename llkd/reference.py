@@ -34,7 +34,7 @@ task:
 corpus: {path: data/messages/*.parquet, text_column: body}
 test: {path: data/labelled.csv, text_column: body, label_column: label}
 teacher: {model: Qwen/Qwen2.5-7B-Instruct, replicas: [1, 4]}
-student: {model: answerdotai/ModernBERT-base, epochs: 4}
+student: {model: answerdotai/ModernBERT-base}
 selection: {policy: llkd}
 """
 """It is checked by a test."""

@@ -154,6 +154,14 @@ def test_defaults_are_those_of_the_design() -> None:
     assert config.student.learning_rate == 5e-5
 
 
+def test_fewer_labels_are_learnt_from_for_more_epochs() -> None:
+    part = parse_config(merged(label={"budget": 0.4}))
+    assert part.student.epochs == 10
+    assert parse_config(part.model_dump()).student.epochs == 10
+    said = parse_config(merged(label={"budget": 0.4}, student__epochs=4))
+    assert said.student.epochs == 4
+
+
 def test_labels_may_be_a_list() -> None:
     config = parse_config(merged(task__labels=["x", "y"]))
     assert config.task.labels == {"x": None, "y": None}

@@ -24,7 +24,7 @@ from llkd.teacher.engine import LabelBatch
 
 ROWS_PER_SHARD = 16
 EPOCHS = 3
-STAGES = ("ingest", "label", "an epoch", "distill", "evaluate")
+STAGES = ("ingest", "label", "an epoch", "distill", "evaluate", "report")
 WORDS = ("goal", "phone", "market")
 
 
@@ -39,7 +39,8 @@ def benchmark_requests(
 
     Returns:
         By stage and kind of request those `per_shard` and those that are `fixed`. `an epoch` is one
-        of scoring, selection and training; `distill` is what comes before and after the epochs.
+        of scoring, selection and training; `distill` is what comes before and after the epochs, and
+        `evaluate` is without the report that it ends with.
 
     Raises:
         ConfigError: moto is not installed.
@@ -81,12 +82,15 @@ def count_run(shards: int) -> dict[str, Counter[str]]:
 def run_stages(config: RunConfig, store: ObjectStore) -> None:
     """A run, stage by stage; the store is told which."""
     from llkd.pipeline import run_distill, run_evaluate, run_ingest, run_label
+    from llkd.report import write_report
 
     with open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere)
         for run in (run_ingest, run_label, run_distill, run_evaluate):
             store.stage = run.__name__.removeprefix("run_")
             run(config, console)
+    store.stage = "report"
+    write_report(config)
 
 
 def by_stage(
@@ -108,6 +112,7 @@ def by_stage(
     counted["an epoch"] = Counter(r.kind for r in requests[ends[0] + 1 : ends[1] + 1])
     for kind, number in counted["an epoch"].items():
         counted["distill"][kind] -= EPOCHS * number
+    counted["evaluate"].subtract(counted["report"])
     return counted
 
 
