@@ -118,7 +118,7 @@ TITLES = ("ray::MapWorker", "ray::RayTrainWorker", "ray::Map(")
 
 @dataclass
 class Watch:
-    """What was on the nodes of a cluster, several times a second."""
+    """What was on the nodes of a cluster, twice a second."""
 
     cluster: Head
     nodes: list[Counter[str]] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Watch:
 
     def _look(self) -> None:
         types: dict[int, str] = {}
-        while not self._stop.wait(0.25):
+        while not self._stop.wait(0.5):
             there = {p.pid: p.info for p in psutil.process_iter(["ppid", "name", "cmdline"])}
             raylets = {raylet.pid: raylet for raylet in self.cluster.all_raylets(there)}
             for pid in raylets.keys() - types.keys():
@@ -181,20 +181,29 @@ class Grown:
     logs: str
 
 
+@pytest.fixture(scope="module")
+def alone(
+    tmp_path_factory: pytest.TempPathFactory, tiny_student: str, corpus_files: tuple[str, str],
+    ray_head: Head,
+) -> RunConfig:  # fmt: skip
+    """A run on one node."""
+    folder, cpu = tmp_path_factory.mktemp("alone"), {"CPU": 1}
+    config = config_maker(folder, tiny_student, corpus_files)(
+        corpus={"rows_per_shard": 20}, teacher={"resources": cpu},
+        student={"workers": 2, "resources": cpu},
+    )  # fmt: skip
+    done = ray_head.submit(written(folder / "config.yaml", config))
+    assert done.returncode == 0, done.stdout
+    return config
+
+
 @pytest.fixture(scope="module", params=["disk", "object store"])
 def grown(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
-    corpus_files: tuple[str, str], ray_head: Head,
+    corpus_files: tuple[str, str], alone: RunConfig,
 ) -> Iterator[Grown]:  # fmt: skip
     folder = tmp_path_factory.mktemp("grown")
     make = config_maker(folder, tiny_student, corpus_files)
-    cpu = {"CPU": 1}
-    alone = make(
-        run_dir=str(folder / "alone"), corpus={"rows_per_shard": 20}, teacher={"resources": cpu},
-        student={"workers": 2, "resources": cpu},
-    )  # fmt: skip
-    done = ray_head.submit(written(folder / "alone.yaml", alone))
-    assert done.returncode == 0, done.stdout
     if request.param == "disk":
         yield grow(folder, make, alone)
         return
@@ -214,7 +223,7 @@ def grow(folder: Path, make: MakeConfig, alone: RunConfig, **sections: Any) -> G
     config = make(
         teacher={
             "replicas": [1, 2], "resources": {"CPU": 2, "GPU": 1, "gpu_worker": 1},
-            "engine_args": {"delay": 0.2},
+            "engine_args": {"delay": 0.12},
         },
         student={"workers": 2, "resources": {"CPU": 2, "gpu_worker": 1}},
         **{"corpus": {"rows_per_shard": 20}, **sections},

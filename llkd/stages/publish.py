@@ -20,7 +20,8 @@ from pyarrow import fs
 
 from llkd import __version__
 from llkd.calibrate import calibrate, calibration_settings
-from llkd.cards import CARD, OnnxFacts, dataset_card, model_card
+from llkd.card_words import OnnxFacts
+from llkd.cards import CARD, dataset_card, model_card
 from llkd.checksums import require_recorded
 from llkd.config import RunConfig
 from llkd.errors import DamageError, ExportError, FingerprintError, StorageError
