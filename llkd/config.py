@@ -3,7 +3,6 @@
 The docstring under each field is its documentation.
 """
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -230,9 +229,10 @@ class StudentConfig(Section):
     """A model directory or a hub name: anything AutoModelForSequenceClassification loads."""
     revision: str | None = None
     """The hub revision (commit, tag or branch) of the model."""
-    epochs: Annotated[int, Field(ge=1)] = 4
-    """Rounds of scoring, selection and training. By default with `label.budget` below 1 as many
-    more as there are fewer rows, 4 / budget, so that the student is trained on as many in all."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Rounds of scoring, selection and training. An epoch trains on some fifth of the rows, so that
+    few thousand of them need about ten; with hundreds of thousands four are enough, and each of
+    them scores the whole corpus."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows per optimiser step, over all workers together."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
@@ -402,14 +402,6 @@ class RunConfig(Section):
         if raw.get("teacher") not in (None, several[0]):
             raise ValueError("give teacher or teachers, not both")
         return {**raw, "teacher": several[0]}
-
-    @model_validator(mode="after")
-    def _stretch_epochs(self) -> "RunConfig":
-        if self.label.in_part and "epochs" not in self.student.model_fields_set:
-            epochs = math.ceil(self.student.epochs / self.label.budget)
-            student = self.student.model_copy(update={"epochs": epochs})
-            object.__setattr__(self, "student", student)
-        return self
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
