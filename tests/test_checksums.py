@@ -89,9 +89,7 @@ def test_damage_that_kept_size_and_time_is_told_by_whoever_reads_it(folder: Fold
 
 
 @pytest.mark.parametrize("column", ["value", "text"])
-def test_any_bit_of_a_shard_that_flips_is_seen_by_who_reads_it(
-    tmp_path: Path, column: str
-) -> None:
+def test_any_bit_of_a_shard_that_flips_is_seen_by_who_reads_it(tmp_path: Path, column: str) -> None:
     """In its footer, which no page's checksum covers, as in its pages and the checksum itself."""
     folder, row_n = Folder(str(tmp_path)), np.arange(12)
     content = row_n / 7 if column == "value" else list(map(str, row_n))
