@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,16 @@ class VLLMEngine:
     concurrent = True
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
+        """See Engine.
+
+        Raises:
+            TeacherError: vLLM cannot load the model, or it cannot express the labels.
+            RuntimeError: the engine has a process of its own, which was killed: another start may
+                go well.
+        """
         prepare_platform()
         from vllm import LLM
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         # One thread makes the engine and asks it. On a CPU every thread that computes gets OpenMP
         # threads of its own, and more of these than cores put each other to sleep.
@@ -52,6 +61,11 @@ class VLLMEngine:
                     **engine_arguments(teacher),
                 ).result()
         except Exception as error:  # vLLM raises many kinds
+            if isinstance(error, EngineDeadError) or _tells_of_a_kill(str(error)):
+                raise RuntimeError(
+                    f"vLLM's engine process died while it started ({error}): too little memory is "
+                    "the usual cause"
+                ) from error
             raise TeacherError(f"vLLM cannot load {teacher.model}: {error}") from error
         self.max_model_len = self._llm.llm_engine.model_config.max_model_len
         self._lora = _lora_request(teacher)
@@ -164,6 +178,16 @@ def _starting_alone() -> FileLock:
     free while it starts, and starts beside each other slow all of them."""
     place = hashlib.sha256(os.environ.get("CUDA_VISIBLE_DEVICES", "").encode()).hexdigest()[:8]
     return FileLock(os.path.join(tempfile.gettempdir(), f"llkd-start-{os.getuid()}-{place}.lock"))
+
+
+def _tells_of_a_kill(message: str) -> bool:
+    """Whether vLLM says that processes of its engine have ended before they were ready, and not by
+    themselves: one that meets an error exits with a code above 0, as in {'EngineCore': 1}. There
+    is no code if vLLM looked before the system had it: then another start will tell."""
+    if not message.startswith("Engine core initialization failed"):
+        return False
+    codes = [int(code) for code in re.findall(r"': (-?\d+)", message)]
+    return not codes or min(codes) < 0
 
 
 def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:

@@ -1,18 +1,22 @@
-"""The real vLLM in a pool of actors, one of which is killed while it labels."""
+"""The real vLLM in a pool of actors: an engine is killed while it starts, an actor as it labels."""
 
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from llkd.config_file import absolute_paths, load_config
+from llkd.errors import TeacherError
 from llkd.schema import RunLayout
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label
 from llkd.storage import Folder
+from llkd.teacher.vllm_engine import VLLMEngine
 from tests.conftest import SilentTracker
 from tests.demo import prepared
 
@@ -36,9 +40,41 @@ def labelling_actor() -> psutil.Process:
     raise AssertionError("no actor labels")
 
 
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [
+        ("Engine core initialization failed. See root cause above. Failed core proc(s): {}", RuntimeError),
+        ("Engine core initialization failed. Failed core proc(s): {'EngineCore': -9}", RuntimeError),
+        ("Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': 1, "
+         "'EngineCore_DP1': -15}", RuntimeError),
+        (None, RuntimeError),
+        ("Engine core initialization failed. Failed core proc(s): {'EngineCore': 1}", TeacherError),
+        ("a value of 'dtype': -9 is none", TeacherError),
+    ],
+)  # fmt: skip
+def test_an_engine_that_was_killed_is_told_from_a_model_that_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, raised: type[Exception]
+) -> None:
+    """What the pool tries again is whatever is no error of LLKD."""
+
+    class DeadError(Exception):
+        """As vLLM raises it of an engine that was ready."""
+
+    def start(**arguments: object) -> None:
+        raise DeadError if said is None else RuntimeError(said)
+
+    monkeypatch.setattr("llkd.teacher.vllm_engine.prepare_platform", lambda: None)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
+    exceptions = SimpleNamespace(EngineDeadError=DeadError)
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", exceptions)
+    config = load_config("jobs/configs/bbc.yaml")
+    with pytest.raises(raised, match="vLLM"):
+        VLLMEngine(config.teacher, config.task)
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("local_ray")
-def test_a_killed_actor_leaves_no_engine_and_loses_no_row(
+def test_a_killed_engine_is_started_again_and_a_killed_actor_leaves_none_and_loses_no_row(
     tmp_path: Path, tracker: SilentTracker
 ) -> None:
     table = pq.read_table(prepared() / "bbc/corpus.parquet").slice(0, ROWS)
@@ -62,6 +98,13 @@ def test_a_killed_actor_leaves_no_engine_and_loses_no_row(
     )
     worker.start()
     deadline = time.monotonic() + 600
+    while not (starting := [process for process in engines() if process.pid not in before]):
+        assert worker.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    starting[0].kill()
+    psutil.wait_procs(starting, timeout=30)
+    assert labels.shards() == set()
     while len(labels.shards()) < 1:
         assert worker.is_alive()
         assert time.monotonic() < deadline
