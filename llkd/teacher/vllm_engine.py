@@ -3,10 +3,11 @@
 import hashlib
 import itertools
 import os
-import re
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -52,16 +53,15 @@ class VLLMEngine:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._requests = itertools.count()
 
+        with _starting_alone():
+            start = self._thread.submit(
+                LLM, model=teacher.model, revision=teacher.revision, **engine_arguments(teacher)
+            )
+            processes = _engine_processes(start)
         try:
-            with _starting_alone():
-                self._llm = self._thread.submit(
-                    LLM,
-                    model=teacher.model,
-                    revision=teacher.revision,
-                    **engine_arguments(teacher),
-                ).result()
+            self._llm = start.result()
         except Exception as error:  # vLLM raises many kinds
-            if isinstance(error, EngineDeadError) or _tells_of_a_kill(str(error)):
+            if isinstance(error, EngineDeadError) or _was_killed(str(error), processes):
                 raise RuntimeError(
                     f"vLLM's engine process died while it started ({error}): too little memory is "
                     "the usual cause"
@@ -180,14 +180,25 @@ def _starting_alone() -> FileLock:
     return FileLock(os.path.join(tempfile.gettempdir(), f"llkd-start-{os.getuid()}-{place}.lock"))
 
 
-def _tells_of_a_kill(message: str) -> bool:
-    """Whether vLLM says that processes of its engine have ended before they were ready, and not by
-    themselves: one that meets an error exits with a code above 0, as in {'EngineCore': 1}. There
-    is no code if vLLM looked before the system had it: then another start will tell."""
+def _engine_processes(start: "Future[Any]") -> set[BaseProcess]:
+    """The processes of its own that vLLM gives its engine, if any; waits until the start has ended."""
+    found: set[BaseProcess] = set()
+    while not start.done():
+        found.update(each for each in active_children() if each.name.startswith("EngineCore"))
+        wait([start], timeout=0.05)
+    return found
+
+
+def _was_killed(message: str, processes: Collection[BaseProcess]) -> bool:
+    """Whether a start failed because a process of the engine was killed. One that meets an error,
+    as of a model that cannot be loaded, exits by itself, with a code above 0; vLLM says the same of
+    both, and mostly asks for the code before the system has it."""
     if not message.startswith("Engine core initialization failed"):
         return False
-    codes = [int(code) for code in re.findall(r"': (-?\d+)", message)]
-    return not codes or min(codes) < 0
+    for process in processes:
+        process.join(timeout=10)
+    codes = [process.exitcode or 0 for process in processes]
+    return bool(codes) and max(codes) <= 0
 
 
 def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The real vLLM in a pool of actors: an engine is killed while it starts, an actor as it labels."""
 
+import multiprocessing
+import os
+import signal
 import sys
 import threading
 import time
@@ -40,32 +43,48 @@ def labelling_actor() -> psutil.Process:
     raise AssertionError("no actor labels")
 
 
+ENDED = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+
+
+class LostEngineError(Exception):
+    """As vLLM raises it of an engine that was ready."""
+
+
+def end_by(end: int) -> None:
+    """End by a signal if it is below 0, else with that exit code."""
+    time.sleep(0.3)
+    if end < 0:
+        os.kill(os.getpid(), -end)
+    os._exit(end)
+
+
 @pytest.mark.parametrize(
-    ("said", "raised"),
+    ("ends", "error", "raised"),
     [
-        ("Engine core initialization failed. See root cause above. Failed core proc(s): {}", RuntimeError),
-        ("Engine core initialization failed. Failed core proc(s): {'EngineCore': -9}", RuntimeError),
-        ("Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': 1, "
-         "'EngineCore_DP1': -15}", RuntimeError),
-        (None, RuntimeError),
-        ("Engine core initialization failed. Failed core proc(s): {'EngineCore': 1}", TeacherError),
-        ("a value of 'dtype': -9 is none", TeacherError),
+        ([-signal.SIGKILL], RuntimeError(ENDED), RuntimeError),
+        ([-signal.SIGKILL, 0], RuntimeError(ENDED), RuntimeError),
+        ([], LostEngineError(), RuntimeError),
+        ([1], RuntimeError(ENDED), TeacherError),
+        ([], RuntimeError(ENDED), TeacherError),
+        ([1, -signal.SIGTERM], RuntimeError(ENDED), TeacherError),  # the other was told to end
+        ([-signal.SIGTERM], ValueError("no such dtype"), TeacherError),
     ],
-)  # fmt: skip
+)
 def test_an_engine_that_was_killed_is_told_from_a_model_that_cannot_be_loaded(
-    monkeypatch: pytest.MonkeyPatch, said: str | None, raised: type[Exception]
+    monkeypatch: pytest.MonkeyPatch, ends: list[int], error: Exception, raised: type[Exception]
 ) -> None:
     """What the pool tries again is whatever is no error of LLKD."""
 
-    class DeadError(Exception):
-        """As vLLM raises it of an engine that was ready."""
-
     def start(**arguments: object) -> None:
-        raise DeadError if said is None else RuntimeError(said)
+        context = multiprocessing.get_context("fork")
+        for rank, end in enumerate(ends):
+            context.Process(target=end_by, args=(end,), name=f"EngineCore_DP{rank}").start()
+        time.sleep(0.4)
+        raise error
 
     monkeypatch.setattr("llkd.teacher.vllm_engine.prepare_platform", lambda: None)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
-    exceptions = SimpleNamespace(EngineDeadError=DeadError)
+    exceptions = SimpleNamespace(EngineDeadError=LostEngineError)
     monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", exceptions)
     config = load_config("jobs/configs/bbc.yaml")
     with pytest.raises(raised, match="vLLM"):
