@@ -50,7 +50,8 @@ class Signals:
 
     def of(self, chosen_n: np.ndarray) -> "Signals":
         """Those of some rows: bool, shape (N,)."""
-        return Signals(*(None if s is None else s[chosen_n] for s in vars(self).values()))
+        known = {name: signal for name, signal in vars(self).items() if signal is not None}
+        return replace(self, **{name: signal[chosen_n] for name, signal in known.items()})
 
 
 @dataclass(frozen=True)
