@@ -2,7 +2,7 @@
 
 `checksums.json` keeps of each file its size, the time it was written and the CRC-32 of its content.
 One listing tells whether sizes and times are still so. Contents are read only of files that were
-written at another time, as copies are; and whoever reads a shard looks at the checksums of its pages.
+written at another time, as copies are; and whoever reads a shard looks at the checksum in it.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class FileRecord(NamedTuple):
     modified: int
     """When it was written, in nanoseconds."""
     crc: int | None
-    """CRC-32; None where only the checksums of its pages tell."""
+    """CRC-32; None of a shard whose own checksum tells alone."""
 
 
 def close_stage(
@@ -37,7 +37,7 @@ def close_stage(
         folder: of the stage.
         finished: its manifest, complete.
         crcs: CRC-32 of all files that count, by name.
-        rejects: the rows left out of its shards, whose pages have checksums of their own.
+        rejects: the rows left out of its shards; these have checksums of their own.
     """
     if rejects is not None and (shards := rejects.shards()):
         write_record(rejects, dict.fromkeys(map(shard_name, shards)))

@@ -52,8 +52,8 @@ class SelectionConfig(Section):
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     """Epochs in which the teacher's side alone selects: a cold student's uncertainty is noise."""
     class_floor: Fraction = 0.02
-    """Least share of each class's rows to select; a class that falls short is filled up with
-    the rows of most confidence."""
+    """Least share of each class's rows to select, of those not held out; a class that falls short is
+    filled up with the rows of most confidence."""
     weights: Literal["none", "product", "sum", "softmatch"] = "product"
     """Weights of the selected rows in the loss, scaled to mean 1: all the same; confidence times
     uncertainty; their sum; or less the further confidence is below its mean (arXiv 2301.10921)."""

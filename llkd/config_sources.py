@@ -27,8 +27,8 @@ _NO_SECRETS = re.compile(
 )
 """Names that end so and hold none: special tokens of a tokenizer, columns."""
 
-_PASSWORD = re.compile(r"://[^/@\s]*:(?!\d+(/|$))[^@\s]*@")
-"""`user:password@` in a URI; a port is none."""
+_PASSWORD = re.compile(r"://[^/@\s]*:(?!\d+(/|$))[^@\s]*@|(?i:https?)://[^/?#@\s]+@")
+"""`user:password@` in a URI; a port is none. `token@` too, where it is no user or container."""
 
 _PARAMETER = re.compile(r"[?&;]([^=&;?]+)=[^&;]")
 """The name of a parameter in the query of a URI."""
@@ -45,25 +45,39 @@ def check_no_secrets(settings: Mapping[str, Any], section: str = "") -> None:
         ValueError: naming the setting, and not what it holds.
     """
     for name, value in settings.items():
-        where = f"{section}.{name}" if section else name
-        if isinstance(value, Mapping):
-            check_no_secrets(value, where)
-        elif isinstance(value, list | tuple):
-            for each in value:
-                check_no_secrets({name: each}, section)
-        elif isinstance(value, str) and value:
-            if _names_secret(name):
-                raise ValueError(
-                    f"{where} would be written into run.yaml. Put it into the environment instead: "
-                    "api_key_env names the variable of an endpoint's key, and the libraries read "
-                    "HF_TOKEN, AWS_ACCESS_KEY_ID and the like by themselves"
-                )
-            if _PASSWORD.search(value) or any(map(_names_secret, _PARAMETER.findall(value))):
-                raise ValueError(
-                    f"{where} holds a password or a key, which would be written into run.yaml. Put "
-                    "it into the environment instead, as AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY"
-                )
+        _check_value(value, f"{section}.{name}" if section else name, _names_secret(name))
+
+
+def _check_value(value: Any, where: str, secret: bool) -> None:
+    """The same of one setting, which may have a name that secrets have."""
+    if isinstance(value, Mapping):
+        check_no_secrets(value, where)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            if _is_pair(each):
+                name, of_name = each
+                _check_value(name, where, secret)
+                _check_value(of_name, f"{where}.{name}", secret or _names_secret(name))
+            else:
+                _check_value(each, where, secret)
+    elif isinstance(value, str) and value:
+        if secret:
+            raise ValueError(
+                f"{where} would be written into run.yaml. Put it into the environment instead: "
+                "api_key_env names the variable of an endpoint's key, and the libraries read "
+                "HF_TOKEN, AWS_ACCESS_KEY_ID and the like by themselves"
+            )
+        if _PASSWORD.search(value) or any(map(_names_secret, _PARAMETER.findall(value))):
+            raise ValueError(
+                f"{where} holds a password or a key, which would be written into run.yaml. Put "
+                "it into the environment instead, as AWS_SECRET_ACCESS_KEY or "
+                "MLFLOW_TRACKING_TOKEN"
+            )
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it may be a [name, value], as headers are often given."""
+    return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _names_secret(name: str) -> bool:

@@ -113,7 +113,7 @@ def trained_epochs(layout: RunLayout) -> int:
 
 
 def record_epoch(layout: RunLayout, epoch: int) -> None:
-    """Record the shards of a trained epoch; their pages have checksums of their own."""
+    """Record the shards of a trained epoch; they have checksums of their own."""
     for folder in (Folder(layout.uncertainty(epoch)), Folder(layout.selection(epoch))):
         if shards := folder.shards():
             write_record(folder, dict.fromkeys(map(shard_name, shards)))

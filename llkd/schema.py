@@ -21,7 +21,7 @@ METRICS = "metrics.json"
 ROUNDS = "rounds"
 """The folder of a run that holds a run for each round of labelling, on the same rows."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a run directory of an older LLKD can no longer be read."""
 
 

@@ -18,11 +18,13 @@ from llkd.config import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.holdout import Holdout
 from llkd.core.policies import (
+    ROWS,
     Policy,
     PolicyName,
     PolicySettings,
     Rule,
     Signals,
+    filled,
     make_policy,
     settle,
 )
@@ -282,7 +284,7 @@ class Selector:
             uncertainty_c: sums of the student's uncertainty by class, shape (C,); None where the
                 policy does without.
             previous: the thresholds of the epoch before.
-            holdout: rows that are not to be trained on.
+            holdout: rows that are not to be trained on; no class's floor counts them.
         """
         policy = policy_of(self.config)
         if uncertainty_c is not None:
@@ -293,10 +295,16 @@ class Selector:
             total: Tally = sum_over_shards(Tally, work, range(self.shards), reserve=False)
             return total
 
+        def measure_held(thresholds: Thresholds) -> Tally:
+            assert holdout is not None
+            work = partial(_measure_shard, self, epoch, policy, ROWS, thresholds, holdout=holdout)
+            total: Tally = sum_over_shards(Tally, work, sorted(holdout.shards), reserve=False)
+            return total
+
         state = settle(policy, epoch, statistics, previous, measure)
         statistics, thresholds = state.statistics, state.thresholds
         counts = self.select_by(epoch, thresholds, holdout)
-        wider = policy.fill(statistics, counts.selected_c, thresholds)
+        wider = filled(policy, state, counts.selected_c, None if holdout is None else measure_held)
         if wider is not None:
             thresholds = wider
             counts = self.select_by(epoch, wider, holdout)
@@ -387,8 +395,12 @@ def _measure_shard(
     question: str,
     thresholds: Thresholds,
     shard: int,
+    holdout: Holdout | None = None,
 ) -> Tally:
+    """See Policy.measure; of the rows that are held out, if it is said which these are."""
     _, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, policy)
+    if holdout is not None:
+        signals = signals.of(holdout.rows(signals))
     return policy.measure(epoch, question, signals, thresholds)
 
 

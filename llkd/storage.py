@@ -265,30 +265,28 @@ class Folder:
         """
         name = shard_name(shard)
         data = self.read_bytes(name)
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            table = file.read(columns and list(columns), use_threads=False)
-            missing = set(columns or ()) - set(table.column_names)
-        except (pa.ArrowException, OSError, ValueError) as error:  # a name that is not UTF-8, too
-            raise self._damaged(name, error) from error
-        if missing:
+        if not _is_sealed(data):
+            raise self._damaged(name, "its content does not agree with its checksum")
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read(columns and list(columns), use_threads=False)
+        if missing := set(columns or ()) - set(table.column_names):
             raise DamageError(f"{self.uri}/{name} lacks the columns {sorted(missing)}")
         return table
 
-    def _damaged(self, name: str, error: Exception) -> DamageError:
+    def _damaged(self, name: str, error: Exception | str) -> DamageError:
         return DamageError(
             f"{self.uri}/{name} is damaged: {error}. Delete it and run the same command again: it "
             "is made anew, or it is told what else has to be."
         )
 
     def write_shard(self, shard: int, table: pa.Table) -> int:
-        """Put a shard in place, with a checksum in each of its pages that `read_shard` looks at;
-        returns the CRC-32 of the whole file."""
+        """Put a shard in place, with a checksum in it that `read_shard` looks at; returns the
+        CRC-32 of the whole file."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, write_page_checksum=True, **_encoding(table.schema))
-        data = sink.getvalue()
+        pq.write_table(table, sink, **_encoding(table.schema))
+        data, crc = _sealed(sink.getvalue())
         self.write_bytes(shard_name(shard), data)
-        return zlib.crc32(data)
+        return crc
 
     def shard_rows(self, shard: int) -> int:
         """The number of rows of a shard, from its footer."""
@@ -383,6 +381,36 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
         "write_statistics": False,
         "column_encoding": dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
     }
+
+
+_SEAL_BYTES = 4
+"""The CRC-32 of a shard, without itself: it stands before the footer. Other readers of Parquet go
+where the footer points, and pass over it; checksums of pages would leave out the footer."""
+
+
+def _footer_at(data: bytes | memoryview) -> int:
+    """Where the footer of a Parquet file starts, by what its end says."""
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
+def _sealed(parquet: pa.Buffer) -> tuple[bytes, int]:
+    """A Parquet file with the seal in it, and the CRC-32 of both."""
+    data = memoryview(parquet)
+    at = _footer_at(data)
+    pages, footer = data[:at], data[at:]
+    crc = zlib.crc32(pages)
+    seal = zlib.crc32(footer, crc).to_bytes(_SEAL_BYTES, "little")
+    return b"".join((pages, seal, footer)), zlib.crc32(footer, zlib.crc32(seal, crc))
+
+
+def _is_sealed(data: bytes) -> bool:
+    """Whether a shard is what was written."""
+    at = _footer_at(data)
+    if at < _SEAL_BYTES:
+        return False
+    view = memoryview(data)
+    crc = zlib.crc32(view[at:], zlib.crc32(view[: at - _SEAL_BYTES]))
+    return crc == int.from_bytes(view[at - _SEAL_BYTES : at], "little")
 
 
 def _put(filesystem_: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:

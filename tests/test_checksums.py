@@ -7,6 +7,7 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llkd.checksums import (
@@ -87,6 +88,34 @@ def test_damage_that_kept_size_and_time_is_told_by_whoever_reads_it(folder: Fold
         folder.read_shard(2)
 
 
+@pytest.mark.parametrize("column", ["value", "text"])
+def test_any_bit_of_a_shard_that_flips_is_seen_by_who_reads_it(tmp_path: Path, column: str) -> None:
+    """In its footer, which no page's checksum covers, as in its pages and the checksum itself."""
+    folder, row_n = Folder(str(tmp_path)), np.arange(12)
+    content = row_n / 7 if column == "value" else list(map(str, row_n))
+    table = pa.table({"row": row_n, column: content})
+    folder.write_shard(0, table)
+    data = path_of(folder, 0).read_bytes()
+    damaged = [data[:length] for length in range(len(data))]
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    with mock.patch.object(Folder, "read_bytes", side_effect=damaged):
+        for _ in damaged:
+            with pytest.raises(DamageError, match=r"part-00000.parquet is damaged.*checksum"):
+                folder.read_shard(0)
+    assert folder.read_shard(0).equals(table)
+
+
+def test_a_shard_is_parquet_to_others(folder: Folder) -> None:
+    theirs = pq.read_table(path_of(folder, 0), memory_map=True)
+    assert theirs.equals(folder.read_shard(0))
+    pq.write_table(theirs, path_of(folder, 0))  # what they write has no such checksum
+    with pytest.raises(DamageError, match="checksum"):
+        folder.read_shard(0)
+
+
 def test_without_a_record_shards_are_read(folder: Folder) -> None:
     (Path(folder.uri) / "checksums.json").write_text("{")
     assert read_record(folder) is None
@@ -98,7 +127,7 @@ def test_without_a_record_shards_are_read(folder: Folder) -> None:
 
 def test_a_damaged_manifest_is_read_from_its_copy(folder: Folder) -> None:
     path = Path(folder.uri) / "manifest.json"
-    for damage in (b"", path.read_bytes()[:40], b"[1]", b'{"version": 1, "stage": "label"}'):
+    for damage in (b"", path.read_bytes()[:40], b"[1]", b'{"version": 2, "stage": "label"}'):
         path.write_bytes(damage)
         assert read_manifest(folder) == MANIFEST
     path.write_bytes(b'{"version": 99}')

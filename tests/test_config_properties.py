@@ -85,6 +85,34 @@ def test_a_config_is_the_same_after_dump_and_load(
     assert changed(config, []) == config
 
 
+SECRET = "canary"
+names = st.sampled_from(["Authorization", "apiKey", "x-api-key", "hub_token", "sig", "PASSWORD"])
+held = st.one_of(
+    names.flatmap(lambda name: st.sampled_from([{name: SECRET}, [[name, SECRET]], [["a", 1], (name, [SECRET])]])),
+    st.sampled_from(["", "u:"]).map(lambda user: f"https://{user}{SECRET}@host/x"),
+)  # fmt: skip
+"""A value that holds a secret in one of the forms in which libraries take it."""
+nested = st.recursive(
+    held,
+    lambda inner: inner.flatmap(lambda it: st.sampled_from(
+        [{"a": it}, [it], ["a", it], [["a", it]], [[1, 2], it], {"a": [{"b": it}], "c": "d"}]
+    )),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@given(nested, st.sampled_from([("teacher", "engine_args"), ("corpus", "dataset_args")]))
+def test_no_secret_passes_however_deep_it_is_and_none_is_told(
+    value: Any, place: tuple[str, str]
+) -> None:
+    raw: dict[str, Any] = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    section, setting = place
+    raw[section][setting] = {"a": value}
+    with pytest.raises(ConfigError, match=r"would be written into run\.yaml") as caught:
+        parse_config(raw)
+    assert SECRET not in str(caught.value)
+
+
 @given(
     st.text(), st.text(), st.sampled_from(["", "teacher.", "task.labels.", "student.loss.", "seed"])
 )

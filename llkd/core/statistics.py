@@ -41,6 +41,15 @@ class ClassStatistics:
             self.histogram_cb + other.histogram_cb,
         )
 
+    def __sub__(self, other: "ClassStatistics") -> "ClassStatistics":
+        """Of these rows without some of them."""
+        return ClassStatistics(
+            self.rows_c - other.rows_c,
+            self.confidence_c - other.confidence_c,
+            self.uncertainty_c - other.uncertainty_c,
+            self.histogram_cb - other.histogram_cb,
+        )
+
     @property
     def mean_confidence_c(self) -> np.ndarray:
         """Mean confidence by class, shape (C,); NaN for a class without rows."""

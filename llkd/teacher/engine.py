@@ -38,7 +38,8 @@ class Engine(Protocol):
     """
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
-        """Load the model.
+        """Load the model. What is raised beside errors of LLKD ends the actor, and is tried again
+        up to `teacher.max_actor_failures` times.
 
         Raises:
             TeacherError: it cannot be loaded, or cannot express the labels.

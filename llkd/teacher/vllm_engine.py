@@ -4,8 +4,10 @@ import hashlib
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -35,23 +37,35 @@ class VLLMEngine:
     concurrent = True
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
+        """See Engine.
+
+        Raises:
+            TeacherError: vLLM cannot load the model, or it cannot express the labels.
+            RuntimeError: the engine has a process of its own, which was killed: another start may
+                go well.
+        """
         prepare_platform()
         from vllm import LLM
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         # One thread makes the engine and asks it. On a CPU every thread that computes gets OpenMP
         # threads of its own, and more of these than cores put each other to sleep.
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._requests = itertools.count()
 
+        with _starting_alone():
+            start = self._thread.submit(
+                LLM, model=teacher.model, revision=teacher.revision, **engine_arguments(teacher)
+            )
+            processes = _engine_processes(start)
         try:
-            with _starting_alone():
-                self._llm = self._thread.submit(
-                    LLM,
-                    model=teacher.model,
-                    revision=teacher.revision,
-                    **engine_arguments(teacher),
-                ).result()
+            self._llm = start.result()
         except Exception as error:  # vLLM raises many kinds
+            if isinstance(error, EngineDeadError) or _was_killed(str(error), processes):
+                raise RuntimeError(
+                    f"vLLM's engine process died while it started ({error}): too little memory is "
+                    "the usual cause"
+                ) from error
             raise TeacherError(f"vLLM cannot load {teacher.model}: {error}") from error
         self.max_model_len = self._llm.llm_engine.model_config.max_model_len
         self._lora = _lora_request(teacher)
@@ -164,6 +178,27 @@ def _starting_alone() -> FileLock:
     free while it starts, and starts beside each other slow all of them."""
     place = hashlib.sha256(os.environ.get("CUDA_VISIBLE_DEVICES", "").encode()).hexdigest()[:8]
     return FileLock(os.path.join(tempfile.gettempdir(), f"llkd-start-{os.getuid()}-{place}.lock"))
+
+
+def _engine_processes(start: "Future[Any]") -> set[BaseProcess]:
+    """The processes of its own that vLLM gives its engine, if any; waits until the start has ended."""
+    found: set[BaseProcess] = set()
+    while not start.done():
+        found.update(each for each in active_children() if each.name.startswith("EngineCore"))
+        wait([start], timeout=0.05)
+    return found
+
+
+def _was_killed(message: str, processes: Collection[BaseProcess]) -> bool:
+    """Whether a start failed because a process of the engine was killed. One that meets an error,
+    as of a model that cannot be loaded, exits by itself, with a code above 0; vLLM says the same of
+    both, and mostly asks for the code before the system has it."""
+    if not message.startswith("Engine core initialization failed"):
+        return False
+    for process in processes:
+        process.join(timeout=10)
+    codes = [process.exitcode or 0 for process in processes]
+    return bool(codes) and max(codes) <= 0
 
 
 def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:

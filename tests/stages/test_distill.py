@@ -20,6 +20,7 @@ from llkd.core.uncertainty import entropy
 from llkd.epochs import read_stats
 from llkd.errors import FingerprintError, ResourceError, StorageError, StudentError
 from llkd.manifest import begun
+from llkd.research.cheap import CheapRun, Problem
 from llkd.schema import RunLayout
 from llkd.selection import Selector, policy_of, shard_starts
 from llkd.stages.distill import distill, largest_share, room_for
@@ -28,6 +29,7 @@ from llkd.stages.export import export
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label
 from llkd.storage import Folder
+from llkd.validation import holdout_of
 from tests.conftest import MakeConfig, SilentTracker, config_maker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -184,6 +186,40 @@ def test_the_same_selection_for_1_2_and_7_shards(
         assert other.keys() == found[0].keys()
         for text, (label_, weight) in other.items():
             assert (label_, weight) == found[0][text]
+
+
+def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
+    make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    config = make_config(
+        test=None, student={"validation_fraction": 0.5},
+        selection={"policy": "teacher_confidence", "class_floor": 0.6},
+    )  # fmt: skip
+    labelled(config, tracker)
+    selector = Selector(config, shard_starts([60] * 7))
+    calibration = calibrate(config)
+    selector.make_pseudo_labels(calibration)
+    holdout = holdout_of(config, selector)
+    assert holdout is not None
+    stats = selector.select(0, selector.teacher_statistics(), None, None, holdout)
+    trainable_c = np.zeros(3)
+    for shard in range(7):
+        _, signals = selector.signals(shard, None)
+        held_n = holdout.rows(signals) & (shard in holdout.shards)
+        trainable_c += np.bincount(signals.label_n[~held_n], minlength=3)
+    for found, trainable in zip(stats["classes"].values(), trainable_c, strict=True):
+        assert trainable < 0.9 * found["rows"]
+        assert 0.6 * trainable <= found["selected"] < 0.8 * trainable
+
+    labels = Folder(RunLayout(config.run_dir).labels("corpus"))
+    logprobs_nc = np.concatenate([matrix(labels.read_shard(s)["logprobs"]) for s in range(7)])
+    no_features_nd, position_n = np.zeros((420, 1), np.float32), np.arange(420)
+    problem = Problem(
+        no_features_nd, calibration.apply(logprobs_nc).astype(np.float32), position_n,
+        position_n // 60, None, no_features_nd, position_n,
+    )  # fmt: skip
+    cheap = CheapRun(config, problem)
+    assert cheap._epoch(0, cheap.signals, None)[0]["classes"] == stats["classes"]
 
 
 def hash_of(text: str) -> int:

@@ -1,18 +1,25 @@
-"""The real vLLM in a pool of actors, one of which is killed while it labels."""
+"""The real vLLM in a pool of actors: an engine is killed while it starts, an actor as it labels."""
 
+import multiprocessing
+import os
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from llkd.config_file import absolute_paths, load_config
+from llkd.errors import TeacherError
 from llkd.schema import RunLayout
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label
 from llkd.storage import Folder
+from llkd.teacher.vllm_engine import VLLMEngine
 from tests.conftest import SilentTracker
 from tests.demo import prepared
 
@@ -36,9 +43,57 @@ def labelling_actor() -> psutil.Process:
     raise AssertionError("no actor labels")
 
 
+ENDED = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+
+
+class LostEngineError(Exception):
+    """As vLLM raises it of an engine that was ready."""
+
+
+def end_by(end: int) -> None:
+    """End by a signal if it is below 0, else with that exit code."""
+    time.sleep(0.3)
+    if end < 0:
+        os.kill(os.getpid(), -end)
+    os._exit(end)
+
+
+@pytest.mark.parametrize(
+    ("ends", "error", "raised"),
+    [
+        ([-signal.SIGKILL], RuntimeError(ENDED), RuntimeError),
+        ([-signal.SIGKILL, 0], RuntimeError(ENDED), RuntimeError),
+        ([], LostEngineError(), RuntimeError),
+        ([1], RuntimeError(ENDED), TeacherError),
+        ([], RuntimeError(ENDED), TeacherError),
+        ([1, -signal.SIGTERM], RuntimeError(ENDED), TeacherError),  # the other was told to end
+        ([-signal.SIGTERM], ValueError("no such dtype"), TeacherError),
+    ],
+)
+def test_an_engine_that_was_killed_is_told_from_a_model_that_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch, ends: list[int], error: Exception, raised: type[Exception]
+) -> None:
+    """What the pool tries again is whatever is no error of LLKD."""
+
+    def start(**arguments: object) -> None:
+        context = multiprocessing.get_context("fork")
+        for rank, end in enumerate(ends):
+            context.Process(target=end_by, args=(end,), name=f"EngineCore_DP{rank}").start()
+        time.sleep(0.2)  # as with vLLM, the exit code is there a little later
+        raise error
+
+    monkeypatch.setattr("llkd.teacher.vllm_engine.prepare_platform", lambda: None)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
+    exceptions = SimpleNamespace(EngineDeadError=LostEngineError)
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", exceptions)
+    config = load_config("jobs/configs/bbc.yaml")
+    with pytest.raises(raised, match="vLLM"):
+        VLLMEngine(config.teacher, config.task)
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("local_ray")
-def test_a_killed_actor_leaves_no_engine_and_loses_no_row(
+def test_a_killed_engine_is_started_again_and_a_killed_actor_leaves_none_and_loses_no_row(
     tmp_path: Path, tracker: SilentTracker
 ) -> None:
     table = pq.read_table(prepared() / "bbc/corpus.parquet").slice(0, ROWS)
@@ -62,6 +117,13 @@ def test_a_killed_actor_leaves_no_engine_and_loses_no_row(
     )
     worker.start()
     deadline = time.monotonic() + 600
+    while not (starting := [process for process in engines() if process.pid not in before]):
+        assert worker.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    starting[0].kill()
+    psutil.wait_procs(starting, timeout=30)
+    assert labels.shards() == set()
     while len(labels.shards()) < 1:
         assert worker.is_alive()
         assert time.monotonic() < deadline

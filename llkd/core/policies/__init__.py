@@ -5,11 +5,13 @@ from typing import Literal
 
 from llkd.core.draws import uniform_by_position
 from llkd.core.policies.base import (
+    ROWS,
     SMALLEST_WEIGHT,
     Choice,
     Policy,
     Signals,
     State,
+    filled,
     select_rows,
     settle,
 )
@@ -20,8 +22,9 @@ from llkd.core.policies.refine import Refined
 from llkd.core.policies.threshold import Rule, ThresholdKind, ThresholdPolicy, WeightKind
 
 __all__ = [
-    "SMALLEST_WEIGHT", "Choice", "Policy", "PolicyName", "PolicySettings", "Rule", "Signals", "State",
-    "ThresholdKind", "WeightKind", "make_policy", "select_rows", "settle", "uniform_by_position",
+    "ROWS", "SMALLEST_WEIGHT", "Choice", "Policy", "PolicyName", "PolicySettings", "Rule", "Signals",
+    "State", "ThresholdKind", "WeightKind", "filled", "make_policy", "select_rows", "settle",
+    "uniform_by_position",
 ]  # fmt: skip
 
 PolicyName = Literal[

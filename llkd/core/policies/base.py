@@ -6,7 +6,8 @@ of all shards that merge by addition, then the choice of one shard's rows.
     begin                      what the teacher's statistics tell
     question -> measure, learn while there is a question: a pass over the shards, then its total
     choose                     labels and weights of one shard's rows
-    fill                       wider thresholds, if a class fell short of its floor
+    fill                       wider thresholds, if a class fell short of its floor: a share of its
+                               rows that can be trained on
 """
 
 from abc import ABC, abstractmethod
@@ -20,6 +21,9 @@ import numpy as np
 from llkd.core.statistics import ClassStatistics, class_statistics, confidence_of_top
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds, no_thresholds
+
+ROWS = "rows"
+"""The question after the statistics of the labels and confidences that a policy goes by."""
 
 SMALLEST_WEIGHT = 1e-6
 """A selected row keeps at least this weight, so that zero means left out and nothing else."""
@@ -43,6 +47,11 @@ class Signals:
     does without."""
     teacher_nc: np.ndarray | None = None
     """The teacher's calibrated distribution, shape (N, C); None where the policy does without."""
+
+    def of(self, chosen_n: np.ndarray) -> "Signals":
+        """Those of some rows: bool, shape (N,)."""
+        known = {name: signal for name, signal in vars(self).items() if signal is not None}
+        return replace(self, **{name: signal[chosen_n] for name, signal in known.items()})
 
 
 @dataclass(frozen=True)
@@ -108,8 +117,14 @@ class Policy(ABC):
         return None
 
     def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
-        """One shard's part of the answer."""
-        raise NotImplementedError(f"{type(self).__name__} asks no {question}")
+        """One shard's part of the answer; by default that to ROWS."""
+        return Tally(vars(self.class_statistics(self.view(epoch, signals, thresholds), thresholds)))
+
+    def class_statistics(self, seen: Signals, thresholds: Thresholds) -> ClassStatistics:
+        """Of a shard as the policy sees it."""
+        return class_statistics(
+            seen.label_n, seen.confidence_n, seen.uncertainty_n, len(thresholds.floor_c)
+        )
 
     def learn(self, epoch: int, question: str, total: Tally, state: State) -> State:
         """What is known once the answers of all shards are added up."""
@@ -143,7 +158,13 @@ class Policy(ABC):
     def fill(
         self, statistics: ClassStatistics, selected_c: np.ndarray, thresholds: Thresholds
     ) -> Thresholds | None:
-        """Wider thresholds if a class fell short of its floor, else None."""
+        """Wider thresholds if a class fell short of its floor, else None.
+
+        Args:
+            statistics: of the rows that can be trained on.
+            selected_c: rows of them that are selected, shape (C,).
+            thresholds: by which they are.
+        """
         return None
 
 
@@ -165,6 +186,28 @@ def settle(
         state = policy.learn(epoch, question, measure(question, state.thresholds), state)
         asked.append(question)
     return state
+
+
+def filled(
+    policy: Policy,
+    state: State,
+    selected_c: np.ndarray,
+    measure_held: Callable[[Thresholds], Tally] | None,
+) -> Thresholds | None:
+    """Wider thresholds if a class fell short of its floor, else None; see `Policy.fill`.
+
+    Args:
+        policy: which.
+        state: what was known when it chose.
+        selected_c: rows selected that are trained on, shape (C,).
+        measure_held: the total of `Policy.measure` over the rows held out, of the question ROWS;
+            None if there are none. They are measured only if a class may have fallen short.
+    """
+    wider = policy.fill(state.statistics, selected_c, state.thresholds)
+    if wider is None or measure_held is None:
+        return wider
+    trainable = state.statistics - statistics_of(measure_held(state.thresholds))
+    return policy.fill(trainable, selected_c, state.thresholds)
 
 
 def select_rows(
@@ -198,17 +241,17 @@ def select_rows(
             return found
         return [choice.without(held_n) for choice, held_n in zip(found, held, strict=True)]
 
+    def measure_held(thresholds: Thresholds) -> Tally:
+        parts_held = [part.of(held_n) for part, held_n in zip(parts, held or (), strict=True)]
+        return reduce(add, (policy.measure(epoch, ROWS, p, thresholds) for p in parts_held))
+
     state = settle(policy, epoch, statistics, previous, measure)
     chosen = choose(state.thresholds)
     selected_c = reduce(add, (choice.counts(len(statistics.rows_c)) for choice in chosen))
-    wider = policy.fill(state.statistics, selected_c, state.thresholds)
+    wider = filled(policy, state, selected_c, None if held is None else measure_held)
     if wider is None:
         return state, chosen
     return replace(state, thresholds=wider), choose(wider)
-
-
-ROWS = "rows"
-"""The question after the statistics of the labels and confidences that a policy goes by."""
 
 
 class FilledPolicy(Policy):
@@ -224,16 +267,6 @@ class FilledPolicy(Policy):
         super().__init__(seed)
         self.class_floor = class_floor
         self.warmup_epochs = warmup_epochs
-
-    def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
-        """See Policy.measure: for ROWS the class statistics of what the policy goes by."""
-        return Tally(vars(self.class_statistics(self.view(epoch, signals, thresholds), thresholds)))
-
-    def class_statistics(self, seen: Signals, thresholds: Thresholds) -> ClassStatistics:
-        """Of a shard as the policy sees it."""
-        return class_statistics(
-            seen.label_n, seen.confidence_n, seen.uncertainty_n, len(thresholds.floor_c)
-        )
 
     def learn(self, epoch: int, question: str, total: Tally, state: State) -> State:
         """See Policy.learn: thresholds from the statistics of what the policy goes by."""

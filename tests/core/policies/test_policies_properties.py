@@ -46,7 +46,11 @@ settings_ = st.builds(
 
 
 def chosen(
-    policy: Policy, signals: Signals, classes: int, parts: list[np.ndarray]
+    policy: Policy,
+    signals: Signals,
+    classes: int,
+    parts: list[np.ndarray],
+    held_n: np.ndarray | None = None,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(thresholds by epoch, labels by epoch and position, weights likewise), shape (E, N)."""
     shards = [rows_of(signals, row_n) for row_n in parts]
@@ -55,7 +59,8 @@ def chosen(
     previous, written = None, []
     for epoch in range(epochs):
         statistics = statistics_of(shards, classes)
-        state, found = select_rows(policy, epoch, shards, statistics, previous)
+        held = None if held_n is None else [held_n[shard.position_n] for shard in shards]
+        state, found = select_rows(policy, epoch, shards, statistics, previous, held)
         written.append(repr(state.thresholds.to_json()))
         previous = Thresholds.from_json(state.thresholds.to_json())
         for shard, choice in zip(shards, found, strict=True):
@@ -82,8 +87,12 @@ def test_a_policy_on_anything(
         assert other[0] == written
         assert np.array_equal(other[1], label_en)
         assert np.array_equal(other[2], weight_en)
+    held_n = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))
+    halves = np.array_split(np.arange(rows), 2)
+    _, label_en, weight_en = chosen(policy, signals, classes, halves, held_n)
+    assert not weight_en[:, held_n].any()
     if settings.class_floor > 0 and name not in ("all", "random", "softmatch", "refined"):
-        for label_n, weight_n in zip(label_en, weight_en, strict=True):
+        for label_n, weight_n in zip(label_en[:, ~held_n], weight_en[:, ~held_n], strict=True):
             for label in np.unique(label_n):
                 taken = (weight_n[label_n == label] > 0).mean()
                 assert taken >= settings.class_floor - 1e-12

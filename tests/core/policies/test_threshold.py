@@ -108,6 +108,22 @@ def test_floor_fills_a_class_that_falls_short() -> None:
     assert policy.fill(statistics(), np.array([2, 1]), thresholds) is None
 
 
+def test_floor_counts_the_rows_that_can_be_trained_on() -> None:
+    rule = Rule(thresholds="fixed", confidence=1.0, weights="none")
+    policy = make_policy("teacher_confidence", PolicySettings(rule=rule, class_floor=0.5))
+    confidence_n = np.linspace(0.9, 0.5, 9)
+    shards = [
+        Signals(np.zeros(len(part), int), confidence_n[part], None, part)
+        for part in (np.arange(5), np.arange(5, 9))
+    ]
+    found = class_statistics(np.zeros(9, int), confidence_n, None, 1)
+    held = [np.array([True, True, False, True, False]), np.array([False] * 4)]
+    _, chosen = select_rows(policy, 0, shards, found, None, held)
+    # half of the six that are left: those of most confidence, for none of them passes 1
+    weights = np.concatenate([choice.weight_n for choice in chosen])
+    assert weights.tolist() == [0, 0, 1, 0, 1, 1, 0, 0, 0]
+
+
 def test_floor_leaves_full_classes_alone() -> None:
     policy = make_policy("llkd", PolicySettings(rule=Rule(weights="none"), class_floor=0.5))
     wider = policy.fill(statistics(), np.array([2, 0]), no_thresholds(2))
