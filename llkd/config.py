@@ -3,6 +3,7 @@
 The docstring under each field is its documentation.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -32,6 +33,9 @@ from llkd.config_sources import (
 
 ENGINES = ("vllm", "transformers", "openai", "table")
 """The teacher engines that LLKD has."""
+
+PARALLELISMS = ("tensor", "pipeline")
+"""Ways in which an engine cuts a model among GPUs; each has a `NAME_parallel_size`."""
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 """The object stores and file systems that pyarrow reaches by URI."""
@@ -167,10 +171,13 @@ class TeacherConfig(Section):
     """A LoRA adapter for the model: a directory or a hub name."""
     replicas: Replicas = (1, 1)
     """Fewest and most teacher actors; the pool grows while shards wait."""
+    nodes: Positive = 1
+    """Nodes that one replica is spread over, for a model that needs more GPUs than a node has: by
+    vLLM on Ray. tensor_parallel_size x pipeline_parallel_size must be its GPUs on all of them."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """Ray resources of one replica, such as {GPU: 2} or {CPU: 8}. By default the GPUs that
-    tensor and pipeline parallelism need where the cluster has GPUs, else the CPUs of one node
-    divided by the largest number of replicas."""
+    """Ray resources of one replica, such as {GPU: 2} or {CPU: 8}, on each of its `nodes`. By default
+    the GPUs that tensor and pipeline parallelism need where the cluster has GPUs, else the CPUs of
+    one node divided by the largest number of replicas."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Arguments passed to the engine as they are (for vLLM: those of `vllm.LLM`)."""
     prompt_format: Literal["auto", "chat", "completion"] = "auto"
@@ -206,7 +213,50 @@ class TeacherConfig(Section):
                 f"engine must be one of {', '.join(ENGINES)} or package.module:Class, "
                 f"not {self.engine!r}"
             )
+        if self.nodes > 1:
+            self._check_nodes()
         return self
+
+    @property
+    def parallel_size(self) -> int:
+        """GPUs that one replica computes on: tensor times pipeline parallelism."""
+        sizes = (self.engine_args.get(f"{kind}_parallel_size", 1) for kind in PARALLELISMS)
+        return math.prod(int(size) for size in sizes)
+
+    def _check_nodes(self) -> None:
+        """See that the engine has a worker for each GPU of a replica that is spread over nodes."""
+        if self.engine in ENGINES and self.engine != "vllm":
+            raise ValueError(
+                f"nodes ({self.nodes}) needs engine vllm, or one of your own that starts its "
+                f"workers by Ray: {self.engine} runs on one node"
+            )
+        try:
+            size = self.parallel_size
+        except (TypeError, ValueError):
+            raise ValueError(
+                "engine_args.tensor_parallel_size and pipeline_parallel_size must be whole numbers"
+            ) from None
+        if self.resources is None:
+            if size < self.nodes or size % self.nodes:
+                raise ValueError(
+                    "engine_args.tensor_parallel_size x pipeline_parallel_size "
+                    f"({size}) must be a multiple of nodes ({self.nodes}): set "
+                    f"pipeline_parallel_size to {self.nodes}, and tensor_parallel_size to the GPUs "
+                    "of a node"
+                )
+            return
+        gpus = self.resources.get("GPU", 0)
+        if gpus != int(gpus) or gpus < 1:
+            raise ValueError(
+                f"nodes ({self.nodes}) spreads GPUs: resources.GPU must be the whole number of them "
+                f"that a replica takes on each node, not {gpus:g}"
+            )
+        if size != self.nodes * gpus:
+            raise ValueError(
+                f"engine_args.tensor_parallel_size x pipeline_parallel_size ({size}) must be the "
+                f"GPUs of a replica on all nodes, nodes ({self.nodes}) x resources.GPU ({gpus:g}): "
+                f"set tensor_parallel_size to {gpus:g} and pipeline_parallel_size to {self.nodes}"
+            )
 
 
 class LoraSettings(Section):

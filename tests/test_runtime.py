@@ -27,6 +27,13 @@ def test_impossible_resources_name_what_there_is() -> None:
         runtime.require_resources({"CPU": 5}, "student.resources")
 
 
+def test_actors_that_fit_beside_each_other_by_all_resources() -> None:
+    nodes: list[dict[str, float]] = [{"CPU": 8, "GPU": 2}, {"CPU": 1, "GPU": 4}, {"CPU": 4}]
+    assert runtime.room_for(nodes, {"CPU": 1}) == 13
+    assert runtime.room_for(nodes, {"CPU": 1, "GPU": 1}) == 3
+    assert runtime.room_for(nodes, {"GPU": 0.5}) == 12
+
+
 def test_who_does_not_know_the_token_is_not_let_in() -> None:
     import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
