@@ -2,7 +2,7 @@
 
     python -m tests.spread CONFIG FOLDER
 
-What was seen is written into FOLDER. The GPUs are only there for the scheduler.
+CONFIG's corpus has been ingested. What was seen is written into FOLDER. The GPUs are only there for the scheduler.
 """
 
 import json
@@ -22,13 +22,12 @@ from llkd.config import TaskConfig, TeacherConfig
 from llkd.config_file import load_config
 from llkd.errors import LLKDError, TeacherError
 from llkd.local_ray import ADDRESS_VARIABLE
-from llkd.stages.ingest import ingest
 from llkd.stages.label import label
 from tests.conftest import SilentTracker
 from tests.fakes import KeywordTeacher
 
 NODES, GPUS, CPUS = 4, 2, 1
-"""With GPUs, beside the head; and of each."""
+"""And of each."""
 ON_EACH = {"GPU": 2, "CPU": 1, "gpu_worker": 1}
 """What a replica takes on each of its two nodes."""
 PATIENCE = 40
@@ -70,29 +69,38 @@ class SpreadTeacher(KeywordTeacher):
         wait_for(lambda: len(list(folder.iterdir())) >= 2)
 
 
-class Lasting:
-    """Ends the item `last` when no other actor of its pool has a group; reports how many there are."""
+class Meeting:
+    """Takes items a and b, which wait for c, which another must take; the item `last` of that one
+    ends when the first is let go."""
 
-    def __call__(self, item: str) -> dict[str, Any]:
-        before = len(groups())
+    def __init__(self, folder: str) -> None:
+        self._met = Path(folder) / "met"
+
+    def __call__(self, item: str) -> list[Any]:
+        if item in "ab":
+            wait_for(self._met.exists)
+        there = len(groups())
+        if item == "c":
+            self._met.touch()
         if item == "last":
             wait_for(lambda: len(groups()) == 1)
-        else:
-            time.sleep(0.3)
-        return {"before": before, "after": len(groups()), "pid": os.getpid()}
+        return [item, there, len(groups())]
 
 
-class Failing:
-    """Cannot be made, or does not label."""
+class Broken:
+    """Cannot be made."""
 
-    def __init__(self, at: str) -> None:
-        self._at = at
-        if at == "start":
-            raise TeacherError("cannot be made")
+    def __init__(self) -> None:
+        raise TeacherError("cannot be made")
 
     def __call__(self, item: Any) -> Any:
-        if self._at == "item":
-            raise TeacherError("cannot label")
+        raise AssertionError("never made")
+
+
+class Echo:
+    """Returns the item."""
+
+    def __call__(self, item: Any) -> Any:
         return item
 
 
@@ -111,16 +119,17 @@ def wait_for(seen: Callable[[], bool]) -> None:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A head without GPUs, and nodes with."""
+    """Nodes that are all alike; the first is the head."""
     from ray.cluster_utils import Cluster
 
-    size = {"object_store_memory": 80 << 20}
-    made = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **size}
-    )
+    size = {
+        "num_cpus": CPUS, "num_gpus": GPUS, "resources": {"gpu_worker": 1},
+        "object_store_memory": 80 << 20,
+    }  # fmt: skip
+    made = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **size})
     try:
-        for _ in range(NODES):
-            made.add_node(num_cpus=CPUS, num_gpus=GPUS, resources={"gpu_worker": 1}, **size)
+        for _ in range(NODES - 1):
+            made.add_node(**size)
         os.environ[ADDRESS_VARIABLE] = str(made.address)
         runtime.connect()
         yield
@@ -144,37 +153,26 @@ def pool(actor: Any, arguments: tuple[Any, ...], items: Sequence[Any], most: int
     )
 
 
-T0=time.time()
-def stamp(*a): print('STAMP', round(time.time()-T0,1), *a, file=sys.stderr, flush=True)
 def main() -> None:
     """Label a corpus by two teachers, then let pools shrink, fail and be left."""
     path, folder = sys.argv[1], Path(sys.argv[2])
-    config, tracker = load_config(path, []), SilentTracker()
-    seen: dict[str, Any] = {}
+    config, seen = load_config(path, []), {}
     with cluster():
-        stamp("up")
-        ingest(config, "corpus", tracker)
-        stamp("ingested")
-        manifest = label(config, ["corpus"], tracker)["corpus"]
+        manifest = label(config, ["corpus"], SilentTracker())["corpus"]
         seen["label"] = {"rows": sum(manifest.results["rows"]), "left": left()}
-        stamp("labelled")
-        seen["shrunk"] = {"results": list(pool(Lasting, (), ["a", "b", "last"], 2)), "left": left()}
-        stamp("shrunk")
-        for at in ("start", "item"):
-            try:
-                list(pool(Failing, (at,), [1, 2], 1))
-            except LLKDError as error:
-                seen[at] = {"error": [type(error).__name__, str(error)], "left": left()}
-        stamp("failed")
+        results = list(pool(Meeting, (str(folder),), ["a", "b", "c", "last"], 2))
+        seen["shrunk"] = {"results": results, "left": left()}
         try:
-            for _ in pool(Failing, ("never",), list(range(200)), 2):
-                seen["while it works"] = len(groups())
+            list(pool(Broken, (), [1, 2], 1))
+        except LLKDError as error:
+            seen["broken"] = {"error": [type(error).__name__, str(error)], "left": left()}
+        try:
+            for _ in pool(Echo, (), list(range(200)), 2):
+                there = len(groups())
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
-            seen["interrupted"] = {"left": left()}
-        stamp("interrupted")
+            seen["interrupted"] = {"there": there, "left": left()}
         wait_for(lambda: ray.available_resources().get("GPU", 0) == NODES * GPUS)
-    stamp("down")
     (folder / "seen.json").write_text(json.dumps(seen))
 
 
