@@ -3,7 +3,6 @@
 The docstring under each field is its documentation.
 """
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,6 +13,7 @@ from pydantic import (
 )
 
 from llkd.config_learning import CheapConfig, LabelConfig, Loss, LossSettings, SelectionConfig
+from llkd.config_nodes import check_nodes
 from llkd.config_outputs import ExportConfig, TrackingConfig
 from llkd.config_sources import (
     PREDICT,
@@ -33,9 +33,6 @@ from llkd.config_sources import (
 
 ENGINES = ("vllm", "transformers", "openai", "table")
 """The teacher engines that LLKD has."""
-
-PARALLELISMS = ("tensor", "pipeline")
-"""Ways in which an engine cuts a model among GPUs; each has a `NAME_parallel_size`."""
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 """The object stores and file systems that pyarrow reaches by URI."""
@@ -172,8 +169,8 @@ class TeacherConfig(Section):
     replicas: Replicas = (1, 1)
     """Fewest and most teacher actors; the pool grows while shards wait."""
     nodes: Positive = 1
-    """Nodes that one replica is spread over, for a model that needs more GPUs than a node has: by
-    vLLM on Ray. tensor_parallel_size x pipeline_parallel_size must be its GPUs on all of them."""
+    """Nodes that one replica is spread over, where a model needs more GPUs than a node has. The GPUs
+    of all of them must be tensor_parallel_size x pipeline_parallel_size of `engine_args`."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
     """Ray resources of one replica, such as {GPU: 2} or {CPU: 8}, on each of its `nodes`. By default
     the GPUs that tensor and pipeline parallelism need where the cluster has GPUs, else the CPUs of
@@ -214,49 +211,13 @@ class TeacherConfig(Section):
                 f"not {self.engine!r}"
             )
         if self.nodes > 1:
-            self._check_nodes()
-        return self
-
-    @property
-    def parallel_size(self) -> int:
-        """GPUs that one replica computes on: tensor times pipeline parallelism."""
-        sizes = (self.engine_args.get(f"{kind}_parallel_size", 1) for kind in PARALLELISMS)
-        return math.prod(int(size) for size in sizes)
-
-    def _check_nodes(self) -> None:
-        """See that the engine has a worker for each GPU of a replica that is spread over nodes."""
-        if self.engine in ENGINES and self.engine != "vllm":
-            raise ValueError(
-                f"nodes ({self.nodes}) needs engine vllm, or one of your own that starts its "
-                f"workers by Ray: {self.engine} runs on one node"
-            )
-        try:
-            size = self.parallel_size
-        except (TypeError, ValueError):
-            raise ValueError(
-                "engine_args.tensor_parallel_size and pipeline_parallel_size must be whole numbers"
-            ) from None
-        if self.resources is None:
-            if size < self.nodes or size % self.nodes:
+            if self.engine in ENGINES and self.engine != "vllm":
                 raise ValueError(
-                    "engine_args.tensor_parallel_size x pipeline_parallel_size "
-                    f"({size}) must be a multiple of nodes ({self.nodes}): set "
-                    f"pipeline_parallel_size to {self.nodes}, and tensor_parallel_size to the GPUs "
-                    "of a node"
+                    f"nodes ({self.nodes}) needs engine vllm, or one of your own that starts its "
+                    f"workers by Ray: {self.engine} runs on one node"
                 )
-            return
-        gpus = self.resources.get("GPU", 0)
-        if gpus != int(gpus) or gpus < 1:
-            raise ValueError(
-                f"nodes ({self.nodes}) spreads GPUs: resources.GPU must be the whole number of them "
-                f"that a replica takes on each node, not {gpus:g}"
-            )
-        if size != self.nodes * gpus:
-            raise ValueError(
-                f"engine_args.tensor_parallel_size x pipeline_parallel_size ({size}) must be the "
-                f"GPUs of a replica on all nodes, nodes ({self.nodes}) x resources.GPU ({gpus:g}): "
-                f"set tensor_parallel_size to {gpus:g} and pipeline_parallel_size to {self.nodes}"
-            )
+            check_nodes(self.nodes, self.resources, self.engine_args)
+        return self
 
 
 class LoraSettings(Section):

@@ -48,11 +48,9 @@ def run_on_actors(
     """
     import ray.data
 
-    most = min(pool[1], len(items))
-    if most == 0:
+    if not items:
         return
-    if nodes > 1 and autoscales():  # all are begun as soon as one is busy, and ask for their nodes
-        most = max(min(most, len(items) // ITEMS_AHEAD), min(pool[0], most))
+    most = most_actors(pool, len(items), at_once=nodes > 1 and autoscales())
     # Each has two items at once, and more actors are wanted as soon as all have.
     growth = ray.data.DataContext.get_current().autoscaling_config
     growth.actor_pool_util_upscaling_threshold = 1.0
@@ -90,6 +88,19 @@ def run_on_actors(
 
 ITEMS_AHEAD = 4
 """Items that wait for an actor when it is worth a new node."""
+
+
+def most_actors(pool: tuple[int, int], items: int, at_once: bool) -> int:
+    """Actors that a pool may have for so many items.
+
+    Args:
+        pool: fewest and most.
+        items: what they do.
+        at_once: whether Ray Data begins all of them as soon as one is busy, and Ray adds nodes for
+            each: what is in a placement group of its own takes nothing that Ray Data counts.
+    """
+    fewest, most = min(pool[0], items), min(pool[1], items)
+    return max(min(most, items // ITEMS_AHEAD), fewest) if at_once else most
 
 
 def _pool_size() -> int:

@@ -23,6 +23,7 @@ from llkd.arrays import fixed_lists
 from llkd.checksums import close_stage, shard_crcs
 from llkd.config import RunConfig, TeacherConfig
 from llkd.config_file import portable_path
+from llkd.config_nodes import parallel_size
 from llkd.config_sources import SourceConfig
 from llkd.errors import IncompleteError, RejectLimitError
 from llkd.manifest import (
@@ -322,7 +323,7 @@ def default_resources(config: RunConfig) -> runtime.Resources:
     """What one replica reserves on each of its nodes when the config does not say."""
     teacher = config.teacher
     if teacher.nodes > 1 or runtime.cluster_has_gpus("teacher.resources"):
-        return {"GPU": teacher.parallel_size // teacher.nodes, "CPU": 1}
+        return {"GPU": parallel_size(teacher.engine_args) // teacher.nodes, "CPU": 1}
     return {"CPU": runtime.cpus_each(config.teacher.replicas[1])}
 
 
