@@ -28,13 +28,12 @@ from tests.fakes import KeywordTeacher
 
 NODES, GPUS, CPUS = 4, 2, 1
 """And of each."""
-ON_EACH = {"GPU": 2, "CPU": 1, "gpu_worker": 1}
+ON_EACH: runtime.Resources = {"GPU": 2, "CPU": 1, "gpu_worker": 1}
 """What a replica takes on each of its two nodes."""
 PATIENCE = 40
 """Seconds in which something must have come about."""
 
 
-@ray.remote(num_cpus=0, num_gpus=1)
 def place() -> list[Any]:
     """[the node, its GPU] of a worker that an engine starts; it holds them for a moment, so that
     all of an engine's are there at once."""
@@ -45,6 +44,7 @@ def place() -> list[Any]:
 
 def told() -> dict[str, Any]:
     """Where this actor is, which group it is in, and where its workers are."""
+    worker = ray.remote(num_cpus=0, num_gpus=1)(place)
     group, context = get_current_placement_group(), ray.get_runtime_context()
     table = placement_group_table(group)
     return {
@@ -54,7 +54,7 @@ def told() -> dict[str, Any]:
         "nodes": list(table["bundles_to_node_id"].values()),
         "node": context.get_node_id(),
         "held": context.get_assigned_resources(),
-        "workers": ray.get([place.remote() for _ in table["bundles"]]),
+        "workers": ray.get([worker.remote() for _ in table["bundles"]]),
     }
 
 

@@ -189,7 +189,8 @@ def test_nodes_of_a_replica_do_not_shape_the_labels(make_config: MakeConfig) -> 
     over_nodes = {"nodes": 2, "resources": {"GPU": 2}, "engine_args": sizes}
     asked = Manifest("ingest", {}, "")
     alone, spread = (
-        manifest_of(make_config(teacher=teacher), "corpus", asked) for teacher in ({}, over_nodes)
+        manifest_of(make_config(teacher=teacher), "corpus", asked)
+        for teacher in ({"nodes": 1}, over_nodes)
     )
     assert alone.fingerprint == spread.fingerprint
 
