@@ -54,7 +54,7 @@ def told() -> dict[str, Any]:
         "nodes": list(table["bundles_to_node_id"].values()),
         "node": context.get_node_id(),
         "held": context.get_assigned_resources(),
-        "workers": ray.get([worker.remote() for _ in table["bundles"]]),
+        "workers": ray.get([worker.remote() for _ in table["bundles"]], timeout=PATIENCE),
     }
 
 
