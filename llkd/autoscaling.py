@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 READONLY_TYPE = "node_"
@@ -55,9 +55,10 @@ def adds_nodes(status: bytes | None) -> bool:
 
 
 @contextlib.contextmanager
-def demand(resources: Mapping[str, float], missing: Callable[[], int]) -> Iterator[None]:
-    """Have nodes added for so many reservations of these resources as are missing; none is kept:
-    as soon as there is a node for one it is given back, and asked for again if still missing.
+def demand(bundles: Sequence[Mapping[str, float]], missing: Callable[[], int]) -> Iterator[None]:
+    """Have nodes added for so many reservations of these bundles, all of them or none, as are
+    missing; none is kept: as soon as there are nodes for one it is given back, and asked for again
+    if still missing.
 
     Ray Data lets a pool of actors grow on nodes that are there. Those that it asks for itself it
     chooses by CPUs, GPUs and memory alone, and only by rates that it has measured.
@@ -75,7 +76,7 @@ def demand(resources: Mapping[str, float], missing: Callable[[], int]) -> Iterat
                 asked.remove(group)
                 came = time.monotonic()
             while len(asked) < wanted and time.monotonic() - came >= TAKE_SECONDS:
-                asked.append(placement_group([dict(resources)]))
+                asked.append(placement_group([dict(bundle) for bundle in bundles]))
             while len(asked) > wanted:
                 remove_placement_group(asked.pop())
 

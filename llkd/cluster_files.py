@@ -130,12 +130,13 @@ def _type_problems(cluster: Cluster) -> Iterator[str]:
 
 def _run_problems(cluster: Cluster, run: RunConfig) -> Iterator[str]:
     """What the run asks for and the node types do not have."""
-    teachers = [(teacher.resources, teacher.replicas) for teacher in run.teachers or (run.teacher,)]
-    student = (run.student.fewest_workers, run.student.most_workers)
-    for setting, resources, (_, most) in (
-        *(("teacher.resources", *teacher) for teacher in teachers),
-        ("student.resources", run.student.resources, student),
-        ("predict.resources", run.predict.resources, run.predict.replicas),
+    for setting, resources, most in (
+        *(
+            ("teacher.resources", teacher.resources, teacher.replicas[1] * teacher.nodes)
+            for teacher in run.teachers or (run.teacher,)
+        ),
+        ("student.resources", run.student.resources, run.student.most_workers),
+        ("predict.resources", run.predict.resources, run.predict.replicas[1]),
     ):
         if resources is None:
             yield f"{setting} is not given: while no worker runs, nobody can tell what there will be"

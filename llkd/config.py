@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from llkd.config_learning import CheapConfig, LabelConfig, Loss, LossSettings, SelectionConfig
+from llkd.config_nodes import check_nodes
 from llkd.config_outputs import ExportConfig, TrackingConfig
 from llkd.config_sources import (
     PREDICT,
@@ -167,10 +168,13 @@ class TeacherConfig(Section):
     """A LoRA adapter for the model: a directory or a hub name."""
     replicas: Replicas = (1, 1)
     """Fewest and most teacher actors; the pool grows while shards wait."""
+    nodes: Positive = 1
+    """Nodes that one replica is spread over, where a model needs more GPUs than a node has. The GPUs
+    of all of them must be tensor_parallel_size x pipeline_parallel_size of `engine_args`."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """Ray resources of one replica, such as {GPU: 2} or {CPU: 8}. By default the GPUs that
-    tensor and pipeline parallelism need where the cluster has GPUs, else the CPUs of one node
-    divided by the largest number of replicas."""
+    """Ray resources of one replica, such as {GPU: 2} or {CPU: 8}, on each of its `nodes`. By default
+    the GPUs that tensor and pipeline parallelism need where the cluster has GPUs, else the CPUs of
+    one node divided by the largest number of replicas."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Arguments passed to the engine as they are (for vLLM: those of `vllm.LLM`)."""
     prompt_format: Literal["auto", "chat", "completion"] = "auto"
@@ -206,6 +210,13 @@ class TeacherConfig(Section):
                 f"engine must be one of {', '.join(ENGINES)} or package.module:Class, "
                 f"not {self.engine!r}"
             )
+        if self.nodes > 1:
+            if self.engine in ENGINES and self.engine != "vllm":
+                raise ValueError(
+                    f"nodes ({self.nodes}) needs engine vllm, or one of your own that starts its "
+                    f"workers by Ray: {self.engine} runs on one node"
+                )
+            check_nodes(self.nodes, self.resources, self.engine_args)
         return self
 
 

@@ -78,7 +78,7 @@ def require_room(config: RunConfig) -> None:
     if needs_teacher(config):
         for alone in config.of_each_teacher or [config]:
             resources = alone.teacher.resources or default_resources(alone)
-            runtime.require_resources(resources, "teacher.resources")
+            runtime.require_resources(resources, "teacher.resources", alone.teacher.nodes)
     if needs_student(config):
         worker_resources(config)
 

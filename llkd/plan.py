@@ -160,12 +160,13 @@ def _measure_teacher(
     if config.plan.teacher_rows_per_second is not None:
         return TeacherSpeed(config.plan.teacher_rows_per_second, replicas, 0.0)
     resources = config.teacher.resources or default_resources(config)
-    runtime.require_resources(resources, "teacher.resources")
+    runtime.require_resources(resources, "teacher.resources", config.teacher.nodes)
     teacher = settled_teacher(config, resources, keep=False)
     config = config.model_copy(update={"teacher": teacher})
     (found,) = pools.run_on_actors(
-        PlanActor, (config,), [sampled], pool=(1, 1), resources=resources
-    )
+        PlanActor, (config,), [sampled], pool=(1, 1), resources=resources,
+        nodes=config.teacher.nodes,
+    )  # fmt: skip
     sample = Sample(**found)
     show_plan(config, sample, total, console)
     tokens = statistics.mean(sample.prompt_tokens) if sample.prompt_tokens else 0.0

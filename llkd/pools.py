@@ -12,7 +12,8 @@ import ray
 
 from llkd import autoscaling
 from llkd.errors import ActorError, LLKDError
-from llkd.runtime import CREWS, Resources, actor_states, autoscales, here, options_of
+from llkd.groups import bundles_of, reserved
+from llkd.runtime import Resources, actors_of, autoscales, here
 from llkd.tasks import answer, data_of, result_of
 
 
@@ -23,6 +24,7 @@ def run_on_actors(
     *,
     pool: tuple[int, int],
     resources: Resources,
+    nodes: int = 1,
     max_failures: int = 3,
 ) -> Iterator[Any]:
     """Call `actor(*arguments)(item)` for each item on a pool of Ray Data actors; yield the results
@@ -36,7 +38,8 @@ def run_on_actors(
         items: an item that an actor dies on is given to another, or to the same one when Ray has
             started it again.
         pool: fewest and most actors; the pool grows while items wait.
-        resources: what one actor reserves.
+        resources: what one actor reserves, on each of its nodes.
+        nodes: over which one actor is spread (see llkd/groups.py).
         max_failures: how often an actor may die at its start, or actors on one item.
 
     Raises:
@@ -45,25 +48,13 @@ def run_on_actors(
     """
     import ray.data
 
-    most = min(pool[1], len(items))
-    if most == 0:
+    if not items:
         return
+    most = most_actors(pool, len(items), at_once=nodes > 1 and autoscales())
     # Each has two items at once, and more actors are wanted as soon as all have.
     growth = ray.data.DataContext.get_current().autoscaling_config
     growth.actor_pool_util_upscaling_threshold = 1.0
     deaths = _Deaths.options(**here()).remote(max_failures)  # type: ignore[attr-defined]
-    dataset = data_of(falling_runs(items, most)).map(
-        _Replica,
-        fn_constructor_args=(actor, arguments, deaths),
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(pool[0], most),
-            max_size=most,
-            max_tasks_in_flight_per_actor=2,
-            max_concurrent_calls_per_actor=2,
-            enable_true_multi_threading=True,
-        ),
-        **options_of(resources),
-    )
     returned = 0
 
     def missing() -> int:
@@ -72,7 +63,23 @@ def run_on_actors(
         busy = min(most, (len(items) - returned) // ITEMS_AHEAD)
         return max(busy - max(_pool_size(), min(pool[0], most)), 0)
 
-    with autoscaling.demand(resources, missing) if autoscales() else nullcontext():
+    bundles = bundles_of(resources, nodes)
+    with (
+        reserved(resources, nodes) as reservation,
+        autoscaling.demand(bundles, missing) if autoscales() else nullcontext(),
+    ):
+        dataset = data_of(falling_runs(items, most)).map(
+            _Replica,
+            fn_constructor_args=(actor, arguments, deaths),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(pool[0], most),
+                max_size=most,
+                max_tasks_in_flight_per_actor=2,
+                max_concurrent_calls_per_actor=2,
+                enable_true_multi_threading=True,
+            ),
+            **reservation,
+        )
         for row in dataset.iter_rows():
             results = result_of(row)
             returned += len(results)
@@ -83,9 +90,22 @@ ITEMS_AHEAD = 4
 """Items that wait for an actor when it is worth a new node."""
 
 
+def most_actors(pool: tuple[int, int], items: int, at_once: bool) -> int:
+    """Actors that a pool may have for so many items.
+
+    Args:
+        pool: fewest and most.
+        items: what they do.
+        at_once: whether Ray Data begins all of them as soon as one is busy, and Ray adds nodes for
+            each: what is in a placement group of its own takes nothing that Ray Data counts.
+    """
+    fewest, most = min(pool[0], items), min(pool[1], items)
+    return max(min(most, items // ITEMS_AHEAD), fewest) if at_once else most
+
+
 def _pool_size() -> int:
     """Actors of this job's pool, whether they run or wait for a node."""
-    return sum(state != "DEAD" for state in actor_states(CREWS["replica"]))
+    return sum(actor["State"] != "DEAD" for actor in actors_of("replica"))
 
 
 LONGEST_RUN = 64

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -155,27 +156,51 @@ def options_of(resources: Resources) -> dict[str, Any]:
     return options
 
 
-def require_resources(resources: Resources, setting: str) -> None:
-    """See that some node can ever hold these resources.
+def require_resources(resources: Resources, setting: str, spread: int = 1) -> None:
+    """See that some node can ever hold these resources, or so many nodes at once.
 
     A cluster that scales by itself is trusted to add nodes for what none has now.
+
+    Args:
+        resources: what is asked for, of each node.
+        setting: where it is asked for.
+        spread: `teacher.nodes`, where it is a replica of the teacher.
 
     Raises:
         ResourceError: naming what is asked, where, and what the nodes have.
     """
     there = nodes()
-    fits = any(all(node.get(k, 0) >= v for k, v in resources.items()) for node in there)
-    if fits or autoscales():
+    places = room_for(there, resources) if resources else spread
+    if places >= spread or autoscales():
         return
     have = "; ".join(
         ", ".join(f"{k}: {v:g}" for k, v in sorted(node.items()) if k in {"CPU", "GPU", *resources})
         for node in there
     )
     wanted = ", ".join(f"{k}: {v:g}" for k, v in resources.items())
+    if spread > 1:
+        raise ResourceError(
+            f"{setting} asks for {{{wanted}}} on each of {spread} nodes (teacher.nodes), and this "
+            f"cluster has {places} such places ({have}). Lower teacher.nodes or {setting}, or use "
+            "more nodes."
+        )
     raise ResourceError(
         f"{setting} asks for {{{wanted}}}, which no node of this cluster has ({have}). "
         f"Lower {setting}, or use a larger machine."
     )
+
+
+def room_for(nodes: Sequence[Resources], resources: Resources) -> int:
+    """How often these resources fit on the nodes beside each other."""
+    return sum(
+        min(times(node.get(name, 0), amount) for name, amount in resources.items())
+        for node in nodes
+    )
+
+
+def times(there: float, amount: float) -> int:
+    """How often an amount fits into what is there."""
+    return int((there + 1e-9) // amount)
 
 
 def autoscales() -> bool:
@@ -191,15 +216,15 @@ person calls them."""
 def crew_size(crew: str) -> int:
     """Actors of this job that run, of a crew in CREWS; 0 where Ray does not say."""
     try:
-        return actor_states(CREWS[crew]).count("ALIVE")
+        return [actor["State"] for actor in actors_of(crew)].count("ALIVE")
     except Exception:  # of an interface of Ray's own, which raises what it likes
         return 0
 
 
-def actor_states(name: str) -> list[str]:
-    """What Ray says of each actor of this job whose class's name begins so."""
+def actors_of(crew: str) -> list[dict[str, Any]]:
+    """What Ray tells of each actor of this job, of a crew in CREWS: `State`, `Name` and more."""
     from ray._private.state import actors
 
     job = ray.get_runtime_context().get_job_id()
     known = actors(job_id=ray.JobID.from_hex(job)).values()
-    return [actor["State"] for actor in known if actor["ActorClassName"].startswith(name)]
+    return [actor for actor in known if actor["ActorClassName"].startswith(CREWS[crew])]

@@ -112,10 +112,16 @@ def test_an_actor_that_reserves_nothing_stays_here() -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_as_many_nodes_are_asked_for_as_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.util.placement_group import placement_group_table
+
     monkeypatch.setattr(autoscaling, "LOOK_SECONDS", 0.05)
     wanted = 3
-    with autoscaling.demand({"no_such_node": 1}, lambda: wanted):
+    whole = [{"no_such_node": 1.0}, {"no_such_node": 1.0, "CPU": 0.5}]
+    with autoscaling.demand(whole, lambda: wanted):
         wait_for(lambda: pending() == 3)
+        groups = placement_group_table().values()
+        asked = [group["bundles"] for group in groups if group["state"] == "PENDING"]
+        assert asked == [dict(enumerate(whole))] * 3
         wanted = 1
         wait_for(lambda: pending() == 1)
     wait_for(lambda: pending() == 0)
@@ -129,7 +135,7 @@ def test_what_has_a_node_is_given_back_and_not_asked_for_again_at_once(
 
     monkeypatch.setattr(autoscaling, "LOOK_SECONDS", 0.05)
     before = len(placement_group_table())
-    with autoscaling.demand({"CPU": 4}, lambda: 1):
+    with autoscaling.demand([{"CPU": 4}], lambda: 1):
         wait_for(lambda: len(placement_group_table()) > before)
         wait_for(lambda: ray.available_resources().get("CPU") == 4)
         time.sleep(1)

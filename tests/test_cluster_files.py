@@ -221,6 +221,11 @@ def expect(name: str, change: Change, message: str) -> None:
             r"predict.resources asks for \{GPU: 2\}, which no node type",
         ),
         ("teacher.replicas=[1,9]", "teacher.resources .* fits 8 times .* up to 9"),
+        (
+            "teacher={model: s3://bucket/teacher, replicas: [1, 5], nodes: 2, "
+            "resources: {GPU: 1, CPU: 7, gpu_worker: 1}, engine_args: {tensor_parallel_size: 2}}",
+            "teacher.resources .* fits 8 times .* up to 10",
+        ),
         ("student.workers=[2,16]", "student.resources .* fits 8 times .* up to 16"),
     ],
 )

@@ -10,6 +10,7 @@ import yaml
 
 from llkd.config_file import absolute_paths, dump_config, load_config, parse_config, portable_path
 from llkd.errors import ConfigError
+from llkd.stages.label import default_resources
 from tests.conftest import ROOT
 
 MINIMAL = {
@@ -184,6 +185,21 @@ def test_config_survives_pickle_and_is_frozen() -> None:
         config.student.epochs = 3  # type: ignore[misc]
 
 
+def over_nodes(resources: dict[str, float] | None, **engine_args: object) -> dict[str, object]:
+    return merged(teacher__nodes=2, teacher__resources=resources, teacher__engine_args=engine_args)
+
+
+def test_a_replica_over_nodes_has_a_worker_for_each_gpu() -> None:
+    sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    assert parse_config(over_nodes({"GPU": 2, "CPU": 8}, **sizes)).teacher.nodes == 2
+    assert default_resources(parse_config(over_nodes(None, **sizes))) == {"GPU": 2, "CPU": 1}
+    own = parse_config({**MINIMAL, "teacher": {"model": "m", "engine": "mine:Engine", "nodes": 2,
+                        "engine_args": {"tensor_parallel_size": 4}}})  # fmt: skip
+    assert default_resources(own) == {"GPU": 2, "CPU": 1}
+    # On one node they are the engine's own business.
+    parse_config(merged(teacher__resources={"GPU": 1}, teacher__engine_args=sizes))
+
+
 WRONG = {
     "unknown key": (merged(student__epoch=3), "student.epoch: no such setting; did you mean 'epochs'"),
     "unknown section": (merged(techer={}), "techer: no such setting; did you mean 'teacher'"),
@@ -205,6 +221,22 @@ WRONG = {
     "fraction over one": (merged(selection__fraction=1.5), "selection.fraction.*1.5"),
     "unknown engine": (merged(teacher__engine="vlm"), "engine must be one of vllm.*'vlm'"),
     "yes as a label": (merged(task__labels={True: None, "b": None}), "task.labels: True is not text; YAML needs quotes"),
+    "an engine of one node": (
+        merged(teacher__engine="transformers", teacher__nodes=2), r"nodes \(2\) needs engine vllm.*transformers runs on one node",
+    ),
+    "no node": (merged(teacher__nodes=0), "teacher.nodes.*0"),
+    "GPUs that do not divide": (
+        over_nodes(None, tensor_parallel_size=3), r"teacher: engine_args.tensor_parallel_size x pipeline_parallel_size \(3\) must be a multiple of nodes \(2\)",
+    ),
+    "fewer workers than GPUs": (
+        over_nodes({"GPU": 4}, tensor_parallel_size=4), r"\(4\) must be the GPUs .* \(2\) x resources.GPU \(4\): set tensor_parallel_size to 4 and pipeline_parallel_size to 2",
+    ),
+    "more workers than GPUs": (
+        over_nodes({"GPU": 1}, tensor_parallel_size=2, pipeline_parallel_size=2), r"\(4\) must be the GPUs .* \(2\) x resources.GPU \(1\)",
+    ),
+    "half a GPU on each node": (over_nodes({"GPU": 0.5}), "resources.GPU must be how many whole ones.*not 0.5"),
+    "no GPUs over nodes": (over_nodes({"CPU": 8}), "resources.GPU must be .* not 0"),
+    "no number of workers": (over_nodes({"GPU": 2}, tensor_parallel_size="all"), "must be whole numbers"),
     "no path": (merged(corpus={}), "corpus.path: missing"),
     "no budget": (merged(label__budget=0), "label.budget.*0"),
     "budget over one": (merged(label__budget=1.5), "label.budget.*1.5"),

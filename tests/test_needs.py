@@ -25,6 +25,10 @@ def test_files_and_columns_are_told_without_ray(make_config: MakeConfig) -> None
     [
         ({"teacher": {"resources": {"CPU": 99}}}, r"teacher.resources asks for \{CPU: 99\}"),
         ({"teacher": {"resources": {"GPU": 1}}}, r"teacher.resources asks for \{GPU: 1\}"),
+        (
+            {"teacher": {"nodes": 2, "resources": {"GPU": 1}, "engine_args": {"tensor_parallel_size": 2}}},
+            r"teacher.resources asks for \{GPU: 1\} on each of 2 nodes",
+        ),
         ({"student": {"resources": {"CPU": 99}}}, r"student.resources asks for \{CPU: 99\}"),
         ({"student": {"workers": 2, "resources": {"CPU": 3}}}, r"student.workers \(2\).*room for 1"),
         ({"student": {"resources": {"memory": 1e15}}}, r"student.resources asks for \{memory: 1e\+15"),

@@ -86,7 +86,7 @@ def test_the_stages_one_by_one(tmp_path: Path, make_config: MakeConfig) -> None:
     with pytest.raises(IncompleteError, match=r"Run jobs/distill.py"):
         run("evaluate", config)
     assert "epoch 1/1 training" in run("distill", config)
-    assert runtime.actor_states(runtime.CREWS["worker"])  # by the name that Ray Train gives
+    assert runtime.actors_of("worker")  # by the name that Ray Train gives
     assert "macro-F1" in run("evaluate", config)
     shares = account(config, 1000.0)
     seconds = shares["seconds"]

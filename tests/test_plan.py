@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from llkd.errors import ConfigError
+from llkd import pools, runtime
+from llkd.errors import ActorError, ConfigError
 from llkd.needs import require_inputs
 from llkd.pipeline import run_stage
-from llkd.plan import Sample, sample_rows, short, show_plan, warnings_of
+from llkd.plan import Sample, run_plan, sample_rows, short, show_plan, warnings_of
 from tests.conftest import MakeConfig
 
 LOG = np.log
@@ -135,3 +136,21 @@ def test_numbers_are_short() -> None:
     assert [short(value) for value in values] == [
         "", "0.25", "12.3", "999", "9,999", "12.3 k", "3.21 M", "5 G", "70 T",
     ]  # fmt: skip
+
+
+def test_a_sample_is_labelled_by_a_replica_on_all_its_nodes(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
+) -> None:
+    def begin(*arguments: object, **options: object) -> None:
+        raise ActorError(str(options))
+
+    monkeypatch.setattr(pools, "run_on_actors", begin)
+    monkeypatch.setattr(runtime, "require_resources", lambda *asked: required.append(asked))
+    required: list[object] = []
+    resources = {"GPU": 1.0}
+    sizes = {"tensor_parallel_size": 2}
+    teacher = {"nodes": 2, "resources": resources, "engine_args": sizes}
+    with pytest.raises(ActorError) as caught:
+        run_plan(make_config(teacher=teacher), Console(file=io.StringIO()))
+    assert str(caught.value) == str({"pool": (1, 1), "resources": resources, "nodes": 2})
+    assert required == [(resources, "teacher.resources", 2)]

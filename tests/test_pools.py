@@ -118,3 +118,9 @@ def test_runs_are_long_first_few_and_single_at_the_end(actors: int, count: int) 
     assert lengths[-16:] == [1] * min(16, count)
     # Those of full length, and for each actor so many of each length below.
     assert len(runs) <= count / pools.LONGEST_RUN + actors * 16 * 6
+
+
+def test_replicas_that_bring_their_nodes_are_no_more_than_worth_them() -> None:
+    assert [pools.most_actors((1, 8), items, at_once=False) for items in (2, 20, 99)] == [2, 8, 8]
+    assert [pools.most_actors((1, 8), items, at_once=True) for items in (2, 20, 99)] == [1, 5, 8]
+    assert [pools.most_actors((3, 8), items, at_once=True) for items in (2, 4, 99)] == [2, 3, 8]

@@ -27,6 +27,27 @@ def test_impossible_resources_name_what_there_is() -> None:
         runtime.require_resources({"CPU": 5}, "student.resources")
 
 
+def test_actors_that_fit_beside_each_other_by_all_resources() -> None:
+    nodes: list[dict[str, float]] = [{"CPU": 8, "GPU": 2}, {"CPU": 1, "GPU": 4}, {"CPU": 4}]
+    assert runtime.room_for(nodes, {"CPU": 1}) == 13
+    assert runtime.room_for(nodes, {"CPU": 1, "GPU": 1}) == 3
+    assert runtime.room_for(nodes, {"GPU": 0.5}) == 12
+
+
+def test_too_few_nodes_are_told_with_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[runtime.Resources] = [{"CPU": 8, "GPU": 2}, {"CPU": 8}, {"CPU": 8, "GPU": 3}]
+    monkeypatch.setattr(runtime, "nodes", lambda: there)
+    runtime.require_resources({"GPU": 2}, "teacher.resources", 2)
+    with pytest.raises(
+        ResourceError,
+        match=r"teacher.resources asks for \{GPU: 2\} on each of 3 nodes \(teacher.nodes\), and this "
+        r"cluster has 2 such places \(CPU: 8, GPU: 2; ",
+    ):
+        runtime.require_resources({"GPU": 2}, "teacher.resources", 3)
+    monkeypatch.setattr(runtime, "autoscales", lambda: True)
+    runtime.require_resources({"GPU": 2}, "teacher.resources", 3)
+
+
 def test_who_does_not_know_the_token_is_not_let_in() -> None:
     import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc

@@ -173,9 +173,9 @@ def run_ours(config: RunConfig, texts: Path) -> float:
 
 def run_vllm(config: RunConfig, texts: Path) -> float:
     """`LLM.generate` over all prompts, and reading the label's log-probabilities."""
-    from llkd.teacher.vllm_engine import prepare_platform
+    from llkd.teacher.vllm_engine import on_gpus, prepare_platform
 
-    prepare_platform()
+    prepare_platform(on_gpus(config.teacher))
     from vllm import LLM, SamplingParams
 
     prompts, tokens = _prompts(config, read_texts(texts))
@@ -195,9 +195,9 @@ def run_vllm(config: RunConfig, texts: Path) -> float:
 def run_ray_data_llm(config: RunConfig, texts: Path) -> float:
     """`ray.data.llm` with its own batch size and concurrency."""
     from llkd import runtime
-    from llkd.teacher.vllm_engine import prepare_platform
+    from llkd.teacher.vllm_engine import on_gpus, prepare_platform
 
-    prepare_platform()
+    prepare_platform(on_gpus(config.teacher))
     prompts, tokens = _prompts(config, read_texts(texts))
     runtime.connect()
     import ray.data

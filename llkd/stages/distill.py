@@ -140,11 +140,11 @@ def worker_resources(config: RunConfig) -> tuple[runtime.Resources, int]:
     runtime.require_resources(resources, "student.resources")
     if not resources or runtime.autoscales():
         return resources, student.most_workers
-    room = room_for(nodes, resources)
+    room = runtime.room_for(nodes, resources)
     if room < student.fewest_workers:
         share = largest_share(cpus, student.fewest_workers)
         lower = f"lower student.resources.CPU to {share:g} or less, or "
-        helps = room_for(nodes, {**resources, "CPU": share}) >= student.fewest_workers
+        helps = runtime.room_for(nodes, {**resources, "CPU": share}) >= student.fewest_workers
         raise ResourceError(
             f"student.workers ({student.fewest_workers}) with student.resources {resources} do not "
             f"fit on this cluster, which has room for {room}: {lower if helps else ''}use fewer "
@@ -153,24 +153,12 @@ def worker_resources(config: RunConfig) -> tuple[runtime.Resources, int]:
     return resources, min(student.most_workers, room)
 
 
-def room_for(nodes: Sequence[runtime.Resources], resources: runtime.Resources) -> int:
-    """Workers of these resources that fit on the nodes beside each other."""
-    return sum(
-        min(_times(node.get(name, 0), amount) for name, amount in resources.items())
-        for node in nodes
-    )
-
-
-def _times(there: float, amount: float) -> int:
-    return int((there + 1e-9) // amount)
-
-
 def largest_share(nodes: Sequence[float], workers: int) -> float:
     """Most CPUs a worker can have so that all fit: whole ones, or a half, a quarter, ..., for Ray
     adds up shares in floating point and loses a worker over others."""
     shares = {_exact(node / k) for node in nodes for k in range(1, workers + 1) if node > 0}
     return max(
-        (share for share in shares if sum(_times(node, share) for node in nodes) >= workers),
+        (share for share in shares if sum(runtime.times(node, share) for node in nodes) >= workers),
         default=2.0**-6,
     )
 

@@ -23,6 +23,7 @@ from llkd.arrays import fixed_lists
 from llkd.checksums import close_stage, shard_crcs
 from llkd.config import RunConfig, TeacherConfig
 from llkd.config_file import portable_path
+from llkd.config_nodes import parallel_size
 from llkd.config_sources import SourceConfig
 from llkd.errors import IncompleteError, RejectLimitError
 from llkd.manifest import (
@@ -304,7 +305,8 @@ def _run_pool(
 ) -> Iterator[dict[str, Any]]:
     """Map the teacher pool over the shards that are missing; yields each shard's counts."""
     resources = config.teacher.resources or default_resources(config)
-    runtime.require_resources(resources, "teacher.resources")
+    nodes = config.teacher.nodes
+    runtime.require_resources(resources, "teacher.resources", nodes)
     config = config.model_copy(update={"teacher": settled_teacher(config, resources)})
     return pools.run_on_actors(
         TeacherActor,
@@ -312,16 +314,16 @@ def _run_pool(
         work,
         pool=config.teacher.replicas,
         resources=resources,
+        nodes=nodes,
         max_failures=config.teacher.max_actor_failures,
     )
 
 
 def default_resources(config: RunConfig) -> runtime.Resources:
-    """What one replica reserves when the config does not say."""
-    arguments = config.teacher.engine_args
-    if runtime.cluster_has_gpus("teacher.resources"):
-        tensor = int(arguments.get("tensor_parallel_size", 1))
-        return {"GPU": tensor * int(arguments.get("pipeline_parallel_size", 1)), "CPU": 1}
+    """What one replica reserves on each of its nodes when the config does not say."""
+    teacher = config.teacher
+    if teacher.nodes > 1 or runtime.cluster_has_gpus("teacher.resources"):
+        return {"GPU": parallel_size(teacher.engine_args) // teacher.nodes, "CPU": 1}
     return {"CPU": runtime.cpus_each(config.teacher.replicas[1])}
 
 

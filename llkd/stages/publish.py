@@ -83,7 +83,7 @@ def _manifest_of(config: RunConfig) -> Manifest:
     labelled = require_complete(Folder(layout.labels("corpus")), "label")
     asked = ("onnx", "dataset", "distribution", "gold", "license", "language", "model_repo",
              "dataset_repo")  # fmt: skip
-    where = {"replicas", "resources", "max_actor_failures", "workers"}
+    where = {"replicas", "nodes", "resources", "max_actor_failures", "workers"}
     told = config.model_dump_json(
         include={"task", "teacher", "teachers", "student", "selection"},
         exclude={"teacher": where, "teachers": {"__all__": where}, "student": where},

@@ -44,7 +44,7 @@ class VLLMEngine:
             RuntimeError: the engine has a process of its own, which was killed: another start may
                 go well.
         """
-        prepare_platform()
+        prepare_platform(on_gpus(teacher))
         from vllm import LLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -112,11 +112,9 @@ class VLLMEngine:
 
         On a CPU the number format, by what is faster; on a GPU vLLM's own choice is right.
         """
-        import torch
-
         from llkd.hardware import cpu_prefers_bfloat16
 
-        if torch.cuda.is_available() or "dtype" in teacher.engine_args:
+        if on_gpus(teacher) or "dtype" in teacher.engine_args:
             return {}
         return {"dtype": "bfloat16" if cpu_prefers_bfloat16() else "float32"}
 
@@ -203,11 +201,11 @@ def _was_killed(message: str, processes: Collection[BaseProcess]) -> bool:
 
 def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
     """vLLM's arguments: ours where the config does not say otherwise."""
-    import torch
-
     ours: dict[str, Any] = {"disable_log_stats": True, "enable_prefix_caching": True}
-    if not torch.cuda.is_available():
+    if not on_gpus(teacher):
         ours["block_size"] = CPU_BLOCK_SIZE
+    if teacher.nodes > 1:
+        ours["distributed_executor_backend"] = "ray"
     if teacher.lora is not None:
         ours["enable_lora"] = True
     if "://" not in teacher.model and not teacher.model.endswith(".gguf"):
@@ -224,13 +222,19 @@ def _lora_request(teacher: TeacherConfig) -> Any:
     return LoRARequest("teacher", 1, teacher.lora)
 
 
-def prepare_platform() -> None:
+def on_gpus(teacher: TeacherConfig) -> bool:
+    """Whether the engine computes on GPUs: those that this process sees, or, over several nodes,
+    those that its workers hold in its stead."""
+    import torch
+
+    return teacher.nodes > 1 or torch.cuda.is_available()
+
+
+def prepare_platform(gpus: bool) -> None:
     """Sensible defaults for a machine without GPU; on a GPU vLLM's own are."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    import torch
-
-    if torch.cuda.is_available():
+    if gpus:
         return
     # In one process an engine starts three times faster, and dies with its actor.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

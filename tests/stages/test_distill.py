@@ -23,7 +23,7 @@ from llkd.manifest import begun
 from llkd.research.cheap import CheapRun, Problem
 from llkd.schema import RunLayout
 from llkd.selection import Selector, policy_of, shard_starts
-from llkd.stages.distill import distill, largest_share, room_for
+from llkd.stages.distill import distill, largest_share
 from llkd.stages.evaluate import measure_held_out
 from llkd.stages.export import export
 from llkd.stages.ingest import ingest
@@ -421,13 +421,6 @@ def test_workers_that_do_not_fit_are_refused(
         ResourceError, match=r"do not fit on this cluster, .* 1: .*CPU to 2 or less"
     ):
         distill(config, calibrate(config), tracker)
-
-
-def test_workers_that_fit_beside_each_other_by_all_resources() -> None:
-    nodes: list[dict[str, float]] = [{"CPU": 8, "GPU": 2}, {"CPU": 1, "GPU": 4}, {"CPU": 4}]
-    assert room_for(nodes, {"CPU": 1}) == 13
-    assert room_for(nodes, {"CPU": 1, "GPU": 1}) == 3
-    assert room_for(nodes, {"GPU": 0.5}) == 12
 
 
 def test_a_student_that_cannot_load_says_so_and_is_not_tried_for_ever(

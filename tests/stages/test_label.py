@@ -25,11 +25,11 @@ from llkd.errors import (
     ResourceError,
     TeacherError,
 )
-from llkd.manifest import MANIFEST
+from llkd.manifest import MANIFEST, Manifest
 from llkd.pipeline import run_stage
 from llkd.schema import RunLayout, shard_name
 from llkd.stages.ingest import ingest
-from llkd.stages.label import CONTENT_FREE, label
+from llkd.stages.label import CONTENT_FREE, label, manifest_of
 from llkd.storage import Folder
 from tests.conftest import MakeConfig, SilentTracker
 from tests.fakes import KeywordTeacher, text_key
@@ -182,6 +182,17 @@ def test_resuming_labels_the_missing_shards_only(
     assert {x.split()[0] for x in calls.read_text().splitlines()} == set(
         map(text_key, CONTENT_FREE)
     )
+
+
+def test_nodes_of_a_replica_do_not_shape_the_labels(make_config: MakeConfig) -> None:
+    sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    over_nodes = {"nodes": 2, "resources": {"GPU": 2}, "engine_args": sizes}
+    asked = Manifest("ingest", {}, "")
+    alone, spread = (
+        manifest_of(make_config(teacher=teacher), "corpus", asked)
+        for teacher in ({"nodes": 1}, over_nodes)
+    )
+    assert alone.fingerprint == spread.fingerprint
 
 
 def test_another_prompt_is_refused_and_more_replicas_are_not(

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from llkd.config import TeacherConfig
+from llkd.teacher.vllm_engine import (
+    CPU_BLOCK_SIZE,
+    VLLMEngine,
+    engine_arguments,
+    on_gpus,
+    prepare_platform,
+)
 from tests.conftest import ROOT
 from tests.demo import prepared
 
@@ -199,3 +208,28 @@ def test_the_engine_is_imported_only_when_it_runs() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(ROOT)
     )
     assert done.stdout.split()[0] == "False"
+
+
+def test_over_nodes_ray_starts_the_workers_and_nothing_is_set_for_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    teacher = TeacherConfig(model="some/model", nodes=2, engine_args=sizes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as where workers hold the GPUs
+    ours = {"disable_log_stats": True, "enable_prefix_caching": True, "load_format": "safetensors"}
+    assert engine_arguments(teacher) == {
+        **ours, **sizes, "distributed_executor_backend": "ray",
+    }  # fmt: skip
+    assert VLLMEngine.machine_arguments(teacher) == {}
+    own = {**sizes, "distributed_executor_backend": "mine.executor:Own"}
+    assert engine_arguments(teacher.model_copy(update={"engine_args": own})) == {**ours, **own}
+    alone = TeacherConfig(model="some/model", engine_args=sizes)
+    assert engine_arguments(alone) == {**ours, **sizes, "block_size": CPU_BLOCK_SIZE}
+
+    cpu = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    monkeypatch.setenv(cpu, "")
+    monkeypatch.delenv(cpu)
+    prepare_platform(on_gpus(teacher))
+    assert cpu not in os.environ
+    prepare_platform(on_gpus(alone))
+    assert os.environ[cpu] == "0"
