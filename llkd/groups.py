@@ -22,7 +22,7 @@ def bundles_of(resources: Resources, nodes: int) -> list[Resources]:
     An engine that starts its workers by Ray wants bundles of one GPU (vLLM takes no others). What
     should be said is that those of a node lie together and the nodes differ. Ray cannot: its strict
     strategies are for all bundles of a group on one node, or each on its own. PACK, which is taken,
-    fills the node that has most room, then the next. On nodes that have as many GPUs free as
+    fills as few nodes as it can. On nodes that have as many GPUs free as
     `resources` says that is what is wanted. On larger ones, or ones in use, a node may get more and
     another less, which costs speed alone. A resource that each node has once (`gpu_worker: 1`)
     makes it exact: no node holds more shares of it than one actor's.
