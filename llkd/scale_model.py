@@ -34,6 +34,8 @@ REQUESTS = {
     "unique": Requests(2, 0),  # selected rows of each epoch, once more at the end
     "predict": Requests(4, 1),  # texts; what was written, to be counted
     "evaluate": Requests(4, 0),  # labels and gold, where the corpus has any
+    "report": Requests(4, 0),  # labels and pseudo-labels
+    "report of an epoch": Requests(4, 0),  # uncertainty and selected rows
 }
 """Of a shard, by stage, as the code asks for them: READ and WRITE, added up."""
 LISTED_AT_ONCE = 1000
@@ -237,6 +239,8 @@ def estimate(setup: Setup) -> Estimate:
     for number in range(setup.rounds - 1 if setup.budget < 1 else 0):
         stages += _round(setup, number)
     stages += _epochs(setup, labelled, "")
+    reported = REQUESTS["report"].reads + setup.epochs * REQUESTS["report of an epoch"].reads
+    stages[-1] = replace(stages[-1], reads=stages[-1].reads + setup.shards * reported)
     if setup.test_rows or setup.gold:
         stages.append(_evaluate(setup))
     row = LABELS_ROW + LABELS_CLASS * setup.classes if setup.probabilities else PREDICTIONS_ROW
