@@ -30,7 +30,7 @@ NODES, GPUS, CPUS = 4, 2, 1
 """And of each."""
 ON_EACH: runtime.Resources = {"GPU": 2, "CPU": 1, "gpu_worker": 1}
 """What a replica takes on each of its two nodes."""
-PATIENCE = 40
+PATIENCE = 120
 """Seconds in which something must have come about."""
 
 
@@ -140,7 +140,7 @@ def cluster() -> Iterator[None]:
 
 def left() -> list[str]:
     """Groups that a pool has left; Ray removes them in its own time."""
-    deadline = time.monotonic() + PATIENCE / 4
+    deadline = time.monotonic() + PATIENCE / 6
     while groups() and time.monotonic() < deadline:
         time.sleep(0.1)
     return groups()
