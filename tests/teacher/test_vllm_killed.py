@@ -82,7 +82,7 @@ def test_an_engine_that_was_killed_is_told_from_a_model_that_cannot_be_loaded(
         time.sleep(0.2)  # as with vLLM, the exit code is there a little later
         raise error
 
-    monkeypatch.setattr("llkd.teacher.vllm_engine.prepare_platform", lambda: None)
+    monkeypatch.setattr("llkd.teacher.vllm_engine.prepare_platform", lambda gpus: None)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
     exceptions = SimpleNamespace(EngineDeadError=LostEngineError)
     monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", exceptions)
