@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from llkd.config import RunConfig, StudentConfig, TaskConfig, TeacherConfig
+from llkd.config import RunConfig, TaskConfig, TeacherConfig
 from llkd.config_outputs import ExportConfig
 from llkd.config_sources import PredictConfig, SourceConfig
+from llkd.config_student import StudentConfig
 from llkd.config_words import explained
 from llkd.errors import ConfigError, StorageError
 from llkd.storage import Folder

@@ -92,6 +92,8 @@ def control_characters(text: str) -> bool:
 
 Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+ModelName = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
 Replicas = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 

@@ -25,6 +25,7 @@ from pyarrow import fs
 from llkd.errors import DamageError, StorageError
 from llkd.schema import shard_name, shard_number
 from llkd.scratch import scratch_folder
+from llkd.seal import is_sealed, sealed
 
 _TEMPORARY_SUFFIX = ".tmp"
 S3_ATTEMPTS = 6
@@ -265,7 +266,7 @@ class Folder:
         """
         name = shard_name(shard)
         data = self.read_bytes(name)
-        if not _is_sealed(data):
+        if not is_sealed(data):
             raise self._damaged(name, "its content does not agree with its checksum")
         file = pq.ParquetFile(pa.BufferReader(data))
         table = file.read(columns and list(columns), use_threads=False)
@@ -284,7 +285,7 @@ class Folder:
         CRC-32 of the whole file."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, **_encoding(table.schema))
-        data, crc = _sealed(sink.getvalue())
+        data, crc = sealed(sink.getvalue())
         self.write_bytes(shard_name(shard), data)
         return crc
 
@@ -381,36 +382,6 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
         "write_statistics": False,
         "column_encoding": dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
     }
-
-
-_SEAL_BYTES = 4
-"""The CRC-32 of a shard, without itself: it stands before the footer. Other readers of Parquet go
-where the footer points, and pass over it; checksums of pages would leave out the footer."""
-
-
-def _footer_at(data: bytes | memoryview) -> int:
-    """Where the footer of a Parquet file starts, by what its end says."""
-    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-
-
-def _sealed(parquet: pa.Buffer) -> tuple[bytes, int]:
-    """A Parquet file with the seal in it, and the CRC-32 of both."""
-    data = memoryview(parquet)
-    at = _footer_at(data)
-    pages, footer = data[:at], data[at:]
-    crc = zlib.crc32(pages)
-    seal = zlib.crc32(footer, crc).to_bytes(_SEAL_BYTES, "little")
-    return b"".join((pages, seal, footer)), zlib.crc32(footer, zlib.crc32(seal, crc))
-
-
-def _is_sealed(data: bytes) -> bool:
-    """Whether a shard is what was written."""
-    at = _footer_at(data)
-    if at < _SEAL_BYTES:
-        return False
-    view = memoryview(data)
-    crc = zlib.crc32(view[at:], zlib.crc32(view[: at - _SEAL_BYTES]))
-    return crc == int.from_bytes(view[at - _SEAL_BYTES : at], "little")
 
 
 def _put(filesystem_: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llkd.config import StudentConfig, TeacherConfig
+from llkd.config import TeacherConfig
+from llkd.config_student import StudentConfig
 from llkd.errors import ConfigError, LLKDError, StudentError
 from llkd.models import require_model
 from llkd.needs import require_inputs

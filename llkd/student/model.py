@@ -13,7 +13,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from llkd.config import LoraSettings, StudentConfig
+from llkd.config_student import LoraSettings, StudentConfig
 from llkd.errors import StudentError
 from llkd.hardware import cpu_prefers_bfloat16
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llkd.config import StudentConfig
+from llkd.config_student import StudentConfig
 from llkd.errors import StorageError
 from llkd.storage import Folder
 from llkd.student.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
