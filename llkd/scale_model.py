@@ -94,6 +94,8 @@ class Setup:
     teacher_rate: float
     """Rows a second of one replica; of several teachers the mean time a row, inverted."""
     teacher_replicas: int = 1
+    teacher_gpus: float = 1.0
+    """GPUs of one of them, on all its nodes; 1 where there are none."""
     prompt_tokens: float = 0.0
     """Tokens of a prompt, its shared beginning included."""
     epochs: int = 4
@@ -157,6 +159,10 @@ class Stage:
     """What a worker holds: `GPU` or `CPU`."""
     rate: float
     """Rows a second of one worker."""
+    held: float = 1.0
+    """Of what it is on, that a worker holds."""
+    model: bool = False
+    """Whether the workers are a model's."""
     seconds: float
     """With all of them, each busy to the end."""
     cost: float | None
@@ -184,9 +190,8 @@ class Estimate:
     @property
     def worker_hours(self) -> float:
         """Hours of GPUs, or of workers where there are none."""
-        on = "GPU" if self.setup.on_gpus else "CPU"
-        models = [each for each in self.stages if each.on == on and each.tokens]
-        return sum(stage.seconds * stage.workers for stage in models) / 3600
+        models = [stage for stage in self.stages if stage.model]
+        return sum(stage.seconds * stage.workers * stage.held for stage in models) / 3600
 
     @property
     def cost(self) -> float | None:
@@ -234,6 +239,7 @@ def estimate(setup: Setup) -> Estimate:
             setup, "label", labelled + setup.test_rows, setup.teacher_rate, setup.teacher_replicas,
             setup.prompt_tokens * setup.teachers,
             row=_labels_row(setup), fixed=LABELS_FIXED, stored=labelled, copies=_label_tables(setup),
+            held=setup.teacher_gpus,
         ),
     ]  # fmt: skip
     for number in range(setup.rounds - 1 if setup.budget < 1 else 0):
@@ -340,7 +346,7 @@ def _task(
 
 def _model(
     setup: Setup, name: str, rows: float, rate: float, workers: int, tokens: float, *,
-    row: float = 0.0, fixed: float = 0.0, stored: float = 0.0, copies: int = 0,
+    row: float = 0.0, fixed: float = 0.0, stored: float = 0.0, copies: int = 0, held: float = 1.0,
     requests: Requests | None = None,
 ) -> Stage:  # fmt: skip
     """A stage of a model's replicas or workers.
@@ -356,13 +362,15 @@ def _model(
         fixed: bytes of a shard beside its rows.
         stored: rows that are stored.
         copies: tables that it writes.
+        held: GPUs of a worker.
         requests: of a shard, where they are not those of its name.
     """
     seconds, shards = rows / (rate * workers), setup.shards
     asked = requests or REQUESTS[name]
     return Stage(
         name=name, rows=rows, tokens=rows * tokens, workers=workers,
-        on="GPU" if setup.on_gpus else "CPU", rate=rate, seconds=seconds,
+        on="GPU" if setup.on_gpus else "CPU", rate=rate, held=held, model=True,
+        seconds=seconds,
         cost=_cost(setup.price, seconds, workers), files=shards * copies,
         bytes=copies * (stored * row + shards * (fixed + RECORD_BYTES)),
         reads=shards * asked.reads * max(copies, 1),

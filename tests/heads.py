@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from tests.conftest import ROOT
 
@@ -110,12 +111,15 @@ def node_type(raylet: psutil.Process) -> str:
 
 
 @contextlib.contextmanager
-def head(folder: Path, node_types: Mapping[str, Any] | None = None) -> Iterator[Head]:
+def head(
+    folder: Path, node_types: Mapping[str, Any] | None = None, *, autoscaler: int = 1
+) -> Iterator[Head]:
     """A head of four CPUs; with node types one of none, whose autoscaler adds such nodes.
 
     Args:
         folder: for its log.
         node_types: as in a file of Ray's cluster launcher, without the head's.
+        autoscaler: its version: 1, which `ray up` starts, or 2, which KubeRay does.
     """
     ports = [free_port() for _ in range(7)]
     address, gcs = f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}"
@@ -136,6 +140,11 @@ def head(folder: Path, node_types: Mapping[str, Any] | None = None) -> Iterator[
             # A node whose raylet was killed says so by its silence.
             "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "10",
         }  # fmt: skip
+        if autoscaler == 2:
+            env |= {
+                "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            }  # fmt: skip
     log, scratch = (
         folder / "head.log",
         Path(tempfile.mkdtemp(prefix="llkd-")),
@@ -180,6 +189,8 @@ def _autoscaler(node_types: Mapping[str, Any], gcs: str) -> dict[str, Any]:
             "type": "fake_multinode", "gcs_address": gcs, "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True, "foreground_node_launch": True,
+            # For the second version.
+            "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
         },
         "available_node_types": types,
         "head_node_type": HEAD_TYPE,

@@ -15,7 +15,8 @@ from llkd.benchmarks.scale import actual, comparison
 from llkd.errors import DataError
 from llkd.mend import reopen_damaged
 from llkd.pipeline import run_stage
-from llkd.plan import TeacherSpeed, sample_rows, setup_of, stored_bytes
+from llkd.plan import TeacherSpeed, setup_of
+from llkd.plan_sample import sample_rows, stored_bytes
 from llkd.plan_student import StudentSample
 from llkd.scale_model import RECORD_BYTES, estimate
 from llkd.storage import Folder

@@ -12,7 +12,10 @@ from llkd import pools, runtime
 from llkd.errors import ActorError, ConfigError
 from llkd.needs import require_inputs
 from llkd.pipeline import run_stage
-from llkd.plan import Sample, run_plan, sample_rows, short, show_plan, warnings_of
+from llkd.plan import TeacherSpeed, run_plan, setup_of
+from llkd.plan_sample import Sample, sample_rows
+from llkd.plan_shown import short, show_plan, warnings_of
+from llkd.plan_student import StudentSample
 from tests.conftest import MakeConfig
 
 LOG = np.log
@@ -29,6 +32,8 @@ SAMPLE = Sample(
     most_text_tokens=20,
     computed_tokens=2000,
 )
+
+FAST = StudentSample(500.0, 100.0, 0.0, 0)
 
 
 def shown(make_config: MakeConfig, sample: Sample, total: int, price: float | None) -> str:
@@ -129,6 +134,32 @@ def test_rates_that_are_given_are_not_measured(make_config: MakeConfig) -> None:
     assert stages["epoch 2 train"]["seconds"] == pytest.approx(0.5e9 / 200)
     with pytest.raises(ConfigError, match="together"):
         make_config(plan={"score_rows_per_second": 1})
+
+
+def test_all_the_gpus_of_a_replica_are_counted(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
+) -> None:
+    monkeypatch.setattr(runtime, "nodes", lambda: [{"GPU": 8.0, "CPU": 64.0}])
+    plan = {
+        "teacher_rows_per_second": 100, "score_rows_per_second": 500, "train_rows_per_second": 100,
+        "corpus_rows": 360_000,
+    }  # fmt: skip
+    sizes = {"tensor_parallel_size": 8, "pipeline_parallel_size": 2}
+    config = make_config(
+        plan=plan, test=None, teacher={"nodes": 2, "replicas": [1, 2], "engine_args": sizes, "resources": None},
+        student={"workers": 1, "epochs": 1}, selection={"policy": "all"},
+    )  # fmt: skip
+    screen = io.StringIO()
+    found = run_plan(config, Console(file=screen, width=160))
+    # An hour of a replica of 16 GPUs, by two; then a worker trains for an hour, another predicts.
+    predicted = 360_000 / 500 / 3600
+    assert found["worker_hours"] == pytest.approx(16 + 1 + predicted)
+    assert "2 x 16 GPU" in screen.getvalue()
+    # A teacher of one GPU and half the speed beside it: two hours more.
+    one = TeacherSpeed(50, 2, 0.0, 1.0)
+    both = setup_of(config, 360_000, [TeacherSpeed(100, 2, 0.0, 16.0), one], FAST, 100.0)
+    hours = 360_000 / both.teacher_rate / 3600
+    assert hours * both.teacher_gpus == pytest.approx(1 * 16 + 2 * 1)
 
 
 def test_numbers_are_short() -> None:

@@ -42,6 +42,8 @@ def test_hours_and_money_of_each_stage() -> None:
     assert found["epoch 1 select"].cost == pytest.approx(0.1 * (36 / 8 + 10) / 3600)
     of_gpus = 10 + 2 * 1.0 + 4 * (900 + 450) / 3600 + 1.0
     assert estimate(SETUP).worker_hours == pytest.approx(of_gpus)
+    of_many = of_gpus + 10 * 15
+    assert estimate(replace(SETUP, teacher_gpus=16)).worker_hours == pytest.approx(of_many)
     assert list(found) == [
         "ingest", "label", "prepare", "epoch 1 score", "epoch 1 select", "epoch 1 train",
         "epoch 2 score", "epoch 2 select", "epoch 2 train", "predict",

@@ -197,28 +197,30 @@ def alone(
     return config
 
 
-@pytest.fixture(scope="module", params=["disk", "object store"])
+@pytest.fixture(scope="module", params=["disk, autoscaler 1", "object store, autoscaler 2"])
 def grown(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
     corpus_files: tuple[str, str], alone: RunConfig,
 ) -> Iterator[Grown]:  # fmt: skip
     folder = tmp_path_factory.mktemp("grown")
     make = config_maker(folder, tiny_student, corpus_files)
-    if request.param == "disk":
-        yield grow(folder, make, alone)
+    if request.param.startswith("disk"):
+        yield grow(folder, make, alone, autoscaler=1)
         return
     with ObjectStore() as store, store.in_environment():
         bucket = Folder(store.make_bucket("bucket"))
         for name, file in zip(("corpus", "test"), corpus_files, strict=True):
             bucket.write_bytes(f"{name}.parquet", Path(file).read_bytes())
         yield grow(
-            folder, make, alone,
+            folder, make, alone, autoscaler=2,
             run_dir=f"{bucket.uri}/run", corpus={"path": f"{bucket.uri}/corpus.parquet", "rows_per_shard": 20},
             test={"path": f"{bucket.uri}/test.parquet"},
         )  # fmt: skip
 
 
-def grow(folder: Path, make: MakeConfig, alone: RunConfig, **sections: Any) -> Grown:
+def grow(
+    folder: Path, make: MakeConfig, alone: RunConfig, autoscaler: int, **sections: Any
+) -> Grown:
     """Submit a run to a cluster, and kill a node when there are two teachers."""
     config = make(
         teacher={
@@ -228,7 +230,7 @@ def grow(folder: Path, make: MakeConfig, alone: RunConfig, **sections: Any) -> G
         student={"workers": 2, "resources": {"CPU": 2, "gpu_worker": 1}},
         **{"corpus": {"rows_per_shard": 20}, **sections},
     )  # fmt: skip
-    with head(folder, NODE_TYPES) as cluster, Watch(cluster) as watch:
+    with head(folder, NODE_TYPES, autoscaler=autoscaler) as cluster, Watch(cluster) as watch:
         cluster.submit(written(folder / "config.yaml", config), name="grown")
         wait_until(lambda: max(watch.together("ray::MapWorker"), default=0) == 2, "two teachers")
         done_before = labelled(config.run_dir)

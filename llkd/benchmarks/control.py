@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,6 +45,8 @@ from llkd.storage import Folder
 CLASSES = 2
 LINKS = 10_000
 """Shards that are links to one file: file systems allow some 65,000."""
+FOUND = "FOUND "
+"""Before a phase's figures, on the output of the process that had it."""
 WORKERS = 4
 """Training workers that an epoch's selection is cut among."""
 PHASES = ("ingest", "label", "select", "predict", "check")
@@ -71,7 +72,7 @@ def benchmark_control(sizes: Sequence[int], say: Callable[[str], None]) -> dict[
     for shards in sizes:
         folder = Path(tempfile.mkdtemp(prefix="llkd-benchmark-"))
         try:
-            found.append(_in_a_process(folder, shards))
+            found.append(_in_a_process(folder, shards, say))
         finally:
             shutil.rmtree(folder)
         say(
@@ -81,15 +82,24 @@ def benchmark_control(sizes: Sequence[int], say: Callable[[str], None]) -> dict[
     return {"sizes": found}
 
 
-def _in_a_process(folder: Path, shards: int) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "llkd.benchmarks.control", str(folder), str(shards)],
-        capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
-    )  # fmt: skip
-    for line in done.stdout.splitlines():
-        if line.startswith("FOUND "):
-            return summary(shards, json.loads(line.removeprefix("FOUND ")))
-    raise IncompleteError(f"The run over {shards} shards failed:\n{done.stderr[-4000:]}")
+def _in_a_process(folder: Path, shards: int, say: Callable[[str], None]) -> dict[str, Any]:
+    phases: dict[str, dict[str, float]] = {}
+    with (folder / "log").open("w+") as log:
+        work = subprocess.Popen(
+            [sys.executable, "-m", "llkd.benchmarks.control", str(folder), str(shards)],
+            stdout=subprocess.PIPE, stderr=log, text=True,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
+        )  # fmt: skip
+        assert work.stdout is not None
+        for line in work.stdout:
+            if line.startswith(FOUND):
+                name, phase = json.loads(line.removeprefix(FOUND))
+                phases[name] = phase
+                say(f"{shards:,} shards, {name}: {_cells(shards, phase)}")
+        if work.wait() != 0:
+            log.seek(0)
+            raise IncompleteError(f"The run over {shards} shards failed:\n{log.read()[-4000:]}")
+    return summary(shards, phases)
 
 
 def summary(shards: int, phases: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -178,8 +188,10 @@ def counts(shard: int) -> Counts:
     return Counts(np.array([1, 0]), np.array([1]), 1.0)
 
 
-def measure(folder: Path, shards: int) -> dict[str, dict[str, float]]:
-    """What each phase took of this process, on the Ray that is there."""
+def measure(
+    folder: Path, shards: int, tell: Callable[[str, Mapping[str, float]], None]
+) -> dict[str, dict[str, float]]:
+    """What each phase took of this process, on the Ray that is there; told as it ends."""
     from llkd.mend import mend
     from llkd.progress import ProgressDisplay
     from llkd.stages.ingest import ingest
@@ -192,7 +204,10 @@ def measure(folder: Path, shards: int) -> dict[str, dict[str, float]]:
     layout = RunLayout(config.run_dir)
     write_manifest(Folder(layout.student), Manifest("export", {}, "", complete=True))
     found: dict[str, dict[str, float]] = {}
-    timed = partial(_timed, found)
+
+    def timed(name: str, work: Callable[[], Any]) -> None:
+        found[name] = _taken(work)
+        tell(name, found[name])
 
     def select() -> None:
         selection = Folder(layout.selection(0))
@@ -211,7 +226,7 @@ def measure(folder: Path, shards: int) -> dict[str, dict[str, float]]:
         timed("predict", lambda: predict(config, pass_over_corpus(config), tracker))
         timed("check", lambda: mend(config, ["corpus"], print))
     timed("queue", lambda: hand_out(shards))
-    timed("tracker", lambda: tell(shards))
+    timed("tracker", lambda: tell_of(shards))
     return found
 
 
@@ -231,8 +246,8 @@ def _without_work() -> Iterator[None]:
         yield
 
 
-def _timed(found: dict[str, dict[str, float]], name: str, work: Callable[[], Any]) -> None:
-    """Do some work, and keep what it took of this process."""
+def _taken(work: Callable[[], Any]) -> dict[str, float]:
+    """Do some work; returns what it took of this process."""
     import psutil
 
     gc.collect()
@@ -240,7 +255,7 @@ def _timed(found: dict[str, dict[str, float]], name: str, work: Callable[[], Any
     wall, cpu, mib = time.perf_counter(), time.process_time(), process.memory_info().rss
     work()
     gc.collect()
-    found[name] = {
+    return {
         "cpu": time.process_time() - cpu,
         "wall": time.perf_counter() - wall,
         "mib": (process.memory_info().rss - mib) / 2**20,
@@ -258,7 +273,7 @@ def hand_out(shards: int) -> None:
         queue.done(piece, values_n)
 
 
-def tell(shards: int) -> None:
+def tell_of(shards: int) -> None:
     """A phase of so many units of work, as the progress tracker sees it."""
     from llkd.progress import ProgressTracker
 
@@ -277,9 +292,7 @@ def table(result: Mapping[str, Any]) -> str:
     for name in sizes[0]["phases"]:
         cells = ""
         for size in sizes:
-            phase = size["phases"][name]
-            each = 1000 * phase["cpu"] / size["shards"]
-            cells += f"{each:10.3f} ms{phase['wall']:9.1f} s{phase['mib']:6.0f} MiB"
+            cells += _cells(size["shards"], size["phases"][name])
         lines.append(f"{name:9}{cells}")
     lines.append(
         f"{'driver':9}"
@@ -291,13 +304,21 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _cells(shards: int, phase: Mapping[str, float]) -> str:
+    each = 1000 * phase["cpu"] / shards
+    return f"{each:10.3f} ms{phase['wall']:9.1f} s{phase['mib']:6.0f} MiB"
+
+
 def main(folder: str, shards: str) -> None:
-    """Measure one size."""
+    """Measure one size; print a line for each phase as it ends."""
     from llkd import runtime
+
+    def tell(name: str, phase: Mapping[str, float]) -> None:
+        print(FOUND + json.dumps([name, phase]), flush=True)
 
     runtime.connect()
     try:
-        print("FOUND", json.dumps(measure(Path(folder), int(shards))), flush=True)
+        measure(Path(folder), int(shards), tell)
     finally:
         runtime.disconnect()
 

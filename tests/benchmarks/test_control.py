@@ -38,7 +38,9 @@ def test_the_driver_asks_the_storage_less_often_than_there_are_shards(
 
     monkeypatch.setattr(tasks, "data_of", cut)
     monkeypatch.setattr(pools, "data_of", cut)
-    phases = measure(tmp_path, 200)
+    told: list[str] = []
+    phases = measure(tmp_path, 200, lambda name, phase: told.append(name))
+    assert list(phases) == told
     assert phases.keys() >= set(PHASES)
     assert calls["_infos"] > 0
     assert max(calls.values()) < 100, calls
