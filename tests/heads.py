@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FakeMultiNodeProvider,
+)
 
 from tests.conftest import ROOT
 
@@ -186,7 +189,8 @@ def _autoscaler(node_types: Mapping[str, Any], gcs: str) -> dict[str, Any]:
         "upscaling_speed": 8,
         "idle_timeout_minutes": 0.1,
         "provider": {
-            "type": "fake_multinode", "gcs_address": gcs, "use_node_id_as_ip": True,
+            "type": "external", "module": f"{FakeMultiNodeProvider.__module__}.FakeMultiNodeProvider",
+            "gcs_address": gcs, "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True, "foreground_node_launch": True,
             # For the second version.
