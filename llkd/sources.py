@@ -177,11 +177,16 @@ def _expand(path: str, setting: str) -> list[SourceFile]:
         raise DataError(f"{setting}.path: cannot look for {path!r}: {error}") from error
 
 
+_BEFORE_BUCKET = re.compile(r"\w+://([^/@]*@)?")
+"""`s3://`, or `gs://anonymous@`, for a bucket that is open to all."""
+
+
 def _found(path: str, setting: str) -> list[SourceFile]:
     first_wild = min((path.index(char) for char in "*?[" if char in path), default=None)
     base = path if first_wild is None else path[:first_wild].rpartition("/")[0]
     filesystem_, root = filesystem(base or ("/" if path.startswith("/") else "."))
-    scheme = f"{base.partition('://')[0]}://" if "://" in base else ""
+    before = _BEFORE_BUCKET.match(base)  # which pyarrow's paths begin with
+    scheme = before.group() if before else ""
     info = filesystem_.get_file_info(root)
     if info.type == fs.FileType.NotFound:
         raise DataError(f"{setting}.path: {path} does not exist")

@@ -31,6 +31,8 @@ _TEMPORARY_SUFFIX = ".tmp"
 S3_ATTEMPTS = 6
 """How often a request is tried: with growing pauses, for a quarter of a minute where nobody listens
 and for half a minute where nobody answers."""
+GOOGLE = "gcs"
+"""What pyarrow calls Google's store."""
 GCS_SECONDS = 60
 """For how long a request to Google's store is tried again; its own default is 15 minutes."""
 
@@ -115,7 +117,12 @@ class Folder:
         Raises:
             StorageError: it cannot be listed.
         """
-        return sorted(info.base_name for info in self._infos())
+        filesystem_, path = filesystem(self.uri)
+        if filesystem_.type_name != GOOGLE:
+            return sorted(info.base_name for info in self._infos())
+        # Its listings hold no folder of which there is nothing but what is in it.
+        inner = (Path(info.path).relative_to(path).parts[0] for info in self._infos(deep=True))
+        return sorted({name for name in inner if not name.startswith(".")})
 
     def files(self) -> dict[str, FileState]:
         """The finished files in it, by name, in one listing.
@@ -129,15 +136,16 @@ class Folder:
             if info.type == fs.FileType.File
         }
 
-    def _infos(self) -> list[fs.FileInfo]:
+    def _infos(self, deep: bool = False) -> list[fs.FileInfo]:
         filesystem_, path = filesystem(self.uri)
+        selected = fs.FileSelector(path, allow_not_found=True, recursive=deep)
         with _telling(f"list {self.uri}"):
-            found = filesystem_.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            found = filesystem_.get_file_info(selected)
         return [info for info in found if not info.base_name.startswith(".")]
 
     def shards(self) -> set[int]:
         """The numbers of the shards that are there."""
-        return {number for name in self.names() if (number := shard_number(name)) is not None}
+        return {number for name in self.files() if (number := shard_number(name)) is not None}
 
     def exists(self, name: str) -> bool:
         """Whether a finished file of that name is there.
@@ -307,7 +315,10 @@ class Folder:
         """
         filesystem_, path = filesystem(self.uri)
         with _telling(f"delete {self.uri}"), contextlib.suppress(FileNotFoundError):
-            filesystem_.delete_dir(path)
+            if filesystem_.type_name == GOOGLE:  # where a folder is no more than what is in it
+                filesystem_.delete_dir_contents(path, missing_dir_ok=True)
+            else:
+                filesystem_.delete_dir(path)
 
     def delete_file(self, name: str) -> None:
         """Remove a file, if it is there.
@@ -339,6 +350,10 @@ def local_copy(uri: str) -> Iterator[str]:
         return
     with scratch_folder() as directory:
         try:
+            for info in filesystem_.get_file_info(fs.FileSelector(path, recursive=True)):
+                # Google's store tells of no folder of which there is nothing but what is in it.
+                inner = Path(info.path).relative_to(path).parent
+                (directory / inner).mkdir(parents=True, exist_ok=True)
             fs.copy_files(path, str(directory), source_filesystem=filesystem_)
         except OSError as error:
             raise StorageError(f"Cannot copy {uri} to {directory}: {error}") from error

@@ -38,7 +38,7 @@ from llkd.manifest import (
 from llkd.onnx_student import write_onnx
 from llkd.schema import METRICS, TEXT, RunLayout
 from llkd.scratch import scratch_folder
-from llkd.storage import Folder, filesystem, local_copy, upload_folder
+from llkd.storage import GOOGLE, Folder, filesystem, local_copy, upload_folder
 
 STAGE = "publish"
 MODEL, DATASET = "model", "dataset"
@@ -269,7 +269,8 @@ class _Place:
             found = read_manifest(Folder(uri))
         except (DamageError, FingerprintError):
             found = None
-        there = fs.FileSelector(root, allow_not_found=True)
+        deep = filesystem_.type_name == GOOGLE  # see Folder.names
+        there = fs.FileSelector(root, allow_not_found=True, recursive=deep)
         if (found is None or found.stage != STAGE) and filesystem_.get_file_info(there):
             raise ExportError(
                 f"{uri} holds something that is no export, which would be replaced. Set "

@@ -1,0 +1,53 @@
+"""Google's object store as an emulator has it, on 127.0.0.1, in memory."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from llkd import storage
+from tests.heads import PATIENCE, answers, free_port
+
+# Its own command serves one connection at a time, and pyarrow keeps several open; its store is not
+# made for two requests at once.
+_SERVE = """
+import http.server, sys, threading
+from gcp_storage_emulator import server
+server.server.HTTPServer = http.server.ThreadingHTTPServer
+one, handle = threading.Lock(), server.Router.handle
+def alone(*arguments):
+    with one:
+        handle(*arguments)
+server.Router.handle = alone
+server.create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
+"""
+
+
+@contextlib.contextmanager
+def google_store() -> Iterator[str]:
+    """The URI of an empty bucket; this process and those that it starts use the emulator meanwhile.
+
+    It is a process of its own: pyarrow 26 holds Python's lock while it asks for the size of a file,
+    and would wait for a server in this one for ever.
+    """
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVE, str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = f"http://127.0.0.1:{port}"
+    storage.forget_filesystems()
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not answers(port):
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield "gs://anonymous@bucket"
+    finally:
+        server.kill()
+        server.wait()
+        del os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"]
+        storage.forget_filesystems()
