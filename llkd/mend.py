@@ -16,7 +16,8 @@ from llkd.epochs import STATS, read_stats
 from llkd.errors import DamageError
 from llkd.manifest import Manifest, read_manifest, write_manifest
 from llkd.schema import RunLayout, shard_name
-from llkd.selection import COUNTS, STATISTICS, Selector, policy_of
+from llkd.selection import STATISTICS, Selector, policy_of
+from llkd.selection_counts import COUNTS
 from llkd.storage import Folder
 from llkd.validation import holdout_of, make_validation
 

@@ -8,7 +8,7 @@ import ray
 
 from llkd import tasks
 from llkd.errors import DataError, StorageError
-from llkd.selection import Counts
+from llkd.selection_counts import Counts
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

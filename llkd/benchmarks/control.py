@@ -39,7 +39,7 @@ from llkd.core.tally import Tally
 from llkd.errors import IncompleteError
 from llkd.manifest import Manifest, write_manifest
 from llkd.schema import RunLayout, shard_name
-from llkd.selection import COUNTS, Counts
+from llkd.selection_counts import COUNTS, Counts
 from llkd.storage import Folder
 
 CLASSES = 2

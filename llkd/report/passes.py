@@ -30,7 +30,7 @@ from llkd.schema import (
     WEIGHT,
     RunLayout,
 )
-from llkd.selection import COUNTS, Counts
+from llkd.selection_counts import COUNTS, Counts
 from llkd.storage import Folder
 from llkd.tasks import sum_over_shards
 
