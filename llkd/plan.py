@@ -54,8 +54,8 @@ class TeacherSpeed:
     replicas: int
     tokens: float
     """Of a prompt; 0 where they are not known."""
-    gpus: float = 1.0
-    """That a replica holds, on all its nodes; 1 where it holds none: it is counted itself."""
+    gpus: float = 0.0
+    """That a replica holds, on all its nodes."""
 
 
 def _measure_teacher(
@@ -64,7 +64,7 @@ def _measure_teacher(
     """Label the sample, unless the speed is given, and print what it told."""
     replicas, nodes = config.teacher.replicas[1], config.teacher.nodes
     resources = config.teacher.resources or default_resources(config)
-    gpus = resources.get("GPU", 0) * nodes or 1.0
+    gpus = resources.get("GPU", 0) * nodes
     if config.plan.teacher_rows_per_second is not None:
         return TeacherSpeed(config.plan.teacher_rows_per_second, replicas, 0.0, gpus)
     runtime.require_resources(resources, "teacher.resources", nodes)
@@ -101,6 +101,7 @@ def setup_of(
     # Several teachers label one after another.
     replicas = max(speed.replicas for speed in speeds)
     seconds = sum(1 / (speed.rate * speed.replicas) for speed in speeds)
+    gpus = sum(speed.gpus / speed.rate for speed in speeds) / (seconds * replicas)
     selected = selected_shares(
         selection.policy, epochs, warmup=selection.warmup_epochs, fraction=selection.fraction,
         parts=selection.parts, keep=selection.keep,
@@ -115,7 +116,7 @@ def setup_of(
         teachers=len(speeds),
         teacher_rate=1 / (seconds * replicas),
         teacher_replicas=replicas,
-        teacher_gpus=sum(each.gpus / each.rate for each in speeds) / (seconds * replicas),
+        teacher_gpus=gpus or 1.0,
         prompt_tokens=statistics.mean(speed.tokens for speed in speeds),
         epochs=epochs,
         score_rate=student.score_rate,
@@ -136,7 +137,7 @@ def setup_of(
         gold=config.corpus.label_column is not None,
         test_rows=_rows_of(config.test, "test"),
         text_bytes=text_bytes,
-        on_gpus=runtime.cluster_has_gpus("teacher.resources"),
+        on_gpus=gpus > 0 or runtime.cluster_has_gpus("teacher.resources"),
         cpus=plan.cpus or max(int(sum(node.get("CPU", 0) for node in runtime.nodes())), 1),
         price=plan.price_per_hour,
         cpu_price=plan.cpu_price_per_hour,

@@ -160,6 +160,10 @@ def test_all_the_gpus_of_a_replica_are_counted(
     both = setup_of(config, 360_000, [TeacherSpeed(100, 2, 0.0, 16.0), one], FAST, 100.0)
     hours = 360_000 / both.teacher_rate / 3600
     assert hours * both.teacher_gpus == pytest.approx(1 * 16 + 2 * 1)
+    # On a machine without, a plan for one with GPUs is told in GPUs.
+    monkeypatch.setattr(runtime, "nodes", lambda: [{"CPU": 2.0}])
+    assert setup_of(config, 360_000, [one], FAST, 100.0).on_gpus
+    assert not setup_of(config, 360_000, [TeacherSpeed(50, 2, 0.0)], FAST, 100.0).on_gpus
 
 
 def test_numbers_are_short() -> None:
