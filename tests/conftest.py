@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Threads of torch that wait for each other sleep: on cores that two tests share, those that spin
+# keep off the very thread that they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import llkd.runtime  # noqa: F401  sets what Ray reads when it is imported
 
 # Ray's workers import the fakes by this name.
