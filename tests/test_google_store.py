@@ -16,9 +16,14 @@ from llkd.mend import reopen_damaged
 from llkd.schema import shard_name
 from llkd.sources import check_columns, list_files, read_rows
 from llkd.stages.publish import _Place, files_under
-from llkd.storage import Folder, local_copy, upload_folder
+from llkd.storage import Folder
 from llkd.student.checkpoints import delete_checkpoints, last_checkpoint, store_checkpoint
 from tests.google_store import google_store
+from tests.stores import (
+    check_folders_are_copied_whole,
+    check_names_are_taken_as_they_are,
+    check_what_is_there_and_what_is_not,
+)
 
 TABLE = pa.table({"row": [0, 1, 2], "text": ["a", "b", "ç"]})
 
@@ -36,34 +41,18 @@ def folder(bucket: str, request: pytest.FixtureRequest) -> Folder:
 
 
 def test_what_is_there_and_what_is_not(folder: Folder) -> None:
-    assert folder.names() == []
-    assert not folder.exists("x")
-    assert folder.size("x") is None
+    check_what_is_there_and_what_is_not(folder)
     assert folder.read_json_if_there("x.json") is None
-    folder.delete()
-    folder.delete_file("x")
     with pytest.raises(DamageError, match="labels/x: it is not there"):
         folder.read_bytes("x")
-    folder.write_bytes("x", b"12")
     folder.write_bytes(".hidden", b"12")
-    folder.write_bytes("deep/er/y", b"")
     folder.write_bytes(".hid/y", b"")
-    assert (folder.names(), set(folder.files())) == (["deep", "x"], {"x"})
-    assert (folder.exists("x"), folder.size("x"), folder.exists("deep")) == (True, 2, False)
-    folder.write_bytes("x", b"345")
-    assert folder.read_bytes("x") == b"345"
-    folder.delete_file("x")
+    folder.write_bytes("deep/er/y", b"")
     assert folder.names() == ["deep"]
-    folder.delete()
-    assert folder.names() == []
 
 
 def test_names_are_taken_as_they_are(folder: Folder) -> None:
-    for name in ("a b", "100%25", "q?x#y", "ü"):
-        deeper = Folder(f"{folder.uri}/{name}")
-        deeper.write_bytes(name, name.encode())
-        assert deeper.read_bytes(name).decode() == name
-    assert folder.names() == sorted(["a b", "100%25", "q?x#y", "ü"])
+    check_names_are_taken_as_they_are(folder)
 
 
 def test_a_folder_whose_name_begins_another_is_not_that_one(folder: Folder) -> None:
@@ -88,13 +77,7 @@ def test_a_lost_and_a_changed_shard_are_found(folder: Folder) -> None:
 
 
 def test_folders_are_copied_whole(tmp_path: Path, folder: Folder) -> None:
-    (tmp_path / "a/b").mkdir(parents=True)
-    (tmp_path / "a/one").write_text("1")
-    (tmp_path / "a/b/two").write_text("2")
-    upload_folder(tmp_path / "a", folder.uri)
-    with local_copy(folder.uri) as path:
-        assert Path(path, "one").read_text() == "1"
-        assert Path(path, "b/two").read_text() == "2"
+    check_folders_are_copied_whole(tmp_path, folder)
     assert files_under(folder.uri) == {"b/two": 1, "one": 1}
 
 

@@ -29,8 +29,13 @@ from llkd.mend import reopen_damaged
 from llkd.schema import shard_name
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label
-from llkd.storage import FileState, Folder, filesystem, local_copy, upload_folder
+from llkd.storage import FileState, Folder, filesystem, local_copy
 from tests.conftest import SilentTracker, config_maker
+from tests.stores import (
+    check_folders_are_copied_whole,
+    check_names_are_taken_as_they_are,
+    check_what_is_there_and_what_is_not,
+)
 from tests.test_jobs import PATIENCE, kill, start, wait_until, written
 
 pytestmark = pytest.mark.timeout(900)
@@ -86,30 +91,11 @@ def test_a_file_is_one_put_and_read_by_two_requests(store: ObjectStore, folder: 
 
 
 def test_what_is_there_and_what_is_not(folder: Folder) -> None:
-    assert folder.names() == []
-    assert not folder.exists("x")
-    assert folder.size("x") is None
-    folder.delete()
-    folder.delete_file("x")
-    folder.write_bytes("x", b"12")
-    folder.write_bytes("deep/y", b"")
-    assert (folder.names(), set(folder.files())) == (["deep", "x"], {"x"})
-    assert (folder.exists("x"), folder.size("x"), folder.exists("deep")) == (True, 2, False)
-    folder.write_bytes("x", b"345")
-    assert folder.read_bytes("x") == b"345"
-    folder.delete_file("x")
-    folder.delete_temporary()
-    assert folder.names() == ["deep"]
-    folder.delete()
-    assert folder.names() == []
+    check_what_is_there_and_what_is_not(folder)
 
 
 def test_names_are_taken_as_they_are(folder: Folder) -> None:
-    for name in ("a b", "100%25", "q?x#y", "ü"):
-        deeper = Folder(f"{folder.uri}/{name}")
-        deeper.write_bytes(name, name.encode())
-        assert deeper.read_bytes(name).decode() == name
-    assert folder.names() == sorted(["a b", "100%25", "q?x#y", "ü"])
+    check_names_are_taken_as_they_are(folder)
 
 
 def test_a_listing_of_more_than_a_page_is_whole(store: ObjectStore, folder: Folder) -> None:
@@ -126,13 +112,7 @@ def test_a_listing_of_more_than_a_page_is_whole(store: ObjectStore, folder: Fold
 
 
 def test_folders_are_copied_whole(tmp_path: Path, folder: Folder) -> None:
-    (tmp_path / "a/b").mkdir(parents=True)
-    (tmp_path / "a/one").write_text("1")
-    (tmp_path / "a/b/two").write_text("2")
-    upload_folder(tmp_path / "a", folder.uri)
-    with local_copy(folder.uri) as path:
-        assert Path(path, "one").read_text() == "1"
-        assert Path(path, "b/two").read_text() == "2"
+    check_folders_are_copied_whole(tmp_path, folder)
 
 
 def test_a_reader_gets_the_old_file_or_the_new_one(store: ObjectStore, folder: Folder) -> None:
