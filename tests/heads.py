@@ -76,6 +76,18 @@ class Head:
             env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
 
+    def autoscaler(self) -> int:
+        """The version of the autoscaler that runs."""
+        commands = [
+            " ".join(child.cmdline()) for child in psutil.Process(self.process.pid).children()
+        ]
+        (monitor,) = (
+            command
+            for command in commands
+            if "monitor.py" in command and "log_monitor" not in command
+        )
+        return 2 if "autoscaler/v2/monitor.py" in monitor else 1
+
     def raylets(self, wanted: str) -> list[psutil.Process]:
         """The raylets of a node type that are there."""
         there = {p.pid: p.info for p in psutil.process_iter(["ppid", "name"])}

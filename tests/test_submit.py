@@ -231,6 +231,7 @@ def grow(
         **{"corpus": {"rows_per_shard": 20}, **sections},
     )  # fmt: skip
     with head(folder, NODE_TYPES, autoscaler=autoscaler) as cluster, Watch(cluster) as watch:
+        assert cluster.autoscaler() == autoscaler
         cluster.submit(written(folder / "config.yaml", config), name="grown")
         wait_until(lambda: max(watch.together("ray::MapWorker"), default=0) == 2, "two teachers")
         done_before = labelled(config.run_dir)
