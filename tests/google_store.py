@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from llkd import storage
 from tests.heads import PATIENCE, answers, free_port
@@ -13,7 +14,8 @@ from tests.heads import PATIENCE, answers, free_port
 # Its own command serves one connection at a time, and pyarrow keeps several open; its store is not
 # made for two requests at once.
 _SERVE = """
-import http.server, sys, threading
+import http.server, logging, sys, threading
+logging.basicConfig(level=logging.INFO)
 from gcp_storage_emulator import server
 server.server.HTTPServer = http.server.ThreadingHTTPServer
 one, handle = threading.Lock(), server.Router.handle
@@ -26,17 +28,18 @@ server.create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_buck
 
 
 @contextlib.contextmanager
-def google_store() -> Iterator[str]:
-    """The URI of an empty bucket; this process and those that it starts use the emulator meanwhile.
+def google_store(log: Path) -> Iterator[str]:
+    """The URI of an empty bucket; this process and those that it starts use the emulator meanwhile,
+    which writes a line for each request into `log`.
 
     It is a process of its own: pyarrow 26 holds Python's lock while it asks for the size of a file,
     and would wait for a server in this one for ever.
     """
     port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-c", _SERVE, str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(port)], stdout=file, stderr=file
+        )
     os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = f"http://127.0.0.1:{port}"
     storage.forget_filesystems()
     try:

@@ -29,8 +29,13 @@ TABLE = pa.table({"row": [0, 1, 2], "text": ["a", "b", "ç"]})
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with google_store() as uri:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("google") / "requests.log"
+
+
+@pytest.fixture(scope="module")
+def bucket(log: Path) -> Iterator[str]:
+    with google_store(log) as uri:
         yield uri
 
 
@@ -53,6 +58,14 @@ def test_what_is_there_and_what_is_not(folder: Folder) -> None:
 
 def test_names_are_taken_as_they_are(folder: Folder) -> None:
     check_names_are_taken_as_they_are(folder)
+
+
+def test_a_file_is_read_by_one_request(folder: Folder, log: Path) -> None:
+    folder.write_bytes("x", b"12")
+    before = log.read_text()
+    assert folder.read_bytes("x") == b"12"
+    asked = log.read_text().removeprefix(before).splitlines()
+    assert len([line for line in asked if '"GET ' in line]) == 1
 
 
 def test_a_folder_whose_name_begins_another_is_not_that_one(folder: Folder) -> None:
