@@ -15,6 +15,7 @@ import numpy as np
 import ray
 
 from llkd.config import RunConfig
+from llkd.copies import local_copy
 from llkd.core.holdout import Holdout
 from llkd.core.thresholds import Thresholds
 from llkd.errors import LLKDError, StorageError, StudentError
@@ -23,7 +24,7 @@ from llkd.progress import now_and_then
 from llkd.schema import RunLayout
 from llkd.scratch import clear_dead, make_scratch
 from llkd.selection import Selector, policy_of
-from llkd.storage import Folder, filesystem, local_copy
+from llkd.storage import Folder, filesystem
 from llkd.telemetry import Work
 from llkd.uncertainty_pass import UncertaintyPass
 from llkd.validation import best_epoch, holdout_of, read_validation, write_predictions

@@ -24,7 +24,6 @@ from pyarrow import fs
 
 from llkd.errors import DamageError, StorageError
 from llkd.schema import shard_name, shard_number
-from llkd.scratch import scratch_folder
 from llkd.seal import is_sealed, sealed
 
 _TEMPORARY_SUFFIX = ".tmp"
@@ -145,7 +144,8 @@ class Folder:
 
     def shards(self) -> set[int]:
         """The numbers of the shards that are there."""
-        return {number for name in self.files() if (number := shard_number(name)) is not None}
+        numbers = (shard_number(info.base_name) for info in self._infos())
+        return {number for number in numbers if number is not None}
 
     def exists(self, name: str) -> bool:
         """Whether a finished file of that name is there.
@@ -339,47 +339,6 @@ class Folder:
         if isinstance(filesystem_, fs.LocalFileSystem):
             for leftover in Path(path).rglob(f".*{_TEMPORARY_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def local_copy(uri: str) -> Iterator[str]:
-    """A path on this machine with the files of a folder: itself, or a download for the while."""
-    filesystem_, path = filesystem(uri)
-    if isinstance(filesystem_, fs.LocalFileSystem):
-        yield path
-        return
-    with scratch_folder() as directory:
-        try:
-            for info in filesystem_.get_file_info(fs.FileSelector(path, recursive=True)):
-                # Google's store tells of no folder of which there is nothing but what is in it.
-                inner = Path(info.path).relative_to(path).parent
-                (directory / inner).mkdir(parents=True, exist_ok=True)
-            fs.copy_files(path, str(directory), source_filesystem=filesystem_)
-        except OSError as error:
-            raise StorageError(f"Cannot copy {uri} to {directory}: {error}") from error
-        yield str(directory)
-
-
-def upload_folder(directory: Path, uri: str, last: str | None = None) -> None:
-    """Put every file of a local directory into a folder, each whole.
-
-    Args:
-        directory: whose files.
-        uri: the folder.
-        last: the file that comes after all others, and makes them count.
-
-    Raises:
-        StorageError: one cannot be read or written.
-    """
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    for path in sorted(paths, key=lambda path: path.name == last):
-        parent = path.relative_to(directory).parent.as_posix()
-        target = Folder(uri if parent == "." else f"{uri}/{parent}")
-        try:
-            data = pa.memory_map(str(path)).read_buffer()  # as large as a model
-        except OSError as error:
-            raise StorageError(f"Cannot read {path}: {error}") from error
-        target.write_bytes(path.name, data)
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:

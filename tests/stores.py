@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from llkd.storage import Folder, local_copy, upload_folder
+from llkd.copies import local_copy, upload_folder
+from llkd.storage import Folder
 
 
 def check_what_is_there_and_what_is_not(folder: Folder) -> None:

@@ -22,6 +22,7 @@ from pyarrow import fs
 from llkd import lock, storage
 from llkd.benchmarks.object_store import SECRET, ObjectStore, Request
 from llkd.checksums import close_stage, damaged_files
+from llkd.copies import local_copy
 from llkd.errors import BusyError, DamageError, StorageError
 from llkd.lock import LEASE, Lease, held
 from llkd.manifest import Manifest, read_manifest
@@ -29,7 +30,7 @@ from llkd.mend import reopen_damaged
 from llkd.schema import shard_name
 from llkd.stages.ingest import ingest
 from llkd.stages.label import label
-from llkd.storage import FileState, Folder, filesystem, local_copy
+from llkd.storage import FileState, Folder, filesystem
 from tests.conftest import SilentTracker, config_maker
 from tests.stores import (
     check_folders_are_copied_whole,

@@ -10,6 +10,7 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
+from llkd.copies import local_copy, upload_folder
 from llkd.errors import FingerprintError, IncompleteError, StorageError
 from llkd.manifest import (
     Manifest,
@@ -20,7 +21,7 @@ from llkd.manifest import (
     write_manifest,
 )
 from llkd.schema import shard_name, shard_number
-from llkd.storage import Folder, local_copy, upload_folder
+from llkd.storage import Folder
 
 TABLE = pa.table({"row": [0, 1, 2], "text": ["a", "b", "ç"]})
 
@@ -164,7 +165,8 @@ FULL_DISK = """
 import resource, signal, sys
 import pyarrow as pa
 from llkd.errors import StorageError
-from llkd.storage import Folder, upload_folder
+from llkd.copies import upload_folder
+from llkd.storage import Folder
 from pathlib import Path
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

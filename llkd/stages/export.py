@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from llkd.cards import CARD, model_card
 from llkd.checksums import close_stage
 from llkd.config import RunConfig
+from llkd.copies import local_copy, upload_folder
 from llkd.errors import StorageError
 from llkd.manifest import Manifest, open_stage, require_complete
 from llkd.schema import RunLayout
 from llkd.scratch import scratch_folder
-from llkd.storage import Folder, local_copy, upload_folder
+from llkd.storage import Folder
 
 
 def export(config: RunConfig) -> Manifest:

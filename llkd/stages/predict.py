@@ -164,7 +164,7 @@ class StudentActor:
     ) -> None:
         import torch
 
-        from llkd.storage import local_copy
+        from llkd.copies import local_copy
         from llkd.student.model import load_finished, use_bfloat16
         from llkd.student.scoring import Scorer, scoring_copy
 

@@ -24,6 +24,7 @@ from llkd.card_words import OnnxFacts
 from llkd.cards import CARD, dataset_card, model_card
 from llkd.checksums import require_recorded
 from llkd.config import RunConfig
+from llkd.copies import local_copy, upload_folder
 from llkd.errors import DamageError, ExportError, FingerprintError, StorageError
 from llkd.hub import push_folder
 from llkd.labelled_rows import labelled_features, write_labelled_rows
@@ -38,7 +39,7 @@ from llkd.manifest import (
 from llkd.onnx_student import write_onnx
 from llkd.schema import METRICS, TEXT, RunLayout
 from llkd.scratch import scratch_folder
-from llkd.storage import GOOGLE, Folder, filesystem, local_copy, upload_folder
+from llkd.storage import GOOGLE, Folder, filesystem
 
 STAGE = "publish"
 MODEL, DATASET = "model", "dataset"

@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from llkd.copies import upload_folder
 from llkd.errors import DamageError, StorageError
-from llkd.storage import Folder, upload_folder
+from llkd.storage import Folder
 from llkd.student.parallel import (
     Tensors,
     load_model_tensors,
