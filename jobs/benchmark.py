@@ -18,7 +18,7 @@ the corpus. `overhead`: a whole run, and what its time went into. `labels`: how 
 confidence are, by verbalizer and calibration, on corpora with gold. `endurance`: whether memory and
 open files grow while shards are labelled and actors die. `requests`: how often an object store is
 asked, by stage and shard. `control`: what the driver does for each shard, where the work is
-nothing. `scale`: what runs would take, by llkd/scale_model.py; measures nothing. `foretold`: the
+nothing. `scale`: what runs would take, by llkd/lab/cost_model.py; measures nothing. `foretold`: the
 figures of `jobs/plan.py --json PLAN` beside those of the finished run. Prints a table and writes
 the figures to FILE, and nothing else. Give it a quiet machine: it takes all of it.
 """
@@ -134,10 +134,10 @@ def _speed_parser(
 
 
 def _speed(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.config_file import absolute_paths, load_config
+    from llkd.config.load import absolute_paths, load_config
 
     config = absolute_paths(load_config(arguments.config, arguments.overrides))
-    module = import_module(f"llkd.benchmarks.{arguments.what}")
+    module = import_module(f"llkd.lab.benchmarks.{arguments.what}")
     measure = getattr(module, f"benchmark_{arguments.what}")
     result = measure(config, arguments.rows, arguments.rounds, _say)
     return result, module.table(result)
@@ -158,7 +158,7 @@ def _two_sizes(text: str) -> list[int]:
 
 
 def _selection(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.benchmarks.selection import benchmark_selection, plot, table
+    from llkd.lab.benchmarks.selection import benchmark_selection, plot, table
 
     result = benchmark_selection(arguments.sizes, arguments.rows_per_shard, arguments.rounds, _say)
     if arguments.plot is not None:
@@ -167,8 +167,8 @@ def _selection(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _overhead(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.benchmarks.overhead import benchmark_overhead, table
-    from llkd.config_file import absolute_paths, load_config
+    from llkd.config.load import absolute_paths, load_config
+    from llkd.lab.benchmarks.overhead import benchmark_overhead, table
 
     config = absolute_paths(load_config(arguments.config, arguments.overrides))
     result = benchmark_overhead(config, arguments.config, arguments.overrides, _say)
@@ -176,8 +176,8 @@ def _overhead(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.benchmarks.labels import VERBALIZERS, measure_labels, table
-    from llkd.config_file import absolute_paths, load_config
+    from llkd.config.load import absolute_paths, load_config
+    from llkd.lab.benchmarks.labels import VERBALIZERS, measure_labels, table
 
     configs = [absolute_paths(load_config(path)) for path in arguments.configs]
     verbalizers = VERBALIZERS if arguments.verbalizers is None else arguments.verbalizers.split(",")
@@ -186,7 +186,7 @@ def _labels(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _endurance(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.benchmarks.endurance import benchmark_endurance, plot, table
+    from llkd.lab.benchmarks.endurance import benchmark_endurance, plot, table
 
     result = benchmark_endurance(arguments.shards, arguments.rows_per_shard, arguments.fail, _say)
     if arguments.plot is not None:
@@ -195,21 +195,21 @@ def _endurance(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _requests(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.benchmarks.requests import benchmark_requests, table
+    from llkd.lab.benchmarks.requests import benchmark_requests, table
 
     result = benchmark_requests(arguments.sizes, _say)
     return result, table(result)
 
 
 def _control(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.benchmarks.control import benchmark_control, table
+    from llkd.lab.benchmarks.control import benchmark_control, table
 
     result = benchmark_control(arguments.shards, _say)
     return result, table(result)
 
 
 def _scale(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.benchmarks.scale import scale, table
+    from llkd.lab.benchmarks.scale import scale, table
 
     found = scale(
         arguments.rows, teacher=arguments.teacher, score=arguments.score, train=arguments.train,
@@ -219,8 +219,8 @@ def _scale(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _foretold(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.benchmarks.scale import actual, comparison
-    from llkd.storage import Folder
+    from llkd.lab.benchmarks.scale import actual, comparison
+    from llkd.store.folder import Folder
 
     path = arguments.plan.absolute()
     plan, taken = Folder(str(path.parent)).read_json(path.name), actual(arguments.run_dir)

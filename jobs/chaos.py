@@ -35,8 +35,8 @@ def main() -> None:
         config = config_of(arguments.config, arguments.overrides)
 
     def work(console: Console) -> None:
-        from llkd.chaos.bench import Disturbances, run_chaos
-        from llkd.chaos.outcome import figures, outcome_table, verdict
+        from llkd.lab.chaos.bench import Disturbances, run_chaos
+        from llkd.lab.chaos.outcome import figures, outcome_table, verdict
 
         wanted = Disturbances(
             arguments.kills, arguments.runs or -(-arguments.kills // 5), arguments.kinds,
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _kinds(text: str) -> list[str]:
-    from llkd.chaos.warden import KINDS
+    from llkd.lab.chaos.warden import KINDS
 
     found = text.split(",")
     if unknown := set(found) - set(KINDS):

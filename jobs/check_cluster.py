@@ -8,8 +8,8 @@ Reads a file of Ray's cluster launcher or a RayJob of KubeRay, and a config. Con
 import sys
 
 from llkd.cli import config_of, errors_told, plain_parser
-from llkd.cluster_files import check
 from llkd.errors import LLKDError
+from llkd.lab.cluster_files import check
 
 
 def main() -> None:

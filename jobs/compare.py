@@ -29,9 +29,9 @@ from llkd.cli import (
     plain_parser,
     write_figures,
 )
-from llkd.config import RunConfig
-from llkd.config_file import portable_path
-from llkd.research.compare import require_comparable
+from llkd.config.run import RunConfig
+from llkd.lab.compare.compare import require_comparable
+from llkd.store.folder import portable_path
 
 
 def main() -> None:
@@ -70,8 +70,8 @@ def main() -> None:
 
 def _compare_all(configs: dict[str, RunConfig], arguments: argparse.Namespace) -> int:
     """Compare on each config; returns the exit status."""
-    from llkd.research.compare import Comparison
-    from llkd.research.tables import overview_table
+    from llkd.lab.compare.compare import Comparison
+    from llkd.lab.compare.tables import overview_table
 
     found: dict[str, Comparison] = {}
     for name, config in configs.items():
@@ -101,12 +101,12 @@ def _figures(found: dict[str, Any], several: bool) -> list[dict[str, Any]]:
 
 def compare(name: str, config: RunConfig, arguments: argparse.Namespace, console: Console) -> Any:
     """Make the runs of a config, and show and draw what they came to."""
-    from llkd.research.compare import comparison, is_labelled
-    from llkd.research.plots import draw_all
-    from llkd.research.tables import summary_table
-    from llkd.schema import RunLayout
-    from llkd.storage import Folder
-    from llkd.tasks import FEW_SHARDS
+    from llkd.cluster.shard_tasks import FEW_SHARDS
+    from llkd.lab.compare.compare import comparison, is_labelled
+    from llkd.lab.compare.plots import draw_all
+    from llkd.lab.compare.tables import summary_table
+    from llkd.store.folder import Folder
+    from llkd.store.schema import RunLayout
     from llkd.teacher.examples import with_drawn_examples
 
     config = with_drawn_examples(config)

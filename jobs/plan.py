@@ -7,7 +7,20 @@ Labels a sample of the corpus with one replica, and trains a student on it. Keep
 and the figures in FILE. Safe to run again.
 """
 
+from typing import Any
+
+from rich.console import Console
+
 from llkd.cli import run_job
+from llkd.config import RunConfig
+
+
+def plan(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Measure a sample; returns the estimate as plain values."""
+    from llkd.lab.plan import run_plan  # only now: it imports Ray
+
+    return run_plan(config, console)
+
 
 if __name__ == "__main__":
-    run_job("plan", __doc__, figures=True)
+    run_job("plan", __doc__, plan)

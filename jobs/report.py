@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from llkd.cli import config_of, connected, do_logged, errors_told, job_parser
-from llkd.config_file import portable_path
 from llkd.errors import ConfigError, IncompleteError
+from llkd.store.folder import portable_path
 
 
 def main() -> None:
     """Write it and print where it lies; exit with 2 if there is no run, 1 if it cannot be made."""
     arguments = job_parser("report", __doc__).parse_args()
     with errors_told():
-        from llkd.report.facts import recorded_config
+        from llkd.results.report.facts import recorded_config
 
         try:
             config = recorded_config(config_of(arguments.config, arguments.overrides))
@@ -28,7 +28,7 @@ def main() -> None:
             raise ConfigError(str(error)) from error
 
     def work(console: Console) -> None:
-        from llkd.report import needs_ray, write_report
+        from llkd.results.report import needs_ray, write_report
 
         with connected() if needs_ray(config) else nullcontext():
             console.print(f"Report    {escape(portable_path(write_report(config)))}")

@@ -1,5 +1,5 @@
 """LLKD: distil a large language model into a small text classifier, from unlabelled text."""
 
-from llkd import local_ray as local_ray
+from llkd.cluster import environment as environment
 
 __version__ = "0.1.0"

@@ -9,33 +9,41 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 
-from llkd.config import RunConfig
-from llkd.config_file import absolute_paths, load_config, portable_path
+from llkd.cluster.telemetry import SHARD_LOG
+from llkd.config.load import absolute_paths, load_config
+from llkd.config.run import RunConfig
 from llkd.errors import ConfigError, LLKDError, StorageError
-from llkd.schema import RunLayout
-from llkd.storage import Folder
-from llkd.telemetry import SHARD_LOG
+from llkd.store.folder import Folder, portable_path
+from llkd.store.schema import RunLayout
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit statuses, as shells have them."""
 
 
-def run_job(name: str, description: str | None, figures: bool = False) -> None:
-    """Parse the command line, connect to Ray, do the stage of that name, and exit.
+Stage = Callable[[RunConfig, Console], Any]
 
-    With `figures` there is an option `--json FILE`, into which goes what the stage returns.
+
+def run_job(name: str, description: str | None, measure: Stage | None = None) -> None:
+    """Parse the command line, connect to Ray, run the stage of that name, and exit.
+
+    Args:
+        name: of the job, and of its stage in `llkd.pipeline.STAGES`.
+        description: for `--help`.
+        measure: runs in place of a stage and returns figures; adds the option `--json FILE`, which
+            takes them.
 
     Exit status: 0 when everything is there; 1 when the job failed; 2 for a wrong command line
     or config; 130 when interrupted, 143 when told to end, as by `ray job stop`.
     """
     parser = job_parser(name, description)
-    if figures:
+    if measure is not None:
         parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     arguments = parser.parse_args()
     with errors_told():
@@ -43,13 +51,13 @@ def run_job(name: str, description: str | None, figures: bool = False) -> None:
 
     def work(console: Console) -> None:
         # Only now: importing Ray and connecting to it talk too.
-        from llkd.needs import require_inputs
         from llkd.pipeline import run_stage
+        from llkd.preflight import require_inputs
 
         require_inputs(name, config)
         with in_run_dir(config, name != "plan"), connected():
-            found = run_stage(name, config, console)
-        if figures and arguments.json is not None:
+            found = (measure or partial(run_stage, name))(config, console)
+        if measure is not None and arguments.json is not None:
             write_figures(arguments.json, found)
 
     sys.exit(do_logged(name, config, work))
@@ -133,7 +141,7 @@ def in_run_dir(config: RunConfig, writes: bool = True) -> Iterator[None]:
     Raises:
         BusyError: another process holds it.
     """
-    from llkd.lock import held
+    from llkd.store.lock import held
 
     with held(RunLayout(config.run_dir).root) if writes else contextlib.nullcontext():
         yield
@@ -142,13 +150,13 @@ def in_run_dir(config: RunConfig, writes: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
     """Ray, for the while."""
-    from llkd import runtime
+    from llkd.cluster import connection
 
-    runtime.connect()
+    connection.connect()
     try:
         yield
     finally:
-        runtime.disconnect()
+        connection.disconnect()
 
 
 EPILOG = """Settings and their defaults: docs/settings.md. Exit status: 0 all is done; 1 failed; 2 wrong command

@@ -11,39 +11,38 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from llkd.calibrate import calibrate
-from llkd.checksums import is_whole_file
-from llkd.config import RunConfig
-from llkd.config_file import dump_config, portable_path
+from llkd.cluster.integrity import is_whole_file
+from llkd.cluster.progress import ProgressDisplay
+from llkd.config.load import dump_config
+from llkd.config.run import RunConfig
 from llkd.core.metrics import Evaluation
+from llkd.distill.stage import distill
+from llkd.distill.stage import manifest_of as distill_manifest
 from llkd.errors import FingerprintError
-from llkd.lock import held
-from llkd.manifest import FILES, Manifest, check_begun, require_complete
-from llkd.mend import mend, reopen_damaged
-from llkd.needs import datasets_of, needs_student, require_room
-from llkd.plan import run_plan
-from llkd.progress import ProgressDisplay
+from llkd.ingest.stage import ingest
+from llkd.ingest.stage import manifest_of as ingest_manifest
+from llkd.preflight import needs_student, require_room
+from llkd.repair import mend, reopen_damaged
+from llkd.results.evaluate import evaluate, measure_held_out, measure_predictions
+from llkd.results.export import described, folder_of, publish
+from llkd.results.predict import Pass, pass_over_corpus, pass_over_test, predict
+from llkd.results.predict import manifest_of as predict_manifest
+from llkd.results.save_student import export
+from llkd.results.save_student import manifest_of as export_manifest
+from llkd.results.summary import show_predictions, show_summary
+from llkd.results.tracking import followed, tell_figures
 from llkd.rounds import label_in_rounds
-from llkd.schema import METRICS, REPORT, RunLayout
-from llkd.scratch import clear_dead
-from llkd.stages.combine import combine
-from llkd.stages.combine import manifest_of as combine_manifest
-from llkd.stages.distill import distill
-from llkd.stages.distill import manifest_of as distill_manifest
-from llkd.stages.evaluate import evaluate, measure_held_out, measure_predictions
-from llkd.stages.export import export
-from llkd.stages.export import manifest_of as export_manifest
-from llkd.stages.ingest import ingest
-from llkd.stages.ingest import manifest_of as ingest_manifest
-from llkd.stages.label import label
-from llkd.stages.label import manifest_of as label_manifest
-from llkd.stages.predict import Pass, pass_over_corpus, pass_over_test, predict
-from llkd.stages.predict import manifest_of as predict_manifest
-from llkd.stages.publish import described, folder_of, publish
-from llkd.storage import Folder
-from llkd.summary import show_predictions, show_summary
+from llkd.store.folder import Folder, portable_path
+from llkd.store.lock import held
+from llkd.store.manifest import FILES, Manifest, check_begun, require_complete
+from llkd.store.schema import METRICS, REPORT, RunLayout
+from llkd.store.scratch import clear_dead
+from llkd.teacher.calibrate import calibrate
+from llkd.teacher.ensemble import combine
+from llkd.teacher.ensemble import manifest_of as combine_manifest
 from llkd.teacher.examples import with_drawn_examples
-from llkd.tracking import followed, tell_figures
+from llkd.teacher.stage import label
+from llkd.teacher.stage import manifest_of as label_manifest
 
 
 def run_ingest(config: RunConfig, console: Console) -> None:
@@ -179,7 +178,7 @@ def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
         clear_dead()
         root.write_bytes("run.yaml", dump_config(config).encode())
         console.print(f"[bold]{escape(portable_path(root.uri))}[/]")
-        mend(config, datasets_of(config), partial(_line, console))
+        mend(config, config.datasets, partial(_line, console))
         with ProgressDisplay(console) as display:
             yield display.tracker
         root.delete_temporary()  # of tasks that were killed on the way
@@ -196,7 +195,7 @@ def check_run(config: RunConfig) -> None:
         FingerprintError: naming the setting that differs.
     """
     layout = RunLayout(config.run_dir)
-    for dataset in datasets_of(config):
+    for dataset in config.datasets:
         ingested = ingest_manifest(config, dataset)
         check_begun(Folder(layout.rows(dataset)), ingested)
         labelled = _check_labels(config, dataset, ingested)
@@ -226,12 +225,12 @@ def _check_labels(config: RunConfig, dataset: str, ingested: Manifest) -> Manife
 
 
 def _ingest(config: RunConfig, tracker: Any, console: Console) -> None:
-    for dataset in datasets_of(config):
+    for dataset in config.datasets:
         _say(console, f"ingest {dataset}", ingest(config, dataset, tracker))
 
 
 def _label(config: RunConfig, tracker: Any, console: Console) -> None:
-    datasets = datasets_of(config)
+    datasets = config.datasets
     for alone in config.of_each_teacher:
         label(alone, datasets, tracker)
     if config.label.in_part:
@@ -275,7 +274,7 @@ def _evaluate(config: RunConfig, tracker: Any, started: float, console: Console)
 def make_report(config: RunConfig, console: Console) -> None:
     """Write the report. All else is done: what goes wrong here is told and no more."""
     try:
-        from llkd.report import write_report
+        from llkd.results.report import write_report
 
         write_report(config)
     except Exception as error:
@@ -303,7 +302,7 @@ def collect_metrics(
     distilled = require_complete(Folder(layout.epochs), "distill").results
     ingested = [
         require_complete(Folder(layout.rows(dataset)), "ingest").results
-        for dataset in datasets_of(config)
+        for dataset in config.datasets
     ]
     names = config.task.label_names
     teacher: dict[str, Any] = {
@@ -360,13 +359,12 @@ def _figures(evaluation: Evaluation, names: list[str], auroc: bool) -> dict[str,
     return figures
 
 
-def run_stage(name: str, config: RunConfig, console: Console) -> Any:
-    """Do the job of a name, with the examples that its config has drawn; returns its figures, if it
-    has any beside what it writes."""
-    return STAGES[name](with_drawn_examples(config), console)
+def run_stage(name: str, config: RunConfig, console: Console) -> None:
+    """Run the job of a name, with the examples that its config has drawn."""
+    STAGES[name](with_drawn_examples(config), console)
 
 
-STAGES: dict[str, Callable[[RunConfig, Console], Any]] = {
+STAGES: dict[str, Callable[[RunConfig, Console], None]] = {
     "ingest": run_ingest,
     "label": run_label,
     "distill": run_distill,
@@ -374,6 +372,5 @@ STAGES: dict[str, Callable[[RunConfig, Console], Any]] = {
     "predict": run_predict,
     "export": run_export,
     "run": run_all,
-    "plan": run_plan,
 }
 """The jobs by name."""

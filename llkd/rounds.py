@@ -10,25 +10,32 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from llkd.calibrate import RANDOM_SLICE, calibrate
-from llkd.config import RunConfig
+from llkd.config.run import RunConfig
 from llkd.core.acquisition import round_sizes
-from llkd.epochs import read_stats
+from llkd.distill.holdout import best_epoch
+from llkd.distill.stage import distill
+from llkd.distill.stage import manifest_of as distill_manifest
+from llkd.distill.worker import read_stats
 from llkd.errors import DataError, RejectLimitError
-from llkd.manifest import Manifest, begun, check_begun, open_stage, read_manifest, require_complete
-from llkd.schema import RunLayout
-from llkd.stages.choose import choose, is_chosen
-from llkd.stages.distill import distill
-from llkd.stages.distill import manifest_of as distill_manifest
-from llkd.stages.export import export
-from llkd.stages.export import manifest_of as export_manifest
-from llkd.stages.label import CONTENT_FREE_ITEM, label
-from llkd.stages.label import manifest_of as label_manifest
-from llkd.stages.merge import merge
-from llkd.stages.predict import Pass, predict
-from llkd.stages.predict import manifest_of as predict_manifest
-from llkd.storage import Folder
-from llkd.validation import best_epoch
+from llkd.results.predict import Pass, predict
+from llkd.results.predict import manifest_of as predict_manifest
+from llkd.results.save_student import export
+from llkd.results.save_student import manifest_of as export_manifest
+from llkd.store.folder import Folder
+from llkd.store.manifest import (
+    Manifest,
+    begun,
+    check_begun,
+    open_stage,
+    read_manifest,
+    require_complete,
+)
+from llkd.store.schema import RunLayout
+from llkd.teacher.acquire import choose, is_chosen
+from llkd.teacher.calibrate import RANDOM_SLICE, calibrate
+from llkd.teacher.merge_rounds import merge
+from llkd.teacher.stage import CONTENT_FREE_ITEM, label
+from llkd.teacher.stage import manifest_of as label_manifest
 
 
 def label_in_rounds(config: RunConfig, datasets: Sequence[str], tracker: Any) -> None:

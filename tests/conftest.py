@@ -6,7 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads of torch that wait for each other sleep: on cores that two tests share, those that spin
 # keep off the very thread that they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-import llkd.runtime  # noqa: F401  sets what Ray reads when it is imported
+import llkd.cluster.connection  # noqa: F401  sets what Ray reads when it is imported
 
 # Ray's workers import the fakes by this name.
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from llkd.config import RunConfig
-from llkd.config_file import parse_config
+from llkd.config.load import parse_config
+from llkd.config.run import RunConfig
 from tests.fakes import TOPICS, make_texts
 
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
@@ -72,17 +72,17 @@ def local_ray() -> Iterator[None]:
     """One Ray for all tests of stages."""
     import ray
 
-    from llkd import runtime
+    from llkd.cluster import connection
 
     os.environ.pop("RAY_ADDRESS", None)
-    runtime.use_own_token()
+    connection.use_own_token()
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
         object_store_memory=200_000_000,
     )  # fmt: skip
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
-    runtime.disconnect()
+    connection.disconnect()
 
 
 @pytest.fixture(scope="session")

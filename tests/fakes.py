@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from llkd.config import TaskConfig, TeacherConfig
+from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.teacher.engine import LabelBatch
-from llkd.teacher.vllm_engine import VLLMEngine
+from llkd.teacher.engines.vllm import VLLMEngine
 
 TOPICS = {
     "sport": ["match", "goal", "team", "coach", "league"],

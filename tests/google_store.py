@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from llkd import storage
+from llkd.store import folder
 from tests.heads import PATIENCE, answers, free_port
 
 # Its own command serves one connection at a time, and pyarrow keeps several open; its store is not
@@ -41,7 +41,7 @@ def google_store(log: Path) -> Iterator[str]:
             [sys.executable, "-c", _SERVE, str(port)], stdout=file, stderr=file
         )
     os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = f"http://127.0.0.1:{port}"
-    storage.forget_filesystems()
+    folder.forget_filesystems()
     try:
         deadline = time.monotonic() + PATIENCE
         while not answers(port):
@@ -53,4 +53,4 @@ def google_store(log: Path) -> Iterator[str]:
         server.kill()
         server.wait()
         del os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"]
-        storage.forget_filesystems()
+        folder.forget_filesystems()

@@ -17,18 +17,18 @@ from typing import Any
 import ray
 from ray.util.placement_group import get_current_placement_group, placement_group_table
 
-from llkd import pools, runtime
-from llkd.config import TaskConfig, TeacherConfig
-from llkd.config_file import load_config
+from llkd.cluster import actor_pool, connection
+from llkd.cluster.environment import ADDRESS_VARIABLE
+from llkd.config.load import load_config
+from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.errors import LLKDError, TeacherError
-from llkd.local_ray import ADDRESS_VARIABLE
-from llkd.stages.label import label
+from llkd.teacher.stage import label
 from tests.conftest import SilentTracker
 from tests.fakes import KeywordTeacher
 
 NODES, GPUS, CPUS = 4, 2, 1
 """And of each."""
-ON_EACH: runtime.Resources = {"GPU": 2, "CPU": 1, "gpu_worker": 1}
+ON_EACH: connection.Resources = {"GPU": 2, "CPU": 1, "gpu_worker": 1}
 """What a replica takes on each of its two nodes."""
 PATIENCE = 120
 """Seconds in which something must have come about."""
@@ -131,10 +131,10 @@ def cluster() -> Iterator[None]:
         for _ in range(NODES - 1):
             made.add_node(**size)
         os.environ[ADDRESS_VARIABLE] = str(made.address)
-        runtime.connect()
+        connection.connect()
         yield
     finally:
-        runtime.disconnect()
+        connection.disconnect()
         made.shutdown()
 
 
@@ -148,7 +148,7 @@ def left() -> list[str]:
 
 def pool(actor: Any, arguments: tuple[Any, ...], items: Sequence[Any], most: int) -> Iterator[Any]:
     """Work on a pool of actors over two nodes each."""
-    return pools.run_on_actors(
+    return actor_pool.run_on_actors(
         actor, arguments, items, pool=(most, most), resources=ON_EACH, nodes=2
     )
 

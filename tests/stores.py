@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llkd.copies import local_copy, upload_folder
-from llkd.storage import Folder
+from llkd.store.folder import Folder
+from llkd.store.transfer import local_copy, upload_folder
 
 
 def check_what_is_there_and_what_is_not(folder: Folder) -> None:

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llkd.config_sources import SourceConfig
+from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
-from llkd.sources import check_columns, count_rows, list_files, read_rows
-from llkd.stages.ingest import usable_text
+from llkd.ingest.sources import check_columns, count_rows, list_files, read_rows
+from llkd.ingest.stage import usable_text
 
 LONG = "x" * 10_000_000
 NOT_UTF8 = pa.Array.from_buffers(
@@ -88,7 +88,7 @@ def test_a_file_that_cannot_be_read_is_named(
 
 
 def test_a_row_that_is_too_long_for_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llkd.csv_rows.ROW_BYTES", 100_000)
+    monkeypatch.setattr("llkd.ingest.csv_reader.ROW_BYTES", 100_000)
     with pytest.raises(DataError, match="x.csv: it has a row of more than 16 MiB"):
         read(tmp_path / "x.csv", b"text,n\n" + b"x" * 900_000 + b",1\n")
 
@@ -157,7 +157,7 @@ def test_any_range_of_a_csv_with_damaged_lines_can_be_read(tmp_path: Path) -> No
 def test_rows_and_characters_that_lie_across_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr("llkd.csv_rows.ROW_BYTES", 30_001)
+    monkeypatch.setattr("llkd.ingest.csv_reader.ROW_BYTES", 30_001)
     texts = ["ü€😀\n"[: i % 5] + str(i) for i in range(20_000)]
     lines = [f'{i},"{text}"' if i % 97 else "\udcff" for i, text in enumerate(texts)]
     content = ("n,text\n" + "\n".join(lines) + end).encode(errors="surrogateescape")

@@ -5,19 +5,19 @@ import pytest
 
 from docs.examples.curriculum import Curriculum
 from docs.examples.rules_engine import RulesEngine
-from llkd.calibrate import calibrate
 from llkd.core.policies import PolicySettings, Rule, Signals, select_rows
 from llkd.core.statistics import class_statistics
 from llkd.core.thresholds import Thresholds
+from llkd.distill.selection import Selector, policy_of
+from llkd.distill.stage import manifest_of
 from llkd.errors import ConfigError
-from llkd.needs import require_inputs
-from llkd.research.compare import variant
-from llkd.schema import RunLayout
-from llkd.selection import Selector, policy_of, shard_starts
-from llkd.stages.distill import manifest_of
-from llkd.stages.ingest import ingest
-from llkd.stages.label import label
-from llkd.storage import Folder
+from llkd.ingest.stage import ingest
+from llkd.lab.compare.compare import variant
+from llkd.preflight import require_inputs
+from llkd.store.folder import Folder
+from llkd.store.schema import RunLayout, shard_starts
+from llkd.teacher.calibrate import calibrate
+from llkd.teacher.stage import label
 from tests.conftest import ROOT, MakeConfig, SilentTracker
 from tests.fakes import TOPICS
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llkd.cards import LabelledFacts, dataset_card, model_card
-from llkd.labelled_rows import labelled_features
-from llkd.manifest import Manifest
-from llkd.research.plots import draw_all
-from llkd.research.results import RunResult
-from llkd.storage import Folder
-from llkd.summary import show_predictions
+from llkd.lab.compare.plots import draw_all
+from llkd.lab.compare.results import RunResult
+from llkd.results.cards import LabelledFacts, dataset_card, model_card
+from llkd.results.labelled_dataset import labelled_features
+from llkd.results.summary import show_predictions
+from llkd.store.folder import Folder
+from llkd.store.manifest import Manifest
 from tests.conftest import MakeConfig
 
 NAMES = ["[red]x[/]", "<script>x", "a|b", "`c`", "$x_$", "_y", "[/]", "&amp;", "**z**", "end\\"]

@@ -17,15 +17,15 @@ import psutil
 import pytest
 import yaml
 
-from llkd.arrays import matrix
-from llkd.config import RunConfig
-from llkd.lock import held
-from llkd.stages.ingest import ingest
-from llkd.stages.label import CONTENT_FREE, label
-from llkd.storage import Folder
+from llkd.config.run import RunConfig
+from llkd.ingest.stage import ingest
+from llkd.store.arrays import matrix
+from llkd.store.folder import Folder
+from llkd.store.lock import held
+from llkd.teacher.stage import CONTENT_FREE, label
 from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
 from tests.heads import PATIENCE, free_port
-from tests.report.browser import CHROMIUM, PHONE, opened
+from tests.results.report.browser import CHROMIUM, PHONE, opened
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llkd import pipeline, runtime
-from llkd.benchmarks.overhead import account
-from llkd.config import RunConfig
-from llkd.epochs import read_stats
+from llkd import pipeline
+from llkd.cluster import connection
+from llkd.config.run import RunConfig
+from llkd.distill.worker import read_stats
 from llkd.errors import FingerprintError, IncompleteError, StudentError
-from llkd.manifest import MANIFEST, Manifest
+from llkd.ingest.stage import ingest
+from llkd.lab.benchmarks.overhead import account
 from llkd.pipeline import run_stage
-from llkd.schema import RunLayout
-from llkd.stages.ingest import ingest
-from llkd.storage import Folder
+from llkd.store.folder import Folder
+from llkd.store.manifest import MANIFEST, Manifest
+from llkd.store.schema import RunLayout
 from tests.conftest import MakeConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -86,7 +87,7 @@ def test_the_stages_one_by_one(tmp_path: Path, make_config: MakeConfig) -> None:
     with pytest.raises(IncompleteError, match=r"Run jobs/distill.py"):
         run("evaluate", config)
     assert "epoch 1/1 training" in run("distill", config)
-    assert runtime.actors_of("worker")  # by the name that Ray Train gives
+    assert connection.actors_of("worker")  # by the name that Ray Train gives
     assert "macro-F1" in run("evaluate", config)
     shares = account(config, 1000.0)
     seconds = shares["seconds"]

@@ -13,15 +13,15 @@ import pytest
 from rich.console import Console
 
 from llkd import rounds
-from llkd.arrays import matrix
-from llkd.calibrate import calibrate
-from llkd.config import RunConfig
+from llkd.config.run import RunConfig
 from llkd.errors import DataError, FingerprintError, RejectLimitError, StudentError
-from llkd.manifest import MANIFEST, read_manifest
+from llkd.lab.compare.compare import variants
 from llkd.pipeline import run_stage
-from llkd.research.compare import variants
-from llkd.schema import RunLayout, shard_name
-from llkd.storage import Folder
+from llkd.store.arrays import matrix
+from llkd.store.folder import Folder
+from llkd.store.manifest import MANIFEST, read_manifest
+from llkd.store.schema import RunLayout, shard_name
+from llkd.teacher.calibrate import calibrate
 from tests.conftest import MakeConfig, config_maker
 from tests.fakes import text_key
 

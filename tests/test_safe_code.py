@@ -77,6 +77,6 @@ def test_the_walk_sees(source: str) -> None:
 def test_the_yaml_loader_is_a_safe_one() -> None:
     import yaml
 
-    from llkd.config_file import _Loader
+    from llkd.config.load import _Loader
 
     assert issubclass(_Loader, yaml.SafeLoader)

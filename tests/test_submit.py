@@ -15,11 +15,11 @@ import psutil
 import pytest
 import yaml
 
-from llkd.benchmarks.object_store import ObjectStore
-from llkd.chaos.verify import problems
-from llkd.config import RunConfig
-from llkd.stages.label import CONTENT_FREE
-from llkd.storage import Folder
+from llkd.config.run import RunConfig
+from llkd.lab.benchmarks.object_store import ObjectStore
+from llkd.lab.chaos.verify import problems
+from llkd.store.folder import Folder
+from llkd.teacher.stage import CONTENT_FREE
 from tests.conftest import ROOT, MakeConfig, config_maker
 from tests.heads import HEAD_TYPE, PATIENCE, Head, head, node_type
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llkd.config import TaskConfig, TeacherConfig
+from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.errors import ConfigError
 from llkd.teacher.engine import LabelBatch
 

@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llkd.copies import upload_folder
 from llkd.errors import DamageError, StorageError
-from llkd.storage import Folder
+from llkd.store.folder import Folder
+from llkd.store.transfer import upload_folder
 from llkd.student.parallel import (
     Tensors,
     load_model_tensors,

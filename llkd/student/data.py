@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from llkd.arrays import matrix
-from llkd.schema import LABEL, PROBS, ROW, TEXT, WEIGHT
-from llkd.storage import Folder
+from llkd.store.arrays import matrix
+from llkd.store.folder import Folder
+from llkd.store.schema import LABEL, PROBS, ROW, TEXT, WEIGHT
 from llkd.student.tokens import encode, pad
 
 WINDOW_BATCHES = 32

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from llkd.config_learning import LossSettings
+from llkd.config.selection import LossSettings
 
 
 def row_losses(

@@ -13,9 +13,9 @@ from transformers import (
     AutoTokenizer,
 )
 
-from llkd.config_student import LoraSettings, StudentConfig
+from llkd.cluster.hardware import cpu_prefers_bfloat16
+from llkd.config.student import LoraSettings, StudentConfig
 from llkd.errors import StudentError
-from llkd.hardware import cpu_prefers_bfloat16
 
 
 def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from llkd.errors import StudentError
-from llkd.prefetch import Ahead
+from llkd.student.prefetch import Ahead
 from llkd.student.tokens import encode, pad
 
 TOKENS_PER_BATCH = 2048

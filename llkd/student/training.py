@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llkd.config_student import StudentConfig
+from llkd.config.student import StudentConfig
 from llkd.student.data import Batch
 from llkd.student.dropout import use_byte_dropout
 from llkd.student.losses import row_losses

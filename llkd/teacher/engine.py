@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from llkd.config import TaskConfig, TeacherConfig
-from llkd.models import require_model, require_weights
-from llkd.plugins import imported_class
+from llkd.config.plugins import imported_class
+from llkd.config.run import TaskConfig, TeacherConfig
+from llkd.store.model_files import require_model, require_weights
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Engine(Protocol):
 
 
 _OURS = {
-    "vllm": "llkd.teacher.vllm_engine:VLLMEngine",
-    "transformers": "llkd.teacher.transformers_engine:TransformersEngine",
-    "openai": "llkd.teacher.openai_engine:OpenAIEngine",
-    "table": "llkd.teacher.table_engine:TableEngine",
+    "vllm": "llkd.teacher.engines.vllm:VLLMEngine",
+    "transformers": "llkd.teacher.engines.transformers:TransformersEngine",
+    "openai": "llkd.teacher.engines.openai:OpenAIEngine",
+    "table": "llkd.teacher.engines.table:TableEngine",
 }
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from llkd.config import Example, ExamplesConfig, RunConfig, TaskConfig
-from llkd.config_sources import SourceConfig
+from llkd.config.run import Example, ExamplesConfig, RunConfig, TaskConfig
+from llkd.config.sources import SourceConfig
 from llkd.errors import DataError, TeacherError
-from llkd.sources import as_text, check_columns, count_rows, list_files, read_rows
+from llkd.ingest.sources import as_text, check_columns, count_rows, list_files, read_rows
 
 SETTING = "task.examples_from"
 ROWS_PER_BATCH = 64

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import islice, takewhile
 from typing import Any, Literal
 
-from llkd.config import Example, TaskConfig, TeacherConfig
+from llkd.config.run import Example, TaskConfig, TeacherConfig
 from llkd.core.prompts import (
     TEXT_SLOT,
     chat_turns,

@@ -15,7 +15,7 @@ from llkd.core.calibration import (
     fit_temperature,
     marginal,
 )
-from llkd.core.combination import combine_distributions
+from llkd.core.ensemble import combine_distributions
 
 EXTREMES = st.sampled_from([-np.inf, -1e30, -100.0, -1e-30, 0.0])
 logprobs = arrays(

@@ -8,7 +8,7 @@ from pathlib import Path
 import llkd.core
 
 FORBIDDEN = {"ray", "torch", "vllm", "transformers", "datasets", "pyarrow"}
-ALLOWED_OWN = {"llkd.core", "llkd.errors", "llkd.schema"}
+ALLOWED_OWN = {"llkd.core", "llkd.errors", "llkd.store.schema"}
 
 
 def test_core_imports_nothing_forbidden() -> None:

@@ -14,10 +14,10 @@ import tempfile
 import atheris
 
 with atheris.instrument_imports(include=["llkd"]):
-    from llkd import sources
-    from llkd.config_sources import SourceConfig
+    from llkd.config.sources import SourceConfig
     from llkd.errors import LLKDError
-    from llkd.stages.ingest import _usable_text
+    from llkd.ingest import sources
+    from llkd.ingest.stage import _usable_text
 
 NAMES = ("x.csv", "x.jsonl", "x.parquet", "x.csv.gz", "x.jsonl.zst")
 FOLDER = tempfile.mkdtemp(prefix="llkd-fuzz-")

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
-from llkd.arrays import fixed_lists
-from llkd.schema import SELECTION_SCHEMA, corpus_schema
-from llkd.storage import Folder
+from llkd.store.arrays import fixed_lists
+from llkd.store.folder import Folder
+from llkd.store.schema import SELECTION_SCHEMA, corpus_schema
 from llkd.student.data import SelectedRows, portion
 from tests.fakes import make_texts
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llkd.config_student import StudentConfig
+from llkd.config.student import StudentConfig
 from llkd.student.dropout import ByteDropout, use_byte_dropout
 from llkd.student.model import load_student
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from llkd.config_learning import LossSettings
-from llkd.config_student import StudentConfig
+from llkd.config.selection import LossSettings
+from llkd.config.student import StudentConfig
 from llkd.student.losses import row_losses
 
 LOGITS = torch.tensor([[log(0.8), log(0.2)], [log(0.5), log(0.5)]])

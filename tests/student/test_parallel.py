@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 
-from llkd.config_student import StudentConfig
+from llkd.config.student import StudentConfig
 from llkd.errors import StudentError
 from llkd.student.data import Batch
 from llkd.student.model import load_student

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llkd.config_student import StudentConfig
+from llkd.config.student import StudentConfig
 from llkd.errors import StudentError
 from llkd.student.model import load_student
 from llkd.student.scoring import Scorer, scoring_copy

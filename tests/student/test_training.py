@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llkd.config_student import StudentConfig
+from llkd.config.student import StudentConfig
 from llkd.errors import StorageError
-from llkd.storage import Folder
+from llkd.store.folder import Folder
 from llkd.student.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from llkd.student.data import Batch
 from llkd.student.model import load_student, without_adapters

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llkd.config import ExamplesConfig, TaskConfig
+from llkd.config.run import ExamplesConfig, TaskConfig
 from llkd.errors import DataError
 from llkd.teacher.examples import NearestExamples, draw, labelled_rows, with_drawn_examples
 from llkd.teacher.prompting import make_prompter
@@ -68,7 +68,7 @@ def test_the_nearest_are_found_by_a_real_encoder(source: ExamplesConfig) -> None
 def test_each_prompt_shows_its_own_nearest(source: ExamplesConfig) -> None:
     from transformers import AutoTokenizer
 
-    from llkd.config import TeacherConfig
+    from llkd.config.run import TeacherConfig
 
     tokenizer: Any = AutoTokenizer.from_pretrained(prepared() / "teacher")
     nearest = source.model_copy(

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llkd.config import TaskConfig, TeacherConfig
+from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.errors import ConfigError, TeacherError
-from llkd.teacher.openai_engine import OpenAIEngine, answers_of, defused, read_answers
+from llkd.teacher.engines.openai import OpenAIEngine, answers_of, defused, read_answers
 from tests.conftest import ROOT
 from tests.demo import prepared
 
@@ -231,8 +231,8 @@ def _healthy(port: int) -> bool:
 
 @pytest.mark.timeout(600)
 def test_a_real_endpoint_agrees_with_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llkd.config_file import load_config
-    from llkd.teacher.transformers_engine import TransformersEngine
+    from llkd.config.load import load_config
+    from llkd.teacher.engines.transformers import TransformersEngine
 
     monkeypatch.setenv("TEACHER_KEY", KEY)
     config = load_config("jobs/configs/bbc.yaml")

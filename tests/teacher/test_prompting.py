@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llkd.config import Example, TaskConfig, TeacherConfig
+from llkd.config.run import Example, TaskConfig, TeacherConfig
 from llkd.errors import TeacherError
 from llkd.teacher.prompting import Prompter, make_prompter
 from tests.demo import prepared

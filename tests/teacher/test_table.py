@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llkd.config import TaskConfig, TeacherConfig
+from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.errors import ConfigError, DataError
-from llkd.teacher.table_engine import TableEngine
+from llkd.teacher.engines.table import TableEngine
 
 TASK = TaskConfig(instruction="?", labels=["sport", "tech", "trade"])  # type: ignore[arg-type]
 

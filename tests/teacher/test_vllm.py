@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from llkd.config import TeacherConfig
-from llkd.teacher.vllm_engine import (
+from llkd.config.run import TeacherConfig
+from llkd.teacher.engines.vllm import (
     CPU_BLOCK_SIZE,
     VLLMEngine,
     engine_arguments,
@@ -26,10 +26,10 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from llkd.config import TaskConfig
-from llkd.config_file import load_config
-from llkd.teacher.transformers_engine import TransformersEngine
-from llkd.teacher.vllm_engine import VLLMEngine
+from llkd.config.run import TaskConfig
+from llkd.config.load import load_config
+from llkd.teacher.engines.transformers import TransformersEngine
+from llkd.teacher.engines.vllm import VLLMEngine
 
 config = load_config("jobs/configs/bbc.yaml", ["teacher.engine_args.dtype=float32"])
 teacher, task = config.teacher, config.task
@@ -111,10 +111,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from llkd.benchmarks.teacher import _make_tiny
-from llkd.config import TaskConfig, TeacherConfig
-from llkd.teacher.transformers_engine import TransformersEngine
-from llkd.teacher.vllm_engine import VLLMEngine
+from llkd.lab.benchmarks.teacher import _make_tiny
+from llkd.config.run import TaskConfig, TeacherConfig
+from llkd.teacher.engines.transformers import TransformersEngine
+from llkd.teacher.engines.vllm import VLLMEngine
 
 folder = Path(sys.argv[1])
 _make_tiny(Path("demo/bbc/test.parquet"), folder / "base")

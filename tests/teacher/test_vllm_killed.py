@@ -13,13 +13,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from llkd.config_file import absolute_paths, load_config
+from llkd.config.load import absolute_paths, load_config
 from llkd.errors import TeacherError
-from llkd.schema import RunLayout
-from llkd.stages.ingest import ingest
-from llkd.stages.label import label
-from llkd.storage import Folder
-from llkd.teacher.vllm_engine import VLLMEngine
+from llkd.ingest.stage import ingest
+from llkd.store.folder import Folder
+from llkd.store.schema import RunLayout
+from llkd.teacher.engines.vllm import VLLMEngine
+from llkd.teacher.stage import label
 from tests.conftest import SilentTracker
 from tests.demo import prepared
 
@@ -82,7 +82,7 @@ def test_an_engine_that_was_killed_is_told_from_a_model_that_cannot_be_loaded(
         time.sleep(0.2)  # as with vLLM, the exit code is there a little later
         raise error
 
-    monkeypatch.setattr("llkd.teacher.vllm_engine.prepare_platform", lambda gpus: None)
+    monkeypatch.setattr("llkd.teacher.engines.vllm.prepare_platform", lambda gpus: None)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
     exceptions = SimpleNamespace(EngineDeadError=LostEngineError)
     monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", exceptions)

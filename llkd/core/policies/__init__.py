@@ -16,9 +16,9 @@ from llkd.core.policies.base import (
     settle,
 )
 from llkd.core.policies.baselines import SelectAll, SelectRandom
-from llkd.core.policies.consistency import FreeMatch, SoftMatch
-from llkd.core.policies.noise import ConfidentLearning, SmallLoss
+from llkd.core.policies.label_noise import ConfidentLearning, SmallLoss
 from llkd.core.policies.refine import Refined
+from llkd.core.policies.student_confidence import FreeMatch, SoftMatch
 from llkd.core.policies.threshold import Rule, ThresholdKind, ThresholdPolicy, WeightKind
 
 __all__ = [

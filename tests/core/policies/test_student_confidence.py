@@ -6,7 +6,7 @@ import pytest
 from llkd.core.mixture import Mixture, fit_two_normals
 from llkd.core.policies import PolicyName, PolicySettings, Rule, Signals, make_policy, select_rows
 from llkd.core.policies.base import State
-from llkd.core.policies.noise import confident_joint, loss_bound, wrong_by_class
+from llkd.core.policies.label_noise import confident_joint, loss_bound, wrong_by_class
 from llkd.core.statistics import class_statistics, on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import entropy

@@ -1,0 +1,109 @@
+"""What is wrong with settings, in words for those who wrote them."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from llkd.config.sources import check_no_secrets
+
+_WORDS = {
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping of names to values",
+    "model_type": "must be a section of settings",
+    "string_too_short": "must not be empty",
+}
+"""By pydantic's type of the problem."""
+
+_ALTERNATIVE = re.compile(r"constrained-.*|str|int|\[key\]|(tuple|list|dict|literal)\[.*\]")
+"""What pydantic puts into a location for a key, and for each type that a setting may have."""
+
+
+def explained(section: type[BaseModel], error: ValidationError) -> list[str]:
+    """All that is wrong, a line for each setting: where, what, and the value that was given, unless
+    it holds a secret.
+
+    Args:
+        section: what was checked, whose settings are proposed for those that it does not know.
+        error: what it said.
+    """
+    found: dict[str, list[str]] = {}
+    values: dict[str, Any] = {}
+    for problem in error.errors():
+        location = [
+            part
+            for number, part in enumerate(map(str, problem["loc"]))
+            if not (number and _ALTERNATIVE.fullmatch(part))
+        ]
+        if problem["type"] == "missing" and location[-1].isdigit():
+            *location, place = location
+            words = f"must have at least {int(place) + 1}"
+        else:
+            words = _words(section, location, problem)
+        where = ".".join(location) or "config"
+        if words not in found.setdefault(where, []):
+            found[where].append(words)
+        if problem["type"] not in ("missing", "extra_forbidden"):
+            values[where] = problem["input"]
+    return [
+        f"{where}: {' or '.join(words)}{_shown(values, where)}" for where, words in found.items()
+    ]
+
+
+def _words(section: type[BaseModel], location: Sequence[str], problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(section, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"no such setting; {hint}"
+    if problem["type"] == "missing":
+        return "missing"
+    if problem["type"] == "too_short":
+        return f"must have at least {problem['ctx']['min_length']}"
+    if problem["type"] == "too_long":
+        return f"must have at most {problem['ctx']['max_length']}"
+    words = _WORDS.get(problem["type"])
+    return words or str(problem["msg"]).removeprefix("Value error, ").replace(
+        "Input should be", "must be"
+    )
+
+
+def _shown(values: dict[str, Any], where: str) -> str:
+    value = values.get(where)
+    if where not in values or isinstance(value, dict | BaseModel):
+        return ""
+    try:
+        check_no_secrets({where: value})
+    except ValueError:
+        return ""
+    text = repr(value)
+    return f" (it is {text if len(text) <= 120 else text[:117] + '...'})"
+
+
+def _known_keys(section: Any, location: Sequence[str]) -> list[str]:
+    """The settings of the section at a location below another."""
+    for part in location:
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is not None:
+            section = _section_in(field.annotation)
+        elif not part.isdigit():  # a number is the place in a list of sections
+            return []
+    return list(getattr(section, "model_fields", {}))
+
+
+def _section_in(annotation: Any) -> Any:
+    """The class of a section that may be null, or stand in a list."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

@@ -1,0 +1,238 @@
+"""Reading a config: YAML, overrides, what is wrong in it, and paths that hold on other nodes."""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from llkd.config.explain import explained
+from llkd.config.outputs import ExportConfig
+from llkd.config.run import RunConfig, TaskConfig, TeacherConfig
+from llkd.config.sources import PredictConfig, SourceConfig
+from llkd.config.student import StudentConfig
+from llkd.errors import ConfigError, StorageError
+from llkd.store.folder import Folder
+
+LONGEST_INTEGER = 63
+"""Bits."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: of two settings, YAML takes the last in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """A mapping whose keys are all different."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "the name of a setting cannot be a list or a mapping"
+            elif (key.tag, key.value) in seen:
+                problem = f"{key.value!r} is given twice"
+            else:
+                seen.add((key.tag, key.value))
+                continue
+            raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes the line breaks that YAML would read back as another one."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _read_yaml(text: str, what: str) -> Any:
+    """What a text says in YAML; `what` the text is, for the error."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise ConfigError(f"{what} is not valid YAML: it is nested too deep") from error
+    except Exception as error:  # beside its own kinds what Python says of 2024-02-30 or !!bool x
+        raise ConfigError(f"{what} is not valid YAML: {error}") from error
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML config and apply `dotted.key=value` overrides, whose values are YAML.
+
+    Args:
+        path: of the file, or its URI.
+        overrides: settings that replace the file's.
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting is wrong; all that is wrong is named.
+    """
+    folder, _, name = path.rpartition("/")
+    try:
+        content = Folder(folder).read_bytes(name) if "://" in path else Path(path).read_bytes()
+        text = content.decode()
+    except (OSError, ValueError, StorageError) as error:
+        raise ConfigError(f"Cannot read the config {path}: {error}") from error
+    raw = _read_yaml(text, path)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, not {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, source=path)
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """Check a mapping of settings. `source` is named in the error.
+
+    Raises:
+        ConfigError: naming every wrong setting, its value, and the nearest known key.
+    """
+    problems = list(_not_plain(raw, []))
+    if not problems:
+        try:
+            return RunConfig.model_validate(raw)
+        except ValidationError as error:
+            problems = list(explained(RunConfig, error))
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    raise ConfigError(f"{source} has wrong settings:\n{lines}")
+
+
+def _not_plain(value: Any, keys: list[str], above: tuple[int, ...] = ()) -> Iterator[str]:
+    """What run.yaml could not hold as it is: text that is no UTF-8, a number without end, what is
+    neither text nor number, such as a date, and what holds itself.
+
+    Args:
+        value: a setting or a section.
+        keys: where it stands.
+        above: the identities of the sections around it.
+    """
+    where = ".".join(keys) or "config"
+    if id(value) in above:
+        yield f"{where}: holds itself"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(key, str):
+                yield from _not_plain(key, [*keys, repr(key)])
+                yield from _not_plain(inner, [*keys, key], (*above, id(value)))
+            else:
+                yield f"{where}: {key!r} is not text; YAML needs quotes around it"
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _not_plain(inner, [*keys, str(number)], (*above, id(value)))
+    elif isinstance(value, str):
+        if not re.fullmatch("[^\0\ud800-\udfff]*", value):
+            yield f"{where}: holds a character that is none, such as NUL ({value!r})"
+    elif isinstance(value, int):
+        if value.bit_length() > LONGEST_INTEGER:
+            yield f"{where}: an integer of more than {LONGEST_INTEGER} bits"
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield f"{where}: must be a finite number, not {value}"
+    elif value is not None:
+        kind = type(value).__name__
+        yield f"{where}: neither text nor a number but a {kind}; quotes around it make it text"
+
+
+def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The same config but for `dotted.key=value` overrides.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    raw = config.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, source=", ".join(overrides))
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The same config with its local paths made absolute: Ray's workers run in other folders."""
+
+    def source(section: SourceConfig) -> SourceConfig:
+        return section.model_copy(update={"path": _absolute_paths(section.path)})
+
+    def student(section: StudentConfig) -> StudentConfig:
+        return section.model_copy(update={"model": _absolute_folder(section.model)})
+
+    def teacher(section: TeacherConfig) -> TeacherConfig:
+        table = section.engine == "table"
+        return section.model_copy(
+            update={
+                "model": _absolute(section.model) if table else _absolute_folder(section.model),
+                "lora": section.lora and _absolute_folder(section.lora),
+            }
+        )
+
+    def task(section: TaskConfig) -> TaskConfig:
+        if section.examples_from is None:
+            return section
+        found = section.examples_from
+        paths = {
+            "path": _absolute_paths(found.path),
+            "embedder": found.embedder and _absolute_folder(found.embedder),
+        }
+        return section.model_copy(update={"examples_from": found.model_copy(update=paths)})
+
+    def predict(section: PredictConfig) -> PredictConfig:
+        return section.model_copy(update={"path": section.path and _absolute_paths(section.path)})
+
+    def export(section: ExportConfig) -> ExportConfig:
+        return section.model_copy(update={"folder": section.folder and _absolute(section.folder)})
+
+    return config.model_copy(
+        update={
+            "run_dir": _absolute(config.run_dir),
+            "task": task(config.task),
+            "corpus": source(config.corpus),
+            "test": config.test and source(config.test),
+            "validation": config.validation and source(config.validation),
+            "teacher": teacher(config.teacher),
+            "teachers": tuple(teacher(one) for one in config.teachers),
+            "student": student(config.student),
+            "predict": predict(config.predict),
+            "export": export(config.export),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    remote = "://" in path or path.startswith("datasets:")
+    return path if remote else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_paths(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return _absolute(path) if isinstance(path, str) else tuple(map(_absolute, path))
+
+
+def _absolute_folder(name: str) -> str:
+    """A model is a folder or a name at the hub."""
+    return _absolute(name) if Path(name).is_dir() else name
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML, every default written out."""
+    raw = config.model_dump(mode="json")
+    return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"An override reads dotted.key=value, not {override!r}")
+    value = _read_yaml(text, f"The value of {key}, {text!r},")
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        child = section.get(parent)
+        if child is None:
+            child = section[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"Cannot set {key}: {parent} is not a section but {child!r}")
+        section = child
+    section[last] = value

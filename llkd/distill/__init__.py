@@ -1,0 +1,1 @@
+"""Pseudo-labels become a student: score, select, train, every epoch."""

@@ -1,0 +1,126 @@
+"""The rows held out of training, by which the student of each epoch is measured.
+
+They are confident rows of the teacher's, with its labels: no gold is read here. What the student
+said of them is kept, so that it can be compared with gold afterwards where there is any.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llkd.cluster.shard_tasks import run_on_shards
+from llkd.config.run import RunConfig
+from llkd.core.holdout import Holdout, draw_holdout
+from llkd.core.metrics import evaluate
+from llkd.distill.selection import Selector
+from llkd.errors import DataError
+from llkd.store.arrays import fixed_lists, matrix
+from llkd.store.folder import Folder
+from llkd.store.schema import LABEL, PROBS, ROW, TEXT, RunLayout
+from llkd.student.tokens import CHARACTERS_PER_TOKEN
+
+
+def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:
+    """Which rows are held out; None if there are none."""
+    return draw_holdout(
+        config.student.validation_fraction,
+        selector.teacher_statistics(),
+        selector.shards,
+        config.seed,
+    )
+
+
+def make_validation(config: RunConfig, selector: Selector) -> None:
+    """Write the held-out rows of the shards that have any; those that are there are left alone.
+
+    Raises:
+        DataError: the corpus is too small to hold any out.
+    """
+    holdout = holdout_of(config, selector)
+    if holdout is None:
+        return
+    layout, chosen = RunLayout(config.run_dir), holdout
+    folder, most = Folder(layout.validation), config.student.max_length * CHARACTERS_PER_TOKEN
+
+    def work(shard: int) -> dict[str, Any]:
+        row_n, signals = selector.signals(shard, None)
+        held_n = np.flatnonzero(chosen.rows(signals))
+        texts = Folder(layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
+        read = texts.take(pa.array(row_n[held_n]))
+        columns = {
+            ROW: row_n[held_n],
+            LABEL: signals.label_n[held_n],
+            TEXT: pc.utf8_slice_codeunits(read, 0, most),
+        }
+        folder.write_shard(shard, pa.table(columns))
+        return {}
+
+    missing = sorted(chosen.shards - folder.shards())
+    for _ in run_on_shards(work, missing):
+        pass
+    if not any(folder.shard_rows(shard) for shard in sorted(chosen.shards)):
+        raise DataError(
+            f"student.validation_fraction = {config.student.validation_fraction} holds out no row "
+            "of this corpus: raise it, or set it to 0"
+        )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The rows held out: V rows, C classes."""
+
+    texts: list[str]
+    label_v: np.ndarray
+    """The teacher's labels, shape (V,)."""
+    classes: int
+
+    def part(self, rank: int, workers: int) -> slice:
+        """What a worker measures: an equal part, to a row."""
+        rows = len(self.texts)
+        return slice(rows * rank // workers, rows * (rank + 1) // workers)
+
+    def measure(self, probs_vc: np.ndarray) -> dict[str, Any]:
+        """How far a student agrees with the teacher's confident labels.
+
+        Args:
+            probs_vc: the student's distributions, shape (V, C).
+        """
+        found = evaluate(probs_vc, self.label_v)
+        own_v = probs_vc[np.arange(len(self.label_v)), self.label_v]
+        return {
+            "rows": found.rows,
+            "accuracy": found.accuracy,
+            "macro_f1": found.macro_f1,
+            "loss": float(-np.log(np.maximum(own_v, 1e-12)).mean()),
+        }
+
+
+def read_validation(config: RunConfig) -> Validation | None:
+    """The rows held out, in the order of their shards; None if there are none."""
+    if config.student.validation_fraction == 0:
+        return None
+    folder = Folder(RunLayout(config.run_dir).validation)
+    table = pa.concat_tables(
+        folder.read_shard(shard, [TEXT, LABEL]) for shard in sorted(folder.shards())
+    )
+    return Validation(table[TEXT].to_pylist(), table[LABEL].to_numpy(), len(config.task.labels))
+
+
+def write_predictions(config: RunConfig, epoch: int, probs_vc: np.ndarray) -> None:
+    """Keep what an epoch's student says of the rows held out."""
+    table = pa.table({PROBS: fixed_lists(probs_vc)})
+    Folder(RunLayout(config.run_dir).validation_of(epoch)).write_shard(0, table)
+
+
+def read_predictions(config: RunConfig, epoch: int) -> np.ndarray:
+    """What `write_predictions` kept: shape (V, C)."""
+    folder = Folder(RunLayout(config.run_dir).validation_of(epoch))
+    return matrix(folder.read_shard(0, [PROBS])[PROBS])
+
+
+def best_epoch(scores: list[float]) -> int:
+    """The first epoch of the highest score."""
+    return int(np.argmax(scores))

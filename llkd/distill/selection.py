@@ -1,0 +1,378 @@
+"""The distributed selection step: thresholds from merged statistics, then a pass over shards.
+
+The calibrated labels and confidences are worked out once, into sidecars of their own. Each shard
+is then decided on alone, from these and its uncertainty; only small statistics cross shards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from llkd.cluster.integrity import write_record
+from llkd.cluster.shard_tasks import sum_over_shards
+from llkd.config.plugins import imported_class
+from llkd.config.run import RunConfig
+from llkd.core.calibration import Calibration
+from llkd.core.holdout import Holdout
+from llkd.core.policies import (
+    ROWS,
+    Policy,
+    PolicyName,
+    PolicySettings,
+    Rule,
+    Signals,
+    filled,
+    make_policy,
+    settle,
+)
+from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
+from llkd.core.tally import Tally
+from llkd.core.thresholds import Thresholds
+from llkd.distill.selection_counts import COUNTS, Counts, Sums
+from llkd.errors import ConfigError, StorageError
+from llkd.store.arrays import fixed_lists, matrix
+from llkd.store.folder import Folder
+from llkd.store.schema import (
+    CONFIDENCE,
+    LABEL,
+    LOGPROBS,
+    PROBS,
+    PSEUDO_LABELS_SCHEMA,
+    ROW,
+    SELECTION_SCHEMA,
+    UNCERTAINTY,
+    WEIGHT,
+    RunLayout,
+    shard_name,
+    with_probs,
+)
+
+STATISTICS = "statistics.json"
+
+
+def policy_of(config: RunConfig) -> Policy:
+    """The policy that the config asks for.
+
+    Raises:
+        ConfigError: it is one of the user's own, and cannot be imported or is none.
+    """
+    selection = config.selection
+    rule = Rule(
+        thresholds=selection.thresholds,
+        fraction=selection.fraction,
+        confidence=selection.confidence_threshold,
+        uncertainty=selection.uncertainty_threshold,
+        momentum=selection.momentum,
+        weights=selection.weights,
+    )
+    settings = PolicySettings(
+        rule=rule,
+        sides=selection.sides,
+        warmup_epochs=selection.warmup_epochs,
+        class_floor=selection.class_floor,
+        beta=selection.beta,
+        parts=min(selection.parts, config.student.epochs),
+        keep=selection.keep,
+        clean_probability=selection.clean_probability,
+        seed=config.seed,
+    )
+    if selection.policy in get_args(PolicyName):
+        return make_policy(cast(PolicyName, selection.policy), settings)
+    own = imported_class(selection.policy, "selection.policy")
+    if not (isinstance(own, type) and issubclass(own, Policy)):
+        raise ConfigError(
+            f"selection.policy: {selection.policy} is no policy: make it a class that inherits from "
+            "llkd.core.policies.Policy"
+        )
+    return own(settings)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Selects the rows of an epoch; one for a whole run."""
+
+    config: RunConfig
+    starts: tuple[int, ...]
+    """Position of each shard's first row in the corpus."""
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return len(self.starts)
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.config.task.labels)
+
+    @property
+    def keeps_teacher_probs(self) -> bool:
+        """Whether the policy or the loss needs the teacher's distributions."""
+        return policy_of(self.config).uses_teacher_probs or self.config.student.loss.uses_targets
+
+    @property
+    def _layout(self) -> RunLayout:
+        return RunLayout(self.config.run_dir)
+
+    def make_pseudo_labels(self, calibration: Calibration) -> None:
+        """Write each shard's calibrated labels and confidences, and their statistics.
+
+        What is there is not made again.
+        """
+        folder = Folder(self._layout.pseudo_labels)
+        if folder.exists(STATISTICS):
+            return
+        there = folder.shards()
+
+        def work(shard: int) -> ClassStatistics:
+            table = (
+                folder.read_shard(shard, [LABEL, CONFIDENCE])
+                if shard in there
+                else self._label_shard(folder, calibration, shard)
+            )
+            label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
+            return class_statistics(label_n, confidence_n, None, self.classes)
+
+        total = sum_over_shards(ClassStatistics, work, range(self.shards))
+        write_record(folder, dict.fromkeys(map(shard_name, range(self.shards))))
+        folder.write_json(STATISTICS, total.to_json())
+
+    def _label_shard(self, folder: Folder, calibration: Calibration, shard: int) -> pa.Table:
+        table = Folder(self._layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
+        probs_nc = calibration.apply(matrix(table[LOGPROBS]))
+        columns, schema = {
+            ROW: table[ROW],
+            LABEL: probs_nc.argmax(axis=1).astype(np.int32),
+            CONFIDENCE: on_grid(probs_nc.max(axis=1)),
+        }, PSEUDO_LABELS_SCHEMA  # fmt: skip
+        if self.keeps_teacher_probs:
+            columns[PROBS] = fixed_lists(probs_nc)
+            schema = with_probs(schema, pa.float32(), self.classes)
+        made = pa.table(columns, schema=schema)
+        folder.write_shard(shard, made)
+        return made
+
+    def teacher_statistics(self) -> ClassStatistics:
+        """Counts and confidence by class over the corpus; the same in every epoch."""
+        return ClassStatistics.from_json(Folder(self._layout.pseudo_labels).read_json(STATISTICS))
+
+    def signals(
+        self, shard: int, epoch: int | None, policy: Policy | None = None
+    ) -> tuple[np.ndarray, Signals]:
+        """(row, signals) of a shard's labelled rows.
+
+        Args:
+            shard: its number.
+            epoch: whose uncertainty is wanted; None: without it.
+            policy: whose further needs, and those of the loss, are met.
+
+        Raises:
+            StorageError: the sidecars do not belong together.
+        """
+        folder = Folder(self._layout.pseudo_labels)
+        teacher = policy is not None and self.keeps_teacher_probs
+        table = folder.read_shard(shard, [ROW, LABEL, CONFIDENCE, *([PROBS] if teacher else [])])
+        row_n = table[ROW].to_numpy()
+        uncertainty_n = student_nc = None
+        if epoch is not None:
+            folder = Folder(self._layout.uncertainty(epoch))
+            student = policy is not None and policy.uses_student_probs
+            scored = folder.read_shard(shard, [ROW, UNCERTAINTY, *([PROBS] if student else [])])
+            if not np.array_equal(scored[ROW].to_numpy(), row_n):
+                raise StorageError(
+                    f"Shard {shard} of {folder.uri} has other rows than its labels; delete "
+                    f"{self._layout.epoch(epoch)} and run again"
+                )
+            uncertainty_n = scored[UNCERTAINTY].to_numpy()
+            student_nc = matrix(scored[PROBS]) if student else None
+        return row_n, Signals(
+            table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy(), uncertainty_n,
+            self.starts[shard] + row_n.astype(np.int64), student_nc,
+            matrix(table[PROBS]) if teacher else None,
+        )  # fmt: skip
+
+    def uncertainty_sums(self, shards: Sequence[int], epoch: int) -> np.ndarray:
+        """Sums of the uncertainties of scored shards by pseudo-label, shape (C,)."""
+
+        def work(shard: int) -> Sums:
+            _, signals = self.signals(shard, epoch)
+            assert signals.uncertainty_n is not None
+            return Sums(sums_by_class(signals.label_n, signals.uncertainty_n, self.classes))
+
+        if not shards:
+            return np.zeros(self.classes)
+        total: Sums = sum_over_shards(Sums, work, sorted(shards), reserve=False)
+        return total.sum_c
+
+    def select(
+        self,
+        epoch: int,
+        statistics: ClassStatistics,
+        uncertainty_c: np.ndarray | None,
+        previous: Thresholds | None,
+        holdout: Holdout | None = None,
+    ) -> dict[str, Any]:
+        """Write the epoch's selection, and return its stats (see stats.json in the README).
+
+        Args:
+            epoch: from 0.
+            statistics: of the teacher's side.
+            uncertainty_c: sums of the student's uncertainty by class, shape (C,); None where the
+                policy does without.
+            previous: the thresholds of the epoch before.
+            holdout: rows that are not to be trained on; no class's floor counts them.
+        """
+        policy = policy_of(self.config)
+        if uncertainty_c is not None:
+            statistics = replace(statistics, uncertainty_c=uncertainty_c)
+
+        def measure(question: str, thresholds: Thresholds) -> Tally:
+            work = partial(_measure_shard, self, epoch, policy, question, thresholds)
+            total: Tally = sum_over_shards(Tally, work, range(self.shards), reserve=False)
+            return total
+
+        def measure_held(thresholds: Thresholds) -> Tally:
+            assert holdout is not None
+            work = partial(_measure_shard, self, epoch, policy, ROWS, thresholds, holdout=holdout)
+            total: Tally = sum_over_shards(Tally, work, sorted(holdout.shards), reserve=False)
+            return total
+
+        state = settle(policy, epoch, statistics, previous, measure)
+        statistics, thresholds = state.statistics, state.thresholds
+        counts = self.select_by(epoch, thresholds, holdout)
+        wider = filled(policy, state, counts.selected_c, None if holdout is None else measure_held)
+        if wider is not None:
+            thresholds = wider
+            counts = self.select_by(epoch, wider, holdout)
+        Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
+        scored = uncertainty_c is not None
+        return epoch_stats(self.config, epoch, statistics, counts.selected_c, thresholds, scored)
+
+    def counts(self, epoch: int) -> Counts:
+        """What an epoch selected."""
+        return Counts.from_json(Folder(self._layout.selection(epoch)).read_json(COUNTS))
+
+    def select_by(
+        self,
+        epoch: int,
+        thresholds: Thresholds,
+        holdout: Holdout | None,
+        shards: Sequence[int] | None = None,
+    ) -> Counts:
+        """Write the rows that thresholds select of all shards, or of some; returns their counts."""
+        work = partial(_select_shard, self, epoch, policy_of(self.config), thresholds, holdout)
+        # The training workers hold the CPUs, and wait for this.
+        wanted = range(self.shards) if shards is None else shards
+        counts: Counts = sum_over_shards(Counts, work, wanted, reserve=False)
+        return counts
+
+    def unique_rows(self, epochs: int) -> int:
+        """How many rows were selected in at least one epoch."""
+
+        def work(shard: int) -> Sums:
+            chosen = [
+                Folder(self._layout.selection(epoch)).read_shard(shard, [ROW])[ROW].to_numpy()
+                for epoch in range(epochs)
+            ]
+            return Sums(np.array([len(np.unique(np.concatenate(chosen)))]))
+
+        total: Sums = sum_over_shards(Sums, work, range(self.shards))
+        return int(total.sum_c[0])
+
+
+def epoch_stats(
+    config: RunConfig,
+    epoch: int,
+    statistics: ClassStatistics,
+    selected_c: np.ndarray,
+    thresholds: Thresholds,
+    scored: bool,
+) -> dict[str, Any]:
+    """What stats.json tells of an epoch's selection.
+
+    Args:
+        config: the run.
+        epoch: from 0.
+        statistics: of the labels and confidences that the policy goes by.
+        selected_c: rows selected by label, shape (C,).
+        thresholds: that they were selected by.
+        scored: whether the student's uncertainty was measured.
+    """
+    rows, chosen = int(statistics.rows_c.sum()), int(selected_c.sum())
+    return {
+        "epoch": epoch,
+        "policy": config.selection.policy,
+        "rows": rows,
+        "selected": chosen,
+        "fraction": chosen / max(rows, 1),
+        "classes": {
+            name: {
+                "rows": int(statistics.rows_c[i]),
+                "selected": int(selected_c[i]),
+                "fraction": float(selected_c[i] / max(statistics.rows_c[i], 1)),
+                "mean_confidence": _number(statistics.mean_confidence_c[i]),
+                "mean_uncertainty": _number(statistics.mean_uncertainty_c[i]) if scored else None,
+            }
+            for i, name in enumerate(config.task.label_names)
+        },
+        "thresholds": thresholds.to_json(),
+    }
+
+
+def sums_by_class(label_n: np.ndarray, signal_n: np.ndarray, classes: int) -> np.ndarray:
+    """The sum of a signal by pseudo-label, float64, shape (C,)."""
+    return np.bincount(label_n, weights=signal_n, minlength=classes)
+
+
+def _measure_shard(
+    selector: Selector,
+    epoch: int,
+    policy: Policy,
+    question: str,
+    thresholds: Thresholds,
+    shard: int,
+    holdout: Holdout | None = None,
+) -> Tally:
+    """See Policy.measure; of the rows that are held out, if it is said which these are."""
+    _, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, policy)
+    if holdout is not None:
+        signals = signals.of(holdout.rows(signals))
+    return policy.measure(epoch, question, signals, thresholds)
+
+
+def _select_shard(
+    selector: Selector,
+    epoch: int,
+    policy: Policy,
+    thresholds: Thresholds,
+    holdout: Holdout | None,
+    shard: int,
+) -> Counts:
+    row_n, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, policy)
+    choice = policy.choose(epoch, signals, thresholds)
+    if holdout is not None and shard in holdout.shards:
+        choice = choice.without(holdout.rows(signals))
+    chosen_n = np.flatnonzero(choice.weight_n)
+    label_n = choice.label_n[chosen_n]
+    weight_n = choice.weight_n[chosen_n].astype(np.float32)
+    columns, schema = {ROW: row_n[chosen_n], LABEL: label_n, WEIGHT: weight_n}, SELECTION_SCHEMA
+    if selector.config.student.loss.uses_targets:
+        assert choice.target_nc is not None
+        columns[PROBS] = fixed_lists(choice.target_nc[chosen_n])
+        schema = with_probs(schema, pa.float32(), selector.classes)
+    table = pa.table(columns, schema=schema)
+    Folder(RunLayout(selector.config.run_dir).selection(epoch)).write_shard(shard, table)
+    return Counts(
+        np.bincount(label_n, minlength=selector.classes),
+        np.array([len(chosen_n)]),
+        float(weight_n.sum(dtype=np.float64)),
+    )
+
+
+def _number(value: float) -> float | None:
+    """A JSON number; null for NaN, the mean of a class without rows."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,56 @@
+"""What the epochs of a run have come to: which are begun, which are trained, what they select by."""
+
+from llkd.cluster.integrity import read_record, write_record
+from llkd.core.calibration import Calibration
+from llkd.core.thresholds import Thresholds
+from llkd.distill.holdout import holdout_of, make_validation
+from llkd.distill.selection import Selector
+from llkd.distill.selection_counts import COUNTS
+from llkd.distill.worker import STATS, read_stats
+from llkd.store.folder import Folder
+from llkd.store.schema import RunLayout, shard_name
+
+
+def trained_epochs(layout: RunLayout) -> int:
+    """How many epochs the newest whole checkpoint has behind it."""
+    from llkd.student.checkpoints import checkpoint_epoch, last_checkpoint
+
+    name = last_checkpoint(Folder(layout.checkpoints))
+    return 0 if name is None else checkpoint_epoch(name) + 1
+
+
+def record_epoch(layout: RunLayout, epoch: int) -> None:
+    """Record the shards of a trained epoch; they have checksums of their own."""
+    for folder in (Folder(layout.uncertainty(epoch)), Folder(layout.selection(epoch))):
+        if shards := folder.shards():
+            write_record(folder, dict.fromkeys(map(shard_name, shards)))
+
+
+def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
+    """Make what all epochs select by, and what is missing of selections that were made.
+
+    Raises:
+        DataError: the corpus is too small to hold rows out.
+        StorageError: what they are made of is damaged too.
+    """
+    layout = RunLayout(selector.config.run_dir)
+    selector.make_pseudo_labels(calibration)
+    make_validation(selector.config, selector)
+    for epoch in begun_epochs(layout):
+        folder = Folder(layout.selection(epoch))
+        missing = sorted(set(range(selector.shards)) - folder.shards())
+        counted = folder.exists(COUNTS)
+        if not Folder(layout.epoch(epoch)).exists(STATS) or (counted and not missing):
+            continue
+        thresholds = Thresholds.from_json(read_stats(selector.config, epoch)["thresholds"])
+        holdout = holdout_of(selector.config, selector)
+        counts = selector.select_by(epoch, thresholds, holdout, missing if counted else None)
+        if not counted:
+            folder.write_json(COUNTS, counts.to_json(), indent=None)
+        if read_record(folder) is not None:
+            record_epoch(layout, epoch)
+
+
+def begun_epochs(layout: RunLayout) -> list[int]:
+    """The epochs that have left anything."""
+    return [int(name) for name in Folder(layout.epochs).names() if name.isdigit()]

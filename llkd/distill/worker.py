@@ -1,0 +1,377 @@
+"""The epoch loop, as each training worker runs it.
+
+In each epoch the workers take pieces of shards to score as they get free; rank 0 then runs the
+selection as Ray Data tasks on CPUs beside the workers; then all train on equal parts of what was
+selected, and measure the student on the rows held out.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from llkd.cluster.progress import now_and_then
+from llkd.cluster.telemetry import Work
+from llkd.config.run import RunConfig
+from llkd.core.holdout import Holdout
+from llkd.core.thresholds import Thresholds
+from llkd.distill.holdout import best_epoch, holdout_of, read_validation, write_predictions
+from llkd.distill.idle_time import Waits
+from llkd.distill.scoring_pass import UncertaintyPass
+from llkd.distill.selection import Selector, policy_of
+from llkd.errors import LLKDError, StorageError, StudentError
+from llkd.store.folder import Folder, filesystem
+from llkd.store.schema import RunLayout
+from llkd.store.scratch import clear_dead, make_scratch
+from llkd.store.transfer import local_copy
+from llkd.student.prefetch import Ahead
+
+STATS = "stats.json"
+STEPS_AHEAD = 8
+"""Optimiser steps whose batches are read and tokenised before they are needed."""
+
+
+def read_stats(config: RunConfig, epoch: int) -> dict[str, Any]:
+    """An epoch's stats.json."""
+    stats: dict[str, Any] = Folder(RunLayout(config.run_dir).epoch(epoch)).read_json(STATS)
+    return stats
+
+
+def scores_until(config: RunConfig, epochs: int) -> list[float]:
+    """By what the best of the first epochs is chosen: agreement on the rows held out."""
+    return [read_stats(config, epoch)["validation"]["macro_f1"] for epoch in range(epochs)]
+
+
+def run_worker(loop_config: dict[str, Any]) -> None:
+    """What each training worker runs.
+
+    Ray Train starts a failed group again. Where what failed is a mistake that no new start
+    mends, the new group ends at once and the driver tells the mistake.
+    """
+    queue = loop_config["queue"]
+    if ray.get(queue.failure.remote()) is not None:
+        return
+    clear_dead()
+    try:
+        EpochLoop(**loop_config).run()
+    except LLKDError as error:
+        # A storage may be back at the next start.
+        tell = queue.trouble if isinstance(error, StorageError) else queue.fail
+        ray.get(tell.remote(type(error).__name__, str(error)))
+        raise
+
+
+class EpochLoop:
+    """One worker's way through the epochs."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        selector: Selector,
+        shard_rows: Sequence[int],
+        queue: Any,
+        tracker: Any,
+    ) -> None:
+        import torch
+        from ray.train import get_context
+        from ray.train.torch import get_device
+
+        from llkd.student.model import load_student, use_bfloat16
+        from llkd.student.parallel import parallel_model
+        from llkd.student.scoring import Scorer, scoring_copy
+        from llkd.student.training import Trainer
+
+        self.config, self.selector, self.shard_rows = config, selector, shard_rows
+        self.queue, self.tracker, self.waits = queue, tracker, Waits()
+        context = get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.layout = RunLayout(config.run_dir)
+        self.policy = policy_of(config)
+        self.device = get_device()
+        student = config.student
+        if self.device.type == "cpu":
+            torch.set_num_threads(_threads(context.get_local_world_size()))
+        torch.manual_seed(config.seed)  # the head starts the same everywhere
+        self.tokenizer, whole = load_student(student, config.task.label_names)
+        bfloat16 = use_bfloat16(student.precision, self.device)
+        self._scored = scoring_copy(whole, bfloat16).to(self.device)
+        self.scorer = Scorer(
+            self.tokenizer, self._scored, max_length=student.max_length, compiled=student.compile,
+            dropout_passes=config.selection.mc_dropout,
+        )  # fmt: skip
+        self.uncertainty = UncertaintyPass(
+            config, selector, shard_rows, self.scorer, queue, tracker, self.rank, self.workers
+        )
+        self.model = parallel_model(whole, student.parallel, self.workers, self.device)
+        self._weights = whole  # inside what makes it parallel
+        self.trainer = Trainer(self.model, student, self.device, bfloat16)
+        self.holdout: Holdout | None = holdout_of(config, selector)
+        self.validation = read_validation(config)
+
+    def run(self) -> None:
+        """All epochs that are not done yet."""
+        first = self._resume()
+        self._begun = time.monotonic()
+        if first > 0 and read_stats(self.config, first - 1)["stopped"]:
+            return
+        for epoch in range(first, self.config.student.epochs):
+            if self._epoch(epoch)["stopped"]:
+                return
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        started = time.monotonic()
+        if self.policy.uses_uncertainty:
+            self.uncertainty.begin(epoch, self._name(epoch, "scoring"))
+            self._agreed(None)
+            self.uncertainty.run(epoch)
+            self.waits.add("batches", self.scorer.taken_wait())
+            with self.waits.on("others"):
+                self._agreed(None)
+        scored = time.monotonic()
+        with self.waits.on("selection"):
+            stats = self._select(epoch)
+        selected = time.monotonic()
+        stats["training_loss"], stats["dropped"] = self._train(epoch, stats)
+        stats["validation"] = self._validate(epoch)
+        stats["stopped"] = self._enough(epoch, stats)
+        stats["seconds"] = {
+            "score": scored - started,
+            "select": selected - scored,
+            "train": time.monotonic() - selected,
+        }
+        # An epoch is from one of these lines to the next, so that storing the checkpoint of the
+        # one before is in it.
+        stats["waiting"] = self._waiting(time.monotonic() - self._begun)
+        self._begun, self.waits = time.monotonic(), Waits()
+        with self.waits.on("checkpoint"):
+            self._report(epoch, stats)
+        return stats
+
+    def _agreed(self, value: Any) -> Any:
+        """Rank 0's value, on every worker; also a barrier."""
+        from ray.train.collective import broadcast_from_rank_zero
+
+        return broadcast_from_rank_zero(value if self.rank == 0 else None)
+
+    def _total(self, values: np.ndarray) -> np.ndarray:
+        """The sum over all workers: float64, of the shape of `values`."""
+        import torch
+
+        tensor = torch.as_tensor(values, dtype=torch.float64)
+        if self.workers > 1:
+            tensor = tensor.to(self.device)
+            torch.distributed.all_reduce(tensor)
+        return np.asarray(tensor.cpu().numpy())
+
+    def _resume(self) -> int:
+        """Load the last checkpoint, if there is one; returns the epoch to begin with."""
+        from llkd.student.checkpoints import last_checkpoint, load_checkpoint
+
+        # Only rank 0 reads them all through.
+        found = last_checkpoint(Folder(self.layout.checkpoints), True) if self.rank == 0 else None
+        name = self._agreed(found)
+        if name is None:
+            return 0
+        with local_copy(f"{self.layout.checkpoints}/{name}") as directory:
+            state = load_checkpoint(Path(directory), self.model, self.trainer.optimizer)
+        self._refresh_scorer()
+        return int(state["epoch"]) + 1
+
+    def _refresh_scorer(self) -> None:
+        """Score with the weights as they are now."""
+        from llkd.student.parallel import copy_weights
+
+        copy_weights(self._weights, self._scored)
+
+    def _name(self, epoch: int, what: str) -> str:
+        return f"epoch {epoch + 1}/{self.config.student.epochs} {what}"
+
+    def _select(self, epoch: int) -> dict[str, Any]:
+        """The selection of this epoch: made by rank 0, read by all."""
+        folder = Folder(self.layout.epoch(epoch))
+        if self.rank == 0 and not folder.exists(STATS):
+            self.tracker.doing.remote(self._name(epoch, "selection"))
+            previous = None
+            if epoch > 0:
+                previous = Thresholds.from_json(read_stats(self.config, epoch - 1)["thresholds"])
+            stats = self.selector.select(
+                epoch,
+                self.selector.teacher_statistics(),
+                self.uncertainty.merged(epoch) if self.policy.uses_uncertainty else None,
+                previous,
+                self.holdout,
+            )
+            folder.write_json(STATS, stats)
+        self._agreed(None)
+        return read_stats(self.config, epoch)
+
+    def _train(self, epoch: int, stats: dict[str, Any]) -> tuple[float, int]:
+        """Train on this worker's part; returns the mean loss over all workers, and the rows that
+        no worker took."""
+        import torch
+
+        from llkd.student.data import SelectedRows, portion
+
+        seed = self.config.seed * 1009 + epoch
+        counts = self.selector.counts(epoch)
+        part = portion(counts.selected_s.tolist(), self.rank, self.workers, seed)
+        if part.rows == 0:
+            raise StudentError(
+                f"Epoch {epoch + 1} selected {stats['selected']} rows, too few to train "
+                f"{self.workers} worker(s). Use another selection.policy, or raise "
+                "selection.class_floor (for random: selection.fraction)."
+            )
+        if self.rank == 0:
+            name = self._name(epoch, "training")
+            self.tracker.begin.remote(name, part.rows * self.workers, 0, "worker")
+        student = self.config.student
+        batch_size = student.batch_size // self.workers
+        rows = SelectedRows(
+            Folder(self.layout.rows("corpus")), Folder(self.layout.selection(epoch)),
+            self.tokenizer, batch_size=batch_size, max_length=student.max_length,
+            micro_batch_size=student.micro_batch_size, targets=student.loss.uses_targets,
+        )  # fmt: skip
+        torch.manual_seed(seed * 65537 + self.rank)  # dropout
+        weight_mean = counts.weight_sum / max(stats["selected"], 1)
+        with Ahead(rows.steps(part, seed, weight_mean), STEPS_AHEAD) as steps:
+            total, count = self.trainer.train(
+                self._counted(steps, epoch), epoch, count=-(-part.rows // batch_size)
+            )
+            self.waits.add("batches", steps.waited)
+        with self.waits.on("others"):
+            total, count = self._total(np.array([total, count]))
+        if not np.isfinite(total):
+            raise StudentError(
+                f"The training loss of epoch {epoch + 1} is not a number: the student has "
+                f"diverged. Lower student.learning_rate ({student.learning_rate})."
+            )
+        self._refresh_scorer()
+        return float(total / count), part.dropped
+
+    def _counted(self, steps: Iterable[Any], epoch: int) -> Iterator[Any]:
+        of, unit = self._work(epoch), f"{epoch}/{self.rank}"
+
+        def tell(done: int) -> None:
+            loss = self.trainer.mean_loss() if self.rank == 0 else None
+            self.tracker.update.remote(unit, done, of=of, loss=loss)
+
+        now_and_then_, done = now_and_then(tell), 0
+        for batches in steps:
+            yield batches
+            done += sum(len(batch.labels_b) for batch in batches)
+            now_and_then_(done)
+        tell(done)
+
+    def _work(self, epoch: int) -> Work:
+        return Work(self.layout.name, "train", "corpus", epoch)
+
+    def _validate(self, epoch: int) -> dict[str, Any] | None:
+        """How the student of this epoch does on the rows held out; None if there are none."""
+        if self.validation is None:
+            return None
+        part = self.validation.part(self.rank, self.workers)
+        probs_vc = np.zeros((len(self.validation.texts), self.selector.classes))
+        probs_vc[part] = self.scorer.probabilities(self.validation.texts[part])
+        self.waits.add("batches", self.scorer.taken_wait())
+        probs_vc = self._total(probs_vc)
+        if self.rank == 0:
+            write_predictions(self.config, epoch, probs_vc)
+        return self.validation.measure(probs_vc)
+
+    def _enough(self, epoch: int, stats: dict[str, Any]) -> bool:
+        """Whether no better student is to be expected."""
+        patience = self.config.student.patience
+        if patience is None:
+            return False
+        scores = [*scores_until(self.config, epoch), stats["validation"]["macro_f1"]]
+        return epoch - best_epoch(scores) >= patience
+
+    def _waiting(self, seconds: float) -> dict[str, Any]:
+        """The mean over the workers of the seconds in which they had nothing to compute."""
+        reasons = ("batches", "selection", "others", "checkpoint")
+        mean = self._total(np.array([self.waits.seconds.get(r, 0.0) for r in reasons]))
+        mean /= self.workers
+        found = dict(zip(reasons, mean.tolist(), strict=True))
+        return {"share": sum(found.values()) / seconds, "seconds": found}
+
+    def _report(self, epoch: int, stats: dict[str, Any]) -> None:
+        """Leave the epoch's stats and a checkpoint, which is stored while the next one begins."""
+        from ray.train import Checkpoint, CheckpointUploadMode, report
+
+        from llkd.student.checkpoints import checkpoint_name, save_checkpoint
+        from llkd.student.parallel import model_tensors, optimizer_tensors
+
+        weights = model_tensors(self.model)
+        moments = optimizer_tensors(self.model, self.trainer.optimizer)
+        checkpoint = None
+        if self.rank == 0:
+            self._forget_checkpoints(epoch)
+            Folder(self.layout.epoch(epoch)).write_json(STATS, stats)
+            directory = make_scratch()
+            save_checkpoint(directory, weights, moments, {"epoch": epoch})
+            checkpoint = Checkpoint.from_directory(str(directory))
+            self.tracker.epoch.remote(self._work(epoch), stats)
+            for line in notes(epoch, stats):
+                self.tracker.note.remote(line)
+        report(
+            {
+                "epoch": epoch,
+                "training_loss": stats["training_loss"],
+                "selected_fraction": stats["fraction"],
+            },
+            checkpoint=checkpoint,
+            checkpoint_dir_name=checkpoint_name(epoch),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._store,
+        )
+
+    def _store(self, checkpoint: Any, name: str) -> Any:
+        """Store a checkpoint, in a thread of Ray Train's; returns the stored one."""
+        from ray.train import Checkpoint
+
+        from llkd.student.checkpoints import store_checkpoint
+
+        checkpoints = Folder(self.layout.checkpoints)
+        try:
+            store_checkpoint(Path(checkpoint.path), checkpoints, name)
+        except StorageError as error:
+            ray.get(self.queue.trouble.remote("StorageError", str(error)))
+            raise
+        filesystem_, path = filesystem(checkpoints.uri)
+        return Checkpoint(f"{path}/{name}", filesystem_)
+
+    def _forget_checkpoints(self, epoch: int) -> None:
+        """Delete those that nobody goes on from: all but the epoch's before, and the best."""
+        from llkd.student.checkpoints import checkpoint_name, delete_checkpoints, is_whole
+
+        checkpoints, before = Folder(self.layout.checkpoints), checkpoint_name(epoch - 1)
+        if not is_whole(checkpoints, before):  # it is still being stored
+            return
+        kept = {before}
+        if self.validation is not None and epoch > 0:
+            kept.add(checkpoint_name(best_epoch(scores_until(self.config, epoch))))
+        delete_checkpoints(checkpoints, kept)
+
+
+def notes(epoch: int, stats: dict[str, Any]) -> list[str]:
+    """What is printed of an epoch; a warning too, where it trains on no row of some label."""
+    line = (
+        f"epoch {epoch + 1}: {stats['selected']:,} of {stats['rows']:,} rows selected "
+        f"({stats['fraction']:.1%}), training loss {stats['training_loss']:.3f}"
+    )
+    if stats["validation"] is not None:
+        line += f", agreement on rows held out {stats['validation']['accuracy']:.3f}"
+    empty = [
+        f"{name} (of {found['rows']:,} labelled so)"
+        for name, found in stats["classes"].items()
+        if found["selected"] == 0
+    ]
+    return [line, f"warning: no row selected of {', '.join(empty)}"] if empty else [line]
+
+
+def _threads(workers_on_node: int) -> int:
+    return max((os.cpu_count() or 1) // workers_on_node, 1)

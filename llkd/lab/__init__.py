@@ -1,0 +1,1 @@
+"""Experiments around runs: plan, benchmark, compare, inject faults."""

@@ -1,0 +1,335 @@
+"""Rows a second of an epoch's selection, and its memory, by the size of the corpus.
+
+The sidecars are made up: pseudo-labels with their confidence, and the student's uncertainty. What
+is timed is what the epoch loop does with them: merging the statistics of the uncertainty,
+thresholds, and the pass that writes the selected rows. Beside it, at the first sizes, the same in
+one process over the same files, as one would write it with numpy and with polars.
+"""
+
+import functools
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llkd.config.load import parse_config
+from llkd.config.run import RunConfig
+from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
+from llkd.store.folder import Folder
+from llkd.store.schema import PSEUDO_LABELS_SCHEMA, SELECTION_SCHEMA, UNCERTAINTY_SCHEMA, RunLayout
+
+CLASSES = 6
+EPOCH = 1
+WHOLE_ROWS = 20_000_000
+"""Largest corpus that is given to those who hold all of it in memory."""
+SAMPLE_SECONDS = 0.05
+LINEAR_FROM = 10_000_000
+"""The smallest size whose speed the largest one's is compared to."""
+
+
+def benchmark_selection(
+    sizes: Sequence[int], rows_per_shard: int, rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        sizes: rows of each made-up corpus, ascending.
+        rows_per_shard: of all of them.
+        rounds: the figures are medians over so many.
+        say: prints a line of progress.
+
+    Returns:
+        `sizes`, a list of `rows`, `shards`, `rows_per_second` (by contestant, one a round) and
+        `peak_mib` (of the largest worker process, and of the driver); and `ratios`.
+    """
+    from llkd.cluster import connection
+
+    folder = Path(tempfile.mkdtemp(prefix="llkd-benchmark-"))
+    connection.connect()
+    try:
+        found = [_at_size(folder, rows, rows_per_shard, rounds, say) for rows in sizes]
+    finally:
+        connection.disconnect()
+        shutil.rmtree(folder)
+    return {"sizes": found, "ratios": _ratios(found), "rows_per_shard": rows_per_shard}
+
+
+def _ratios(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    last = found[-1]
+    base = next((size for size in found if size["rows"] >= LINEAR_FROM), found[0])
+    ours = {size["rows"]: _median(size, "ours") for size in found}
+    ratios = {
+        "rows_per_second": ours[last["rows"]],
+        "linearity": ours[last["rows"]] / ours[base["rows"]],
+        "peak_mib": max(size["peak_mib"]["worker"] for size in found),
+    }
+    compared = [size for size in found if "numpy" in size["rows_per_second"]]
+    for name in ("numpy", "polars"):
+        if compared:
+            ratios[f"vs_{name}"] = ours[compared[-1]["rows"]] / _median(compared[-1], name)
+    return ratios
+
+
+def _median(size: Mapping[str, Any], name: str) -> float:
+    return statistics.median(size["rows_per_second"][name])
+
+
+def _at_size(
+    folder: Path, rows: int, rows_per_shard: int, rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    from llkd.distill.selection import Selector
+    from llkd.store.schema import shard_starts
+
+    config = _config(str(folder / f"{rows}"))
+    sizes = [min(rows_per_shard, rows - start) for start in range(0, rows, rows_per_shard)]
+    started = time.perf_counter()
+    make_sidecars(config, sizes)
+    say(f"{rows:,} rows in {len(sizes):,} shards made in {time.perf_counter() - started:.0f} s")
+    selector = Selector(config, shard_starts(sizes))
+    rates: dict[str, list[float]] = {"ours": []}
+    contestants = ("numpy", "polars") if rows <= WHOLE_ROWS else ()
+    with PeakMemory() as memory:
+        for number in range(rounds):
+            seconds, selected = select_once(selector)
+            rates["ours"].append(rows / seconds)
+            say(
+                f"{rows:,} rows, round {number + 1}: {rows / seconds / 1e6:.2f} M rows/s, "
+                f"{selected:,} selected"
+            )
+    for name in contestants:
+        for _ in range(rounds):
+            seconds, others = _in_a_process(name, config.run_dir)
+            if others != selected:
+                raise RuntimeError(f"{name} selected {others} rows, ours {selected}")
+            rates.setdefault(name, []).append(rows / seconds)
+        say(f"{rows:,} rows, {name}: {statistics.median(rates[name]) / 1e6:.2f} M rows/s")
+    shutil.rmtree(config.run_dir)
+    return {
+        "rows": rows,
+        "shards": len(sizes),
+        "rows_per_second": rates,
+        "peak_mib": {"worker": memory.worker_mib, "driver": memory.driver_mib},
+    }
+
+
+def _config(run_dir: str) -> RunConfig:
+    """The policy of the paper, with equal weights: what numpy and polars do in a few lines."""
+    return parse_config(
+        {
+            "run_dir": run_dir,
+            "task": {"instruction": "-", "labels": [f"label {i}" for i in range(CLASSES)]},
+            "corpus": {"path": run_dir},
+            "teacher": {"model": "-"},
+            "student": {"model": "-"},
+            "selection": {"policy": "llkd", "weights": "product"},
+        }
+    )
+
+
+def make_sidecars(config: RunConfig, sizes: Sequence[int]) -> None:
+    """Pseudo-labels, their statistics, and the uncertainty of one epoch, of so many rows a shard."""
+    from llkd.cluster import shard_tasks
+    from llkd.distill.selection import STATISTICS
+
+    work = functools.partial(_make_shard, config, tuple(sizes))
+    total = shard_tasks.sum_over_shards(ClassStatistics, work, range(len(sizes)))
+    Folder(RunLayout(config.run_dir).pseudo_labels).write_json(STATISTICS, total.to_json())
+
+
+def _make_shard(config: RunConfig, sizes: Sequence[int], shard: int) -> ClassStatistics:
+    random, rows, layout = np.random.default_rng(shard), sizes[shard], RunLayout(config.run_dir)
+    row_n = np.arange(rows, dtype=np.int32)
+    label_n = np.minimum(random.geometric(0.4, rows) - 1, CLASSES - 1).astype(np.int32)
+    confidence_n = on_grid(1 - random.beta(1, 4, rows) * (1 - 1 / CLASSES))
+    uncertainty_n = on_grid(random.beta(2, 3, rows))
+    columns = {"row": row_n, "label": label_n, "confidence": confidence_n}
+    labels = pa.table(columns, schema=PSEUDO_LABELS_SCHEMA)
+    Folder(layout.pseudo_labels).write_shard(shard, labels)
+    scored = pa.table({"row": row_n, "uncertainty": uncertainty_n}, schema=UNCERTAINTY_SCHEMA)
+    Folder(layout.uncertainty(EPOCH)).write_shard(shard, scored)
+    return class_statistics(label_n, confidence_n, None, CLASSES)
+
+
+def select_once(selector: Any) -> tuple[float, int]:
+    """(seconds, rows selected) of an epoch's selection, from the sidecars to the selected rows.
+
+    In a run the sums of the uncertainty come with the scoring; here they are read again, and that
+    is in the time.
+    """
+    Folder(RunLayout(selector.config.run_dir).selection(EPOCH)).delete()
+    started = time.perf_counter()
+    sums_c = selector.uncertainty_sums(range(selector.shards), EPOCH)
+    stats = selector.select(EPOCH, selector.teacher_statistics(), sums_c, None)
+    return time.perf_counter() - started, stats["selected"]
+
+
+class PeakMemory:
+    """The most memory, in MiB, that any worker process of Ray, and this process, had in a block.
+
+    Pages shared with other processes, such as libraries, count in full.
+    """
+
+    def __init__(self) -> None:
+        self.worker_mib, self.driver_mib = 0.0, 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self.driver_mib = max(self.driver_mib, me.memory_info().rss / 2**20)
+            for child in me.children(recursive=True):
+                try:
+                    if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::"):
+                        used = child.memory_info().rss / 2**20
+                        self.worker_mib = max(self.worker_mib, used)
+                except psutil.Error:
+                    continue
+
+
+def _in_a_process(name: str, run_dir: str) -> tuple[float, int]:
+    """(seconds, rows selected) of a contestant, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llkd.lab.benchmarks.selection", name, run_dir],
+        capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
+    )  # fmt: skip
+    for line in done.stdout.splitlines():
+        if line.startswith("FOUND "):
+            _, seconds, selected = line.split()
+            return float(seconds), int(selected)
+    raise RuntimeError(f"The contestant {name} failed:\n{done.stderr[-4000:]}")
+
+
+def _columns(run_dir: str) -> dict[str, np.ndarray]:
+    layout = RunLayout(run_dir)
+    labels = pq.read_table(
+        sorted(Path(layout.pseudo_labels).glob("part-*.parquet")),
+        columns=["row", "label", "confidence"],
+    )
+    scored = pq.read_table(
+        sorted(Path(layout.uncertainty(EPOCH)).glob("part-*.parquet")), columns=["uncertainty"]
+    )
+    table = {name: labels[name].to_numpy() for name in labels.column_names}
+    return {**table, "uncertainty": scored["uncertainty"].to_numpy()}
+
+
+def select_with_numpy(run_dir: str) -> int:
+    """All rows at once, in one process; returns how many were selected."""
+    from llkd.core.thresholds import TOLERANCE
+
+    rows = _columns(run_dir)
+    label_n = rows["label"]
+    count_c = np.bincount(label_n, minlength=CLASSES)
+    passes_n = np.ones(len(label_n), dtype=bool)
+    for signal in ("confidence", "uncertainty"):
+        mean_c = np.bincount(label_n, weights=rows[signal], minlength=CLASSES) / count_c
+        passes_n &= rows[signal] >= mean_c[label_n] - TOLERANCE
+    weight_n = (rows["confidence"] * rows["uncertainty"])[passes_n]
+    table = pa.table(
+        {"row": rows["row"][passes_n], "label": label_n[passes_n], "weight": weight_n},
+        schema=SELECTION_SCHEMA,
+    )
+    pq.write_table(table, Path(run_dir) / "numpy.parquet")
+    return table.num_rows
+
+
+def select_with_polars(run_dir: str) -> int:
+    """The same, as a polars expression; returns how many were selected."""
+    import polars as pl
+
+    from llkd.core.thresholds import TOLERANCE
+
+    layout = RunLayout(run_dir)
+    rows = pl.concat(
+        [
+            pl.scan_parquet(f"{layout.pseudo_labels}/part-*.parquet"),
+            pl.scan_parquet(f"{layout.uncertainty(EPOCH)}/part-*.parquet").select("uncertainty"),
+        ],
+        how="horizontal",
+    )
+    over = [
+        pl.col(name) >= pl.col(name).cast(pl.Float64).mean().over("label") - TOLERANCE
+        for name in ("confidence", "uncertainty")
+    ]
+    chosen = rows.filter(over[0] & over[1]).select(
+        "row", "label", weight=pl.col("confidence") * pl.col("uncertainty")
+    )
+    found = chosen.collect()
+    found.write_parquet(Path(run_dir) / "polars.parquet")
+    return found.height
+
+
+CONTESTANTS: dict[str, Callable[[str], int]] = {
+    "numpy": select_with_numpy,
+    "polars": select_with_polars,
+}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The figures, for people: a line a size."""
+    lines = [
+        f"{'rows':>12}{'shards':>9}{'ours':>22}{'numpy':>9}{'polars':>9}{'worker':>12}{'driver':>12}"
+    ]
+    for size in result["sizes"]:
+        ours = size["rows_per_second"]["ours"]
+        cells = f"{_median(size, 'ours') / 1e6:.2f} ({min(ours) / 1e6:.2f}-{max(ours) / 1e6:.2f})"
+        others = "".join(
+            f"{_median(size, name) / 1e6:9.2f}" if name in size["rows_per_second"] else f"{'':9}"
+            for name in ("numpy", "polars")
+        )
+        peak = size["peak_mib"]
+        lines.append(
+            f"{size['rows']:12,}{size['shards']:9,}{cells:>22}{others}"
+            f"{peak['worker']:8.0f} MiB{peak['driver']:8.0f} MiB"
+        )
+    ratios = ", ".join(f"{name} {value:,.2f}" for name, value in result["ratios"].items())
+    return "\n".join([*lines, f"million rows/s, median (range); {ratios}"])
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Speed and memory by size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [size["rows"] for size in result["sizes"]]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    left.plot(rows, [_median(size, "ours") / 1e6 for size in result["sizes"]], "o-")
+    left.set(xscale="log", xlabel="rows", ylabel="million rows a second")
+    left.set_ylim(0, 1.1 * left.get_ylim()[1])
+    for name in ("worker", "driver"):
+        peaks = [size["peak_mib"][name] for size in result["sizes"]]
+        right.plot(rows, peaks, "o-" if name == "worker" else "s--", label=name)
+    right.set(xscale="log", xlabel="rows", ylabel="peak memory, MiB")
+    right.set_ylim(0, 1.1 * right.get_ylim()[1])
+    right.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    begun = time.perf_counter()
+    count = CONTESTANTS[sys.argv[1]](sys.argv[2])
+    print("FOUND", time.perf_counter() - begun, count, flush=True)

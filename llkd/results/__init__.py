@@ -1,0 +1,1 @@
+"""What a run yields: student, predictions, evaluation, report, export."""

@@ -1,0 +1,293 @@
+"""A finished run as others take it: the student and the labelled rows with their cards.
+
+The folder counts once its manifest is there. On a local disk it is built beside its place, and takes
+the place of an older one when it is whole; on an object store, where nothing can be renamed, it is
+built in its place, and the manifest is put last.
+"""
+
+import glob
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from llkd import __version__
+from llkd.cluster.integrity import require_recorded
+from llkd.config.run import RunConfig
+from llkd.errors import DamageError, ExportError, FingerprintError, StorageError
+from llkd.results.card_words import OnnxFacts
+from llkd.results.cards import CARD, dataset_card, model_card
+from llkd.results.hub import push_folder
+from llkd.results.labelled_dataset import labelled_features, write_labelled_rows
+from llkd.results.onnx import write_onnx
+from llkd.store.folder import GOOGLE, Folder, filesystem
+from llkd.store.manifest import (
+    CHECKSUMS,
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    require_complete,
+    write_manifest,
+)
+from llkd.store.schema import METRICS, TEXT, RunLayout
+from llkd.store.scratch import scratch_folder
+from llkd.store.transfer import local_copy, upload_folder
+from llkd.teacher.calibrate import calibrate, calibration_settings
+
+STAGE = "publish"
+MODEL, DATASET = "model", "dataset"
+CHECKED_TEXTS = 32
+"""Texts on which the ONNX form is compared with the student."""
+
+
+def folder_of(config: RunConfig) -> str:
+    """Where the export goes."""
+    return (config.export.folder or RunLayout(config.run_dir).exported).rstrip("/")
+
+
+def publish(config: RunConfig, say: Callable[[str], None]) -> Manifest:
+    """Make the folder, unless it is there already, and push it where that is asked for.
+
+    Args:
+        config: the run.
+        say: takes a line for the console.
+
+    Returns:
+        The manifest, whose results hold the `files` with their sizes, and of an ONNX form the
+        largest `onnx_difference`.
+
+    Raises:
+        IncompleteError: the student is not finished, or the corpus is not labelled.
+        ExportError: the folder holds something else, the ONNX form is not the student, or the hub
+            refuses what is pushed.
+    """
+    place = _Place(folder_of(config))
+    wanted = _manifest_of(config)
+    manifest = place.finished(wanted)
+    if manifest is None:
+        manifest = _build(config, wanted, place)
+    _push(config, place, say)
+    return manifest
+
+
+def _manifest_of(config: RunConfig) -> Manifest:
+    """What determines an export."""
+    layout, export = RunLayout(config.run_dir), config.export
+    exported = require_complete(Folder(layout.student), "distill")
+    labelled = require_complete(Folder(layout.labels("corpus")), "label")
+    asked = ("onnx", "dataset", "distribution", "gold", "license", "language", "model_repo",
+             "dataset_repo")  # fmt: skip
+    where = {"replicas", "nodes", "resources", "max_actor_failures", "workers"}
+    told = config.model_dump_json(
+        include={"task", "teacher", "teachers", "student", "selection"},
+        exclude={"teacher": where, "teachers": {"__all__": where}, "student": where},
+    )
+    metrics = _metrics(config) or {}
+    figures = {
+        f"{who}.{dataset}": metrics.get(who, {}).get(dataset)
+        for who in ("teacher", "student") for dataset in ("corpus", "test")
+    }  # fmt: skip
+    settings = {
+        **{
+            f"export.{name}": value for name, value in export.model_dump(include=set(asked)).items()
+        },
+        **calibration_settings(config),
+        "labels": labelled.fingerprint,
+        "metrics": _hash(json.dumps(figures, sort_keys=True)),
+        "told in the cards": _hash(told),
+        "version": __version__,
+    }
+    return Manifest(STAGE, settings, exported.fingerprint)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _metrics(config: RunConfig) -> dict[str, Any] | None:
+    """What the run was measured at; None if it was not, or that is damaged."""
+    try:
+        found: dict[str, Any] | None = Folder(RunLayout(config.run_dir).root).read_json_if_there(
+            METRICS
+        )
+    except DamageError:
+        return None
+    return found
+
+
+def _build(config: RunConfig, wanted: Manifest, place: "_Place") -> Manifest:
+    results: dict[str, Any] = {}
+    with _model(config) as (model, onnx):  # what may be refused comes before anything is deleted
+        building = place.begin(wanted)
+        upload_folder(model, f"{building}/{MODEL}", last=CARD)
+    if onnx is not None:
+        results["onnx_difference"] = onnx.difference
+    if config.export.dataset:
+        _write_dataset(config, f"{building}/{DATASET}")
+    results["files"] = files_under(building)
+    return place.end(wanted.finished(results))
+
+
+@contextmanager
+def _model(config: RunConfig) -> Iterator[tuple[Path, OnnxFacts | None]]:
+    """A folder of the student with its full card, and its ONNX form if that is wanted."""
+    layout = RunLayout(config.run_dir)
+    distilled = require_complete(Folder(layout.epochs), "distill")
+    with local_copy(layout.student) as student, scratch_folder() as local:
+        require_recorded(Folder(student))
+        for name in Folder(student).files():
+            if name not in (MANIFEST, CHECKSUMS, CARD):
+                (local / name).symlink_to(Path(student) / name)
+        onnx = _write_onnx(config, student, local / "onnx/model.onnx")
+        card = model_card(config, distilled, _metrics(config), onnx)
+        (local / CARD).write_text(card, encoding="utf-8")
+        yield local, onnx
+
+
+def _write_onnx(config: RunConfig, student: str, path: Path) -> OnnxFacts | None:
+    if not config.export.onnx:
+        return None
+    from llkd.student.model import load_finished
+
+    tokenizer, model = load_finished(student)
+    texts = _some_texts(config)
+    difference = write_onnx(tokenizer, model, path, texts, config.student.max_length)
+    return OnnxFacts(len(texts), difference, tokenizer.pad_token_id, tokenizer.pad_token)
+
+
+def _some_texts(config: RunConfig) -> list[str]:
+    """Texts of the corpus from the shortest to the longest of its first shard."""
+    rows = Folder(RunLayout(config.run_dir).rows("corpus"))
+    texts = sorted(rows.read_shard(min(rows.shards()), [TEXT])[TEXT].to_pylist(), key=len)
+    last, count = len(texts) - 1, min(CHECKED_TEXTS, len(texts))
+    return [texts[round(number * last / max(count - 1, 1))] for number in range(count)]
+
+
+def _write_dataset(config: RunConfig, target: str) -> None:
+    labelled = require_complete(Folder(RunLayout(config.run_dir).labels("corpus")), "label")
+    data = Folder(f"{target}/data")
+    facts = write_labelled_rows(config, calibrate(config), labelled.results["rows"], data)
+    card = dataset_card(config, facts, labelled_features(config), _metrics(config))
+    Folder(target).write_bytes(CARD, card.encode())
+
+
+def _push(config: RunConfig, place: "_Place", say: Callable[[str], None]) -> None:
+    export = config.export
+    if not export.push_to_hub:
+        return
+    with ExitStack() as copies:
+        for kind, repo in ((MODEL, export.model_repo), (DATASET, export.dataset_repo)):
+            if repo is not None:
+                local = Path(copies.enter_context(local_copy(f"{place.uri}/{kind}")))
+                url = push_folder(local, repo, kind, export.private, export.revision)  # type: ignore[arg-type]
+                say(f"pushed {kind}: {url}")
+
+
+def files_under(uri: str) -> dict[str, int]:
+    """The bytes of all files of a folder and those in it, by relative path; its manifest left out.
+
+    Raises:
+        StorageError: they cannot be listed.
+    """
+    filesystem_, root = filesystem(uri)
+    try:
+        found = filesystem_.get_file_info(
+            fs.FileSelector(root, recursive=True, allow_not_found=True)
+        )
+    except OSError as error:
+        raise StorageError(f"Cannot list {uri}: {error}") from error
+    sizes = {i.path[len(root) + 1 :]: i.size for i in found if i.type == fs.FileType.File}
+    return {path: size for path, size in sorted(sizes.items()) if path != MANIFEST}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an export lies, and where it is built."""
+
+    uri: str
+
+    @property
+    def _building(self) -> str:
+        return self.uri if "://" in self.uri else f"{self.uri}.incomplete"
+
+    def finished(self, wanted: Manifest) -> Manifest | None:
+        """The manifest of what is there, if that is what is wanted, and whole.
+
+        Raises:
+            ExportError: what is there is no export, or somebody has added to it or changed it.
+        """
+        found = self._manifest(self.uri)
+        if found is None or not found.complete:
+            return None
+        made, there = found.results["files"], files_under(self.uri)
+        if strange := [path for path, size in there.items() if made.get(path) != size]:
+            raise ExportError(
+                f"{self.uri} holds {', '.join(strange[:3])}, which the export did not make so, and "
+                "which would be lost. Set export.folder to another folder, or delete that one."
+            )
+        return found if found.fingerprint == wanted.fingerprint and made == there else None
+
+    def begin(self, wanted: Manifest) -> str:
+        """The URI to build at; what is there of the same export is kept, all else deleted."""
+        found = self._manifest(self._building)
+        if found is None or found.complete or found.fingerprint != wanted.fingerprint:
+            Folder(self._building).delete()
+        Folder(self._building).delete_temporary()
+        write_manifest(Folder(self._building), wanted)
+        return self._building
+
+    def end(self, finished: Manifest) -> Manifest:
+        """Make what was built count."""
+        write_manifest(Folder(self._building), finished)
+        if self._building != self.uri:
+            old = f"{self.uri}.replaced-{uuid.uuid4().hex[:8]}"
+            try:
+                for left in Path(self.uri).parent.glob(
+                    f"{glob.escape(Path(self.uri).name)}.replaced-*"
+                ):
+                    shutil.rmtree(left, ignore_errors=True)
+                if Path(self.uri).exists():
+                    Path(self.uri).rename(old)
+                Path(self._building).rename(self.uri)
+                shutil.rmtree(old, ignore_errors=True)
+            except OSError as error:
+                raise StorageError(f"Cannot put the export into {self.uri}: {error}") from error
+        return finished
+
+    def _manifest(self, uri: str) -> Manifest | None:
+        scheme, _, path = uri.rpartition("://")
+        if scheme and "/" not in path:
+            raise ExportError(f"{uri} is a whole bucket. Set export.folder to a folder in it.")
+        filesystem_, root = filesystem(uri)
+        try:
+            found = read_manifest(Folder(uri))
+        except (DamageError, FingerprintError):
+            found = None
+        deep = filesystem_.type_name == GOOGLE  # see Folder.names
+        there = fs.FileSelector(root, allow_not_found=True, recursive=deep)
+        if (found is None or found.stage != STAGE) and filesystem_.get_file_info(there):
+            raise ExportError(
+                f"{uri} holds something that is no export, which would be replaced. Set "
+                "export.folder to a folder of its own, or delete that one."
+            )
+        return found
+
+
+def described(manifest: Manifest) -> Mapping[str, str]:
+    """What a person wants to know of an export, by part."""
+    files: dict[str, int] = manifest.results["files"]
+    parts = {}
+    for part in (MODEL, DATASET):
+        sizes = [size for path, size in files.items() if path.startswith(f"{part}/")]
+        if sizes:
+            parts[part] = f"{len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB"
+    if "onnx_difference" in manifest.results:
+        parts["onnx"] = f"probabilities within {manifest.results['onnx_difference']:.0e}"
+    return parts

@@ -1,1 +1,0 @@
-"""Each stage maps artefacts to artefacts with Ray. Stages never import each other."""

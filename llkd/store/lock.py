@@ -1,0 +1,212 @@
+"""One job at a time in a run directory.
+
+On a disk a lock of the operating system, which falls with the process that holds it, however that
+ends. On an object store, and on a shared disk that knows no locks, a lease: each job puts a claim of
+its own beside the others', renews it, and then lists them all. Who has found another claim that is
+alive gives way. So of two that come at once at least one sees the other, whoever is slow, provided
+that a listing shows all that was put before it, as those of S3 and Google do. Age goes by the
+store's clock alone. A lease binds less than a lock: who is killed holds it for STALE_SECONDS more,
+and who was cut off for longer than that works on until its next renewal.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyarrow import fs
+
+from llkd.errors import BusyError, StorageError
+from llkd.store.folder import Folder, filesystem, portable_path
+
+LOCK, LEASE = ".lock", ".lease"
+RENEW_SECONDS, STALE_SECONDS = 15.0, 60.0
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+"""What `flock` answers where the disk cannot lock."""
+
+_UNKNOWN = "another job, that came at the same moment or has just ended"
+
+_held: set[str] = set()
+"""What this process holds."""
+
+
+@contextlib.contextmanager
+def held(run_dir: str) -> Iterator[None]:
+    """Hold a run directory for the while; nothing more where this process holds it already.
+
+    Raises:
+        BusyError: another process holds it, or has taken it over in the meantime; or two came at
+            once.
+        StorageError: it cannot be written.
+    """
+    filesystem_, path = filesystem(run_dir)
+    if path in _held:
+        yield
+        return
+    local = isinstance(filesystem_, fs.LocalFileSystem)
+    with contextlib.ExitStack() as stack:
+        if not (local and _locked(stack, Path(path), run_dir)):
+            stack.enter_context(Lease(run_dir).kept())
+        _held.add(path)
+        stack.callback(_held.discard, path)
+        yield
+
+
+def _locked(stack: contextlib.ExitStack, folder: Path, run_dir: str) -> bool:
+    """Lock a folder until the stack ends; False where the disk knows no locks.
+
+    The file stays: a lock on one that was deleted would keep nobody out.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((folder / LOCK).open("a+"))
+    except OSError as error:
+        raise StorageError(f"Cannot write into run_dir {run_dir}: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise _busy(run_dir, file.read() or "another process") from None
+    except OSError as error:
+        if error.errno in _WITHOUT_LOCKS:
+            return False
+        raise StorageError(f"Cannot lock {folder / LOCK}: {error}") from error
+    with contextlib.suppress(OSError):  # on a full disk: it only serves the message
+        file.truncate(0)
+        file.write(_me())
+        file.flush()
+    return True
+
+
+def _me() -> str:
+    now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return f"process {os.getpid()} on {socket.gethostname()}, since {now}"
+
+
+def _busy(run_dir: str, holder: str, more: str = "") -> BusyError:
+    return BusyError(
+        f"{portable_path(run_dir)} is in use by {holder}. Wait until it has ended, stop it, or set "
+        f"run_dir to another directory.{more}"
+    )
+
+
+@dataclass
+class Lease:
+    """A claim to a run directory, that holds for as long as it is renewed."""
+
+    run_dir: str
+    lost: BusyError | None = None
+    """Why the work was interrupted: somebody else has taken it."""
+    _name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _renewed: int = 0
+    """When the claim was last put, in nanoseconds of the store's clock."""
+
+    @property
+    def folder(self) -> Folder:
+        """The claims of all."""
+        return Folder(f"{self.run_dir.rstrip('/')}/{LEASE}")
+
+    def take(self) -> None:
+        """Take it, or take it over from one who has ceased to renew it.
+
+        Raises:
+            BusyError: somebody holds it, or wants it at the same moment.
+        """
+        others = self._put()
+        self._give_way(others)
+        for name in others:
+            self.folder.delete_file(name)
+
+    def renew(self) -> None:
+        """Hold it for another STALE_SECONDS.
+
+        Raises:
+            BusyError: somebody else has taken it.
+        """
+        before = self._renewed
+        others = self._put()
+        if self._renewed - before >= STALE_SECONDS * 1e9:  # else they give way
+            self._give_way(others)
+
+    def give_back(self) -> None:
+        """Let others have it."""
+        with contextlib.suppress(StorageError):  # it goes stale by itself
+            self.folder.delete_file(self._name)
+
+    def _put(self) -> dict[str, int]:
+        """Put the claim; returns when the others' were put, by name.
+
+        Raises:
+            BusyError: it was taken for stale in the meantime, and deleted.
+        """
+        self.folder.write_bytes(self._name, _me().encode())
+        claims = {name: state.modified for name, state in self.folder.files().items()}
+        if self._name not in claims:
+            raise _busy(self.run_dir, next(map(self._holder, claims), _UNKNOWN))
+        self._renewed = claims.pop(self._name)
+        return claims
+
+    def _give_way(self, others: Mapping[str, int]) -> None:
+        """Withdraw the claim where another one is alive.
+
+        Raises:
+            BusyError: one is.
+        """
+        for name, renewed in others.items():
+            left = STALE_SECONDS - (self._renewed - renewed) / 1e9
+            if left > 0:
+                self.give_back()
+                more = f" If it was killed, it holds the directory for {left:.0f} seconds more."
+                raise _busy(self.run_dir, self._holder(name), more)
+
+    def _holder(self, name: str) -> str:
+        try:
+            return self.folder.read_bytes(name).decode(errors="replace")
+        except StorageError:
+            return _UNKNOWN
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Take it, and renew it from a thread of its own for the while.
+
+        Raises:
+            BusyError: somebody holds it, or has taken it over: the work was interrupted then.
+        """
+        self.take()
+        heard = signal.getsignal(signal.SIGINT)
+        if heard == signal.SIG_IGN:  # as of a job in the background: the thread interrupts by it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        ended = threading.Event()
+        thread = threading.Thread(target=self._renew_until, args=(ended,), daemon=True)
+        thread.start()
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.lost is not None:
+                raise self.lost from None
+            raise
+        finally:
+            ended.set()
+            thread.join()
+            if heard == signal.SIG_IGN:
+                signal.signal(signal.SIGINT, heard)
+            self.give_back()
+
+    def _renew_until(self, ended: threading.Event) -> None:
+        while not ended.wait(RENEW_SECONDS):
+            try:
+                self.renew()
+            except StorageError:
+                continue  # the store may be back before the lease is stale
+            except BusyError as error:
+                self.lost = error
+                os.kill(os.getpid(), signal.SIGINT)
+                return

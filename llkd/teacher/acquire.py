@@ -1,0 +1,234 @@
+"""The rows of a round of labelling: of the first at random, later those that the student of the
+round before is least sure of.
+
+Each shard's candidates, with their uncertainty and stratum, are worked out once, into sidecars of
+their own. What a row has to reach is then settled from histograms of all shards.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llkd.cluster.integrity import close_stage, shard_crcs
+from llkd.cluster.shard_tasks import run_on_shards, sum_over_shards
+from llkd.config.run import RunConfig
+from llkd.core.acquisition import (
+    RandomSlice,
+    digit_counts,
+    draw_limit,
+    draws,
+    find_bars,
+    priorities,
+    strata,
+)
+from llkd.core.statistics import on_grid
+from llkd.core.tally import Tally
+from llkd.core.uncertainty import MEASURES
+from llkd.errors import IncompleteError
+from llkd.store.arrays import matrix
+from llkd.store.folder import Folder
+from llkd.store.manifest import (
+    Manifest,
+    check_begun,
+    open_stage,
+    read_manifest,
+    require_complete,
+)
+from llkd.store.schema import (
+    CANDIDATES_SCHEMA,
+    PROBS,
+    ROW,
+    STRATUM,
+    TEXT,
+    UNCERTAINTY,
+    WANTED_SCHEMA,
+    RunLayout,
+    shard_starts,
+)
+from llkd.teacher.calibrate import RANDOM_SLICE
+from llkd.teacher.simhash import text_cells
+
+CELL_BITS = 8
+"""Bits of a text's hash: rows are spread over 256 cells."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows of a shard that the teacher was not asked about: N rows."""
+
+    row_n: np.ndarray
+    """Positions in the shard, shape (N,), int32."""
+    stratum_n: np.ndarray
+    """See llkd/core/acquisition.py, shape (N,), integers."""
+    uncertainty_n: np.ndarray
+    """The student's, shape (N,), in [0, 1]; zeros before there is a student."""
+
+
+def choose(config: RunConfig, number: int, rows: int, basis: Manifest) -> Manifest:
+    """Write the rows that the teacher is asked about in a round; what is there is left alone.
+
+    Args:
+        config: the run.
+        number: of the round, from 0.
+        rows: how many are wanted.
+        basis: the manifest of what the choice rests on: of the first round the corpus's, later
+            that of the predictions of the student of the round before.
+
+    Returns:
+        The manifest, whose results hold `rows` by shard, and of the first round its RandomSlice.
+
+    Raises:
+        FingerprintError: they were chosen with other settings.
+        IncompleteError: shards are missing at the end.
+    """
+    layout = RunLayout(RunLayout(config.run_dir).round(number))
+    folder, candidates = Folder(layout.wanted), Folder(layout.candidates)
+    manifest = open_stage(folder, manifest_of(config, number, basis))
+    if not manifest.complete:
+        ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
+        chooser = Chooser(config, number, shard_starts(ingested.results["rows"]))
+        if number:
+            open_stage(candidates, manifest)
+            chooser.make_candidates()
+        manifest = chooser.finish(manifest, chooser.bars(rows))
+    candidates.delete()
+    return manifest
+
+
+def manifest_of(config: RunConfig, number: int, basis: Manifest) -> Manifest:
+    """What determines the rows of a round."""
+    settings = {**config.label.settings, "label.round": number, "seed": config.seed}
+    return Manifest("choose", settings, basis.fingerprint)
+
+
+def is_chosen(config: RunConfig, number: int, basis: Manifest) -> bool:
+    """Whether the rows of a round are all chosen. For the arguments see `choose`.
+
+    Raises:
+        FingerprintError: they were chosen with other settings.
+    """
+    folder = Folder(RunLayout(RunLayout(config.run_dir).round(number)).wanted)
+    check_begun(folder, manifest_of(config, number, basis))
+    found = read_manifest(folder)
+    return found is not None and found.complete
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Chooses the rows of one round."""
+
+    config: RunConfig
+    number: int
+    """Of the round, from 0."""
+    starts: tuple[int, ...]
+    """Position of each shard's first row in the corpus."""
+
+    @property
+    def cells(self) -> int:
+        """How many cells of like texts the rows are spread over."""
+        return 2**CELL_BITS if self.number and self.config.label.diversity else 1
+
+    def _layout(self, number: int) -> RunLayout:
+        return RunLayout(RunLayout(self.config.run_dir).round(number))
+
+    @property
+    def _own(self) -> RunLayout:
+        return self._layout(self.number)
+
+    def make_candidates(self) -> None:
+        """Write the candidates of each shard; those that are there are left alone."""
+        missing = sorted(set(range(len(self.starts))) - Folder(self._own.candidates).shards())
+
+        def work(shard: int) -> dict[str, Any]:
+            self._write_candidates(shard)
+            return {}
+
+        for _ in run_on_shards(work, missing):
+            pass
+
+    def _write_candidates(self, shard: int) -> None:
+        predicted = Folder(self._layout(self.number - 1).predictions("corpus"))
+        probs_nc = matrix(predicted.read_shard(shard, [PROBS])[PROBS])
+        asked_n = np.zeros(len(probs_nc), dtype=bool)
+        for earlier in range(self.number):
+            asked = Folder(self._layout(earlier).wanted).read_shard(shard, [ROW])
+            asked_n[asked[ROW].to_numpy()] = True
+        stratum_n = self._strata(shard, asked_n)
+        uncertainty_n = on_grid(MEASURES[self.config.selection.uncertainty](probs_nc))
+        row_n = np.flatnonzero(~asked_n)
+        columns = {
+            ROW: row_n.astype(np.int32),
+            STRATUM: stratum_n[row_n].astype(np.int32),
+            UNCERTAINTY: uncertainty_n[row_n],
+        }
+        table = pa.table(columns, schema=CANDIDATES_SCHEMA)
+        Folder(self._own.candidates).write_shard(shard, table)
+
+    def _strata(self, shard: int, asked_n: np.ndarray) -> np.ndarray:
+        """The stratum of each row of a shard, shape (N,)."""
+        texts = Folder(self._own.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
+        text_n = texts.combine_chunks().dictionary_encode().indices.to_numpy()
+        if self.cells == 1:
+            cell_n = np.zeros(len(texts), dtype=np.int64)
+        else:
+            cell_n = text_cells(texts, CELL_BITS)
+        return strata(cell_n, text_n, asked_n, self.cells)
+
+    def candidates(self, shard: int) -> Candidates:
+        """Those of a shard; in the first round all of its rows."""
+        if self.number == 0:
+            rows = Folder(self._own.rows("corpus")).read_shard(shard, [ROW])
+            zero_n = np.zeros(len(rows), dtype=np.int64)
+            return Candidates(rows[ROW].to_numpy(), zero_n, zero_n)
+        table = Folder(self._own.candidates).read_shard(shard)
+        columns = (table[name].to_numpy() for name in (ROW, STRATUM, UNCERTAINTY))
+        return Candidates(*columns)
+
+    def priorities(self, shard: int, found: Candidates) -> np.ndarray:
+        """The priority of each candidate of a shard: uint64, shape (N,)."""
+        position_n = self.starts[shard] + found.row_n.astype(np.int64)
+        return priorities(found.uncertainty_n, draws(position_n, self.config.seed))
+
+    def bars(self, rows: int) -> np.ndarray:
+        """The priority that so many rows reach, by stratum: uint64, shape (S,)."""
+
+        def count(bar_s: np.ndarray, digit: int) -> np.ndarray:
+            work = partial(_count_shard, self, bar_s, digit)
+            total: Tally = sum_over_shards(Tally, work, range(len(self.starts)))
+            return total["rows_sv"]
+
+        return find_bars(count, rows, self.cells)
+
+    def finish(self, manifest: Manifest, bar_s: np.ndarray) -> Manifest:
+        """Write the rows of each shard that reach the bars, and close the stage."""
+        folder, shards = Folder(self._own.wanted), range(len(self.starts))
+        there = folder.shards()
+
+        def work(shard: int) -> dict[str, Any]:
+            if shard not in there:
+                found = self.candidates(shard)
+                taken_n = self.priorities(shard, found) >= bar_s[found.stratum_n]
+                table = pa.table({ROW: found.row_n[taken_n]}, schema=WANTED_SCHEMA)
+                folder.write_shard(shard, table)
+            return {"rows": folder.shard_rows(shard)}
+
+        counts = dict(run_on_shards(work, shards))
+        if absent := sorted(set(shards) - folder.shards()):
+            raise IncompleteError(
+                f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}. "
+                "Run the same command again."
+            )
+        results: dict[str, Any] = {"rows": [counts[shard]["rows"] for shard in shards]}
+        if self.number == 0:
+            results[RANDOM_SLICE] = vars(RandomSlice(self.config.seed, draw_limit(bar_s[0])))
+        finished = manifest.finished(results)
+        return close_stage(folder, finished, shard_crcs(folder, len(shards), {}))
+
+
+def _count_shard(chooser: Chooser, bar_s: np.ndarray, digit: int, shard: int) -> Tally:
+    found = chooser.candidates(shard)
+    priority_n = chooser.priorities(shard, found)
+    return Tally({"rows_sv": digit_counts(found.stratum_n, priority_n, bar_s, digit)})

@@ -1,0 +1,243 @@
+"""The teacher served by vLLM, inside the process of its Ray actor."""
+
+import hashlib
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from llkd.config.run import TaskConfig, TeacherConfig
+from llkd.errors import TeacherError
+from llkd.teacher.engine import LabelBatch
+from llkd.teacher.prompting import Prompter, make_prompter
+
+CPU_KV_CACHE_GIB = 2
+"""Key-value cache on a CPU unless VLLM_CPU_KVCACHE_SPACE says otherwise. A prompt is read once
+and answered with one token, so that little is ever held."""
+
+CPU_BLOCK_SIZE = 32
+"""Tokens in a block of the key-value cache on a CPU. The shared prefix is cached in whole blocks;
+vLLM's own 128 would have up to 127 of its tokens computed again for every row."""
+
+
+class VLLMEngine:
+    """Reads the log-probability of every label after the prompt.
+
+    The labels' tokens are asked for by id (`logprob_token_ids`): a list of the most probable
+    tokens would silently lose labels.
+    """
+
+    concurrent = True
+
+    def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
+        """See Engine.
+
+        Raises:
+            TeacherError: vLLM cannot load the model, or it cannot express the labels.
+            RuntimeError: the engine has a process of its own, which was killed: another start may
+                go well.
+        """
+        prepare_platform(on_gpus(teacher))
+        from vllm import LLM
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        # One thread makes the engine and asks it. On a CPU every thread that computes gets OpenMP
+        # threads of its own, and more of these than cores put each other to sleep.
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._requests = itertools.count()
+
+        with _starting_alone():
+            start = self._thread.submit(
+                LLM, model=teacher.model, revision=teacher.revision, **engine_arguments(teacher)
+            )
+            processes = _engine_processes(start)
+        try:
+            self._llm = start.result()
+        except Exception as error:  # vLLM raises many kinds
+            if isinstance(error, EngineDeadError) or _was_killed(str(error), processes):
+                raise RuntimeError(
+                    f"vLLM's engine process died while it started ({error}): too little memory is "
+                    "the usual cause"
+                ) from error
+            raise TeacherError(f"vLLM cannot load {teacher.model}: {error}") from error
+        self.max_model_len = self._llm.llm_engine.model_config.max_model_len
+        self._lora = _lora_request(teacher)
+        self.use(teacher, task)
+
+    def use(self, teacher: TeacherConfig, task: TaskConfig) -> None:
+        """Label by another task, or in another way, with the model that is loaded.
+
+        Raises:
+            TeacherError: the labels cannot be told apart, or the prompt does not fit.
+        """
+        self.speak(make_prompter(teacher, task, self._llm.get_tokenizer()))
+
+    def speak(self, prompter: Prompter) -> None:
+        """Ask with these prompts from now on.
+
+        Raises:
+            TeacherError: they do not fit into the model.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self.prompter = prompter
+        prompter.room(self.max_model_len)
+        self._params = [
+            SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                logprob_token_ids=list(question.tokens),
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_clone=True,  # a shallow copy for each request is enough
+            )
+            for question in self.prompter.verbalizer.questions
+        ]
+        # Computes the shared prefix, so that every shard afterwards meets the same engine.
+        before, after = self.prompter.fixed
+        self._thread.submit(self._ask, [[*before, *after]], lambda done: None).result()
+
+    @staticmethod
+    def machine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
+        """Engine arguments that are best found by measuring; asked once a run.
+
+        On a CPU the number format, by what is faster; on a GPU vLLM's own choice is right.
+        """
+        from llkd.cluster.hardware import cpu_prefers_bfloat16
+
+        if on_gpus(teacher) or "dtype" in teacher.engine_args:
+            return {}
+        return {"dtype": "bfloat16" if cpu_prefers_bfloat16() else "float32"}
+
+    def label(
+        self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
+    ) -> LabelBatch:
+        """See Engine.label."""
+        prompts = self.prompter.prompts(texts, self.max_model_len)
+        return self._thread.submit(self._ask, prompts, progress).result()
+
+    def _ask(
+        self, prompts: Sequence[Sequence[int] | None], progress: Callable[[int], None]
+    ) -> LabelBatch:
+        """Put every question after every prompt, and make the labels' log-probabilities of it."""
+        verbalizer = self.prompter.verbalizer
+        refused: dict[int, str] = {}
+        asked: dict[str, tuple[int, int]] = {}
+        put = 0
+        for row, prompt in enumerate(prompts):
+            if prompt is None:
+                refused[row] = "no_tokens"
+                continue
+            try:
+                for number, question in enumerate(verbalizer.questions):
+                    whole = [*prompt, *question.path]
+                    asked[self._enqueue(whole, number)] = row, number
+                    put += len(whole)
+            except ValueError:  # vLLM does not take this prompt
+                refused[row] = "refused_by_engine"
+        answers = [
+            np.zeros((len(prompts), len(question.tokens)), dtype=np.float32)
+            for question in verbalizer.questions
+        ]
+        engine, done = self._llm.llm_engine, 0
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    row, number = asked[output.request_id]
+                    first = output.outputs[0].logprobs[0]
+                    tokens = verbalizer.questions[number].tokens
+                    answers[number][row] = [first[token].logprob for token in tokens]
+                    done += 1
+            progress(done // len(verbalizer.questions))
+        return LabelBatch(verbalizer.logprobs(answers), refused, put)
+
+    def _enqueue(self, tokens: list[int], question: int) -> str:
+        """Straight into the engine; `LLM.enqueue` looks at each prompt as if it might be text."""
+        from vllm.inputs import tokens_input
+
+        request = str(next(self._requests))
+        self._llm.llm_engine.add_request(
+            request, tokens_input(tokens), self._params[question], lora_request=self._lora
+        )
+        return request
+
+
+def _starting_alone() -> FileLock:
+    """One start at a time on the same GPUs, or on a node's CPUs: vLLM measures what memory is
+    free while it starts, and starts beside each other slow all of them."""
+    place = hashlib.sha256(os.environ.get("CUDA_VISIBLE_DEVICES", "").encode()).hexdigest()[:8]
+    return FileLock(os.path.join(tempfile.gettempdir(), f"llkd-start-{os.getuid()}-{place}.lock"))
+
+
+def _engine_processes(start: "Future[Any]") -> set[BaseProcess]:
+    """The processes of its own that vLLM gives its engine, if any; waits until the start has ended."""
+    found: set[BaseProcess] = set()
+    while not start.done():
+        found.update(each for each in active_children() if each.name.startswith("EngineCore"))
+        wait([start], timeout=0.05)
+    return found
+
+
+def _was_killed(message: str, processes: Collection[BaseProcess]) -> bool:
+    """Whether a start failed because a process of the engine was killed. One that meets an error,
+    as of a model that cannot be loaded, exits by itself, with a code above 0; vLLM says the same of
+    both, and mostly asks for the code before the system has it."""
+    if not message.startswith("Engine core initialization failed"):
+        return False
+    for process in processes:
+        process.join(timeout=10)
+    codes = [process.exitcode or 0 for process in processes]
+    return bool(codes) and max(codes) <= 0
+
+
+def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
+    """vLLM's arguments: ours where the config does not say otherwise."""
+    ours: dict[str, Any] = {"disable_log_stats": True, "enable_prefix_caching": True}
+    if not on_gpus(teacher):
+        ours["block_size"] = CPU_BLOCK_SIZE
+    if teacher.nodes > 1:
+        ours["distributed_executor_backend"] = "ray"
+    if teacher.lora is not None:
+        ours["enable_lora"] = True
+    if "://" not in teacher.model and not teacher.model.endswith(".gguf"):
+        ours["load_format"] = "safetensors"  # "auto" falls back to pickled files
+    return {**ours, **teacher.engine_args}
+
+
+def _lora_request(teacher: TeacherConfig) -> Any:
+    """The adapter that every prompt is answered with, if there is one."""
+    if teacher.lora is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("teacher", 1, teacher.lora)
+
+
+def on_gpus(teacher: TeacherConfig) -> bool:
+    """Whether the engine computes on GPUs: those that this process sees, or, over several nodes,
+    those that its workers hold in its stead."""
+    import torch
+
+    return teacher.nodes > 1 or torch.cuda.is_available()
+
+
+def prepare_platform(gpus: bool) -> None:
+    """Sensible defaults for a machine without GPU; on a GPU vLLM's own are."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if gpus:
+        return
+    # In one process an engine starts three times faster, and dies with its actor.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_CACHE_GIB))
+    # vLLM's own choice leaves a core idle.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -1,0 +1,144 @@
+"""Work over items on pools of actors, on a real local Ray."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llkd.cluster import actor_pool
+from llkd.errors import ActorError, DataError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Doubler:
+    def __init__(self, factor: int) -> None:
+        if factor == 0:
+            raise DataError("no factor")
+        self.factor = factor
+
+    def __call__(self, item: Any) -> Any:
+        if item == "bad":
+            raise DataError("bad item")
+        return {"item": item, "value": item * self.factor}
+
+
+def test_typed_errors_come_out_as_themselves() -> None:
+    for factor, item, message in ((0, 1, "no factor"), (2, "bad", "bad item")):
+        with pytest.raises(DataError, match=message):
+            list(
+                actor_pool.run_on_actors(
+                    Doubler, (factor,), [item], pool=(1, 1), resources={"CPU": 1}
+                )
+            )
+
+
+def test_actors_take_all_items() -> None:
+    results = actor_pool.run_on_actors(
+        Doubler, (2,), list(range(9)), pool=(1, 2), resources={"CPU": 1}
+    )
+    assert sorted(result["value"] for result in results) == [2 * i for i in range(9)]
+    none = actor_pool.run_on_actors(Doubler, (2,), [], pool=(1, 2), resources={"CPU": 1})
+    assert list(none) == []
+
+
+class Slow:
+    """Takes a while, and says in which process."""
+
+    def __call__(self, item: int) -> int:
+        time.sleep(0.5)
+        return os.getpid()
+
+
+def test_a_pool_grows_while_items_wait() -> None:
+    pids = actor_pool.run_on_actors(Slow, (), list(range(40)), pool=(1, 3), resources={"CPU": 1})
+    assert len(set(pids)) == 3
+
+
+class Pair:
+    """Returns only when it is called for a second item meanwhile."""
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2)
+
+    def __call__(self, item: Any) -> Any:
+        self.both.wait(timeout=20)
+        if item == "poison":
+            raise ZeroDivisionError("a bug")
+        threading.Event().wait(20)
+
+
+def test_an_actor_has_two_items_and_the_one_that_kills_it_is_named() -> None:
+    with pytest.raises(ActorError, match='Work on "poison" failed 2 times.*a bug'):
+        list(
+            actor_pool.run_on_actors(
+                Pair, (), ["poison", "good"], pool=(1, 1), resources={"CPU": 1}, max_failures=1
+            )
+        )
+
+
+class Mortal:
+    """Keeps what it is called for in a file, and dies of one item, once."""
+
+    def __init__(self, calls: str, deadly: int) -> None:
+        self.calls, self.deadly = calls, deadly
+
+    def __call__(self, item: int) -> Any:
+        with open(self.calls, "a+") as file:
+            file.write(f"{item}\n")
+            file.flush()
+            file.seek(0)
+            if item == self.deadly and file.read().split().count(str(item)) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return item * 2
+
+
+def test_a_death_within_a_run_of_items_costs_that_item_alone(tmp_path: Path) -> None:
+    items, calls = list(range(200)), tmp_path / "calls"
+    runs = actor_pool.falling_runs(items, 1)
+    deadly = runs[0][3]
+    assert len(runs[0]) > 4
+    results = actor_pool.run_on_actors(
+        Mortal, (str(calls), deadly), items, pool=(1, 1), resources={"CPU": 1}
+    )
+    assert sorted(results) == [2 * item for item in items]
+    counts = Counter(map(int, calls.read_text().split()))
+    assert counts[deadly] == 2
+    # Another run was under way beside it, in one item of which the actor may have been.
+    assert counts.total() <= len(items) + 2
+
+
+@pytest.mark.parametrize("actors", [1, 3, 64])
+@pytest.mark.parametrize("count", [0, 1, 17, 1000, 100_000])
+def test_runs_are_long_first_few_and_single_at_the_end(actors: int, count: int) -> None:
+    runs = actor_pool.falling_runs(range(count), actors)
+    lengths = [len(run) for run in runs]
+    assert [item for run in runs for item in run] == list(range(count))
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(length <= actor_pool.LONGEST_RUN for length in lengths)
+    assert lengths[-16:] == [1] * min(16, count)
+    # Those of full length, and for each actor so many of each length below.
+    assert len(runs) <= count / actor_pool.LONGEST_RUN + actors * 16 * 6
+
+
+def test_replicas_that_bring_their_nodes_are_no_more_than_worth_them() -> None:
+    assert [actor_pool.most_actors((1, 8), items, at_once=False) for items in (2, 20, 99)] == [
+        2,
+        8,
+        8,
+    ]
+    assert [actor_pool.most_actors((1, 8), items, at_once=True) for items in (2, 20, 99)] == [
+        1,
+        5,
+        8,
+    ]
+    assert [actor_pool.most_actors((3, 8), items, at_once=True) for items in (2, 4, 99)] == [
+        2,
+        3,
+        8,
+    ]

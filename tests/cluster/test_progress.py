@@ -1,0 +1,158 @@
+import io
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from llkd.cluster.progress import (
+    BARS,
+    Pace,
+    PhaseState,
+    ProgressDisplay,
+    ProgressTracker,
+    closing_line,
+    duration,
+    live_text,
+    running_line,
+    short_name,
+)
+from llkd.cluster.telemetry import ShardDone, Work
+from llkd.ingest.stage import ingest
+from llkd.teacher.stage import label
+from tests.conftest import MakeConfig
+
+TRAINING = PhaseState(
+    "epoch 4/4 training", 1780, 12345, 0, 60.0, 107.3, False, rejects=12, loss=1.1041, crew="worker"
+)
+
+
+def test_running_line_has_rate_and_time_left() -> None:
+    state = PhaseState("label", 500, 2000, 100, 60.0, 10.0, ended=False)
+    assert running_line(state) == "500 of 2,000 rows, 10.0 rows/s, 2.5 min left"
+
+
+def test_running_line_before_the_first_row() -> None:
+    assert running_line(PhaseState("label", 0, 2000, 0, 7.0, None, ended=False)) == (
+        "0 of 2,000 rows, starting (7 s)"
+    )
+
+
+def test_closing_line_tells_what_was_done_before() -> None:
+    state = PhaseState("label", 2000, 2000, 500, 150.0, 10.0, ended=True)
+    assert closing_line(state) == (
+        "label: 2,000 rows (500 of them done before) in 2.5 min, 10.0 rows/s"
+    )
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (3.4, 89, 90, 7200)] == ["3 s", "89 s", "1.5 min", "2.0 h"]
+
+
+def test_the_rate_of_actors_is_from_the_first_row_of_any_to_the_last() -> None:
+    pace = Pace()
+    assert pace.rows_per_second is None
+    pace.add({"rows": 60, "started": 102.0, "ended": 110.0})
+    pace.add({"rows": 40, "started": 100.0, "ended": 104.0})
+    pace.add({"rows": 0, "started": 103.0, "ended": 103.0})
+    assert pace.rows_per_second == 10.0
+
+
+def test_a_unit_that_is_told_again_counts_once() -> None:
+    tracker = ProgressTracker.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
+    tracker.begin("label", 100, 20)
+    for unit, rows in (("a", 10), ("b", 5), ("a", 30), ("a", 30), ("b", 8)):
+        tracker.update(unit, rows)
+    assert [state.rows for state in tracker.since(0)] == [20 + 30 + 8]
+
+
+def new_tracker() -> ProgressTracker:
+    return ProgressTracker.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
+
+
+def test_all_that_is_known_is_told_where_there_is_room() -> None:
+    assert running_line(TRAINING, 2) == (
+        "1,780 of 12,345 rows, 107.3 rows/s, 98 s left, loss 1.104, 12 rejected, 2 workers"
+    ).replace("98 s", "1.6 min")
+    assert running_line(replace(TRAINING, rejects=0, loss=None), 1).endswith("left, 1 worker")
+
+
+def test_the_less_important_is_left_out_where_there_is_no_room() -> None:
+    assert running_line(TRAINING, 2, 56) == "1,780 of 12,345 rows, 1.6 min left, 12 rejected"
+    assert running_line(TRAINING, 2, 10) == "1,780 of 12,345 rows"
+    assert live_text(TRAINING, 2, 120)[1] == 24
+    text, bar = live_text(TRAINING, 2, 78)
+    assert (text, bar) == (
+        "1,780/12,345 rows, 107.3/s, 1.6 min left, loss 1.104, 12 rejected, 2 workers", 0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["label", "epoch 10/10 training", "label by models/" + "某" * 60])
+@pytest.mark.parametrize("columns", [60, 80, 100, 120, 200])
+def test_the_live_line_fits(name: str, columns: int) -> None:
+    room = columns - 3 - cell_len(short_name(name))
+    for rows, rate in ((0, None), (5, None), (10**10, 12345.6)):
+        text, bar = live_text(replace(TRAINING, rows=rows, total=10**11, rate=rate), 1024, room)
+        assert cell_len(text) + bar + (bar > 0) <= max(room, 36)
+        assert bar in (0, *BARS)
+
+
+def test_the_closing_line_tells_rejects() -> None:
+    state = PhaseState("label", 2000, 2000, 500, 150.0, 10.0, ended=True, rejects=3)
+    assert closing_line(state) == (
+        "label: 2,000 rows (500 of them done before) in 2.5 min, 10.0 rows/s, 3 rejected"
+    )
+    assert closing_line(state, 60) == "label: 2,000 rows in 2.5 min, 3 rejected"
+
+
+def test_a_long_name_is_cut_in_the_middle() -> None:
+    assert short_name("label by meta/" + "x" * 40 + "-8B") == "label by meta/xxx…xxxxxxxxxxxxxxx-8B"
+
+
+def test_rejects_of_a_shard_that_is_told_again_count_once() -> None:
+    tracker = new_tracker()
+    tracker.begin("label", 100, 20, "replica")
+    for shard, rejects in ((0, {"refused": 2, "no_rule": 1}), (1, {}), (0, {"refused": 4})):
+        tracker.shard(ShardDone(Work("r", "label", "corpus"), shard, 10, 1.0, rejects))
+    tracker.update("a", 5, loss=0.5)
+    tracker.update("b", 5)
+    (state,) = tracker.since(0)
+    assert (state.rejects, state.loss, state.crew) == (4, 0.5, "replica")
+
+
+def test_what_has_no_rows_to_count_is_shown_and_leaves_no_line() -> None:
+    tracker = new_tracker()
+    tracker.doing("epoch 1/4 selection")
+    assert running_line(tracker.since(0)[0]) == "0 s"
+    tracker.begin("label", 100)
+    assert [state.silent for state in tracker.since(0)] == [True, False]
+
+
+def watched(console: Console, make_config: MakeConfig) -> None:
+    config = make_config(
+        test=None, corpus={"rows_per_shard": 60},
+        teacher={"engine_args": {"refuse": "n77", "delay": 0.01}},
+    )  # fmt: skip
+    with ProgressDisplay(console) as display:
+        ingest(config, "corpus", display.tracker)
+        print("what a library says", file=sys.stderr)
+        print("and prints")
+        label(config, ["corpus"], display.tracker)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_terminal_shows_a_live_line_and_nothing_of_the_libraries(
+    make_config: MakeConfig,
+) -> None:
+    screen = io.StringIO()
+    watched(Console(file=screen, force_terminal=True, width=80, soft_wrap=True), make_config)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", plain)]
+    assert "library" not in plain
+    assert "and prints" not in plain
+    assert max(map(cell_len, lines)) <= 80
+    assert any(re.fullmatch(r"  label [━╸╺ ]+ [\d,]+.* rows.* 1 replica", line) for line in lines)
+    assert any(re.fullmatch(r"  label: 420 rows in .*, 1 rejected", line) for line in lines)
+    assert not any(line.startswith("  ingest corpus: the files") for line in lines[-3:])

@@ -1,0 +1,456 @@
+"""What a run tells Prometheus and the collectors of logs: the real Ray's export, read as they do."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from llkd.cluster.progress import ProgressDisplay
+from llkd.cluster.telemetry import (
+    LOSS,
+    METRICS,
+    MOST_VALUES,
+    OTHER,
+    SHARD_LOG,
+    SHARDS_WAITING,
+    Metric,
+    ShardDone,
+    Telemetry,
+    Work,
+    announce,
+)
+from llkd.config.run import RunConfig
+from llkd.distill.stage import distill
+from llkd.distill.worker import read_stats
+from llkd.ingest.stage import ingest
+from llkd.results.predict import pass_over_test, predict
+from llkd.results.save_student import export
+from llkd.store.folder import Folder
+from llkd.store.schema import RunLayout
+from llkd.teacher.calibrate import calibrate
+from llkd.teacher.stage import label
+from tests.conftest import ROOT, config_maker
+from tests.fakes import make_texts
+
+PATIENCE = 120
+"""Seconds that the agent may take to export; it does every ten."""
+
+RUN = "watched"
+Series = dict[tuple[str, ...], float]
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+"""(tags, value) by the exported name."""
+
+
+@dataclass
+class Watched:
+    """A run, and what was seen of it."""
+
+    config: RunConfig
+    lines: list[dict[str, Any]]
+    samples: Samples
+
+    def series(self, name: str, *tags: str, run: str = RUN) -> Series:
+        """The values of a run by these tags; each is there once."""
+        found = [(t, value) for t, value in self.samples.get(name, []) if t["run"] == run]
+        by_tags = {tuple(t[tag] for tag in tags): value for t, value in found}
+        assert len(by_tags) == len(found)
+        return by_tags
+
+
+@pytest.fixture(scope="module")
+def watched(
+    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
+    corpus_files: tuple[str, str],
+) -> Watched:  # fmt: skip
+    """A run from ingest to predictions, whose metrics are then read from Ray's agent."""
+    folder = tmp_path_factory.mktemp("telemetry")
+    texts, _ = make_texts(150, seed=5)
+    texts[7], texts[11], texts[90] = "", " ", "NUL \x00"
+    pq.write_table(pa.table({"text": texts}), folder / "corpus.parquet")
+    config = config_maker(folder, tiny_student, corpus_files)(
+        run_dir=str(folder / RUN), max_reject_fraction=0.5,
+        corpus={"path": str(folder / "corpus.parquet"), "rows_per_shard": 40},
+        teacher={"engine_args": {"refuse": "goal"}}, student={"epochs": 2},
+    )  # fmt: skip
+    log = folder / "shards.jsonl"
+    token = SHARD_LOG.set(str(log))
+    with ProgressDisplay(Console(file=io.StringIO())) as display:
+        SHARD_LOG.reset(token)
+        tracker = display.tracker
+        for dataset in ("corpus", "test"):
+            ingest(config, dataset, tracker)
+        label(config, ["corpus", "test"], tracker)
+        distill(config, calibrate(config), tracker)
+        export(config)
+        predict(config, pass_over_test(config), tracker)
+        tell_what_must_stay_bounded(tracker)
+        samples = scraped(told_last)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return Watched(config, lines, samples)
+
+
+def tell_what_must_stay_bounded(tracker: Any) -> None:
+    """Things that no test has time to bring about in a real run."""
+    twice = ShardDone(Work(RUN, "label", "corpus"), 0, rows=1000, seconds=1.0)
+    tracker.shard.remote(twice)
+    for labels in (MOST_VALUES, MOST_VALUES + 1):
+        tracker.epoch.remote(Work(f"{labels} labels", "train", "corpus", 0), stats_of(labels))
+    of = Work("many reasons", "label", "corpus")
+    tracker.missing.remote(of, [0])
+    reasons = {f"reason {i}": 1 for i in range(MOST_VALUES + 8)}
+    tracker.shard.remote(ShardDone(of, 0, 0, 1.0, reasons))
+
+
+def told_last(samples: Samples) -> bool:
+    return any(
+        tags["run"] == "many reasons" for tags, _ in samples.get("ray_llkd_shards_total", [])
+    )
+
+
+def stats_of(labels: int) -> dict[str, Any]:
+    """An epoch's stats.json; the first label has no bar for the confidence."""
+    return {
+        "selected": 8, "dropped": 1, "fraction": 0.25, "training_loss": 0.5,
+        "seconds": {"score": 1.0, "select": 0.5, "train": 2.0},
+        "classes": {f"label {i}": {"fraction": 0.5} for i in range(labels)},
+        "thresholds": {
+            "confidence_c": [None, *([0.75] * (labels - 1))], "uncertainty_c": [None] * labels,
+        },
+    }  # fmt: skip
+
+
+def scraped(enough: Callable[[Samples], bool]) -> Samples:
+    """Read Ray's agent as Prometheus does, until what it says is enough."""
+    deadline = time.monotonic() + PATIENCE
+    while not enough(read_agent()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    time.sleep(1)  # the agent takes in a process's metrics one by one
+    return read_agent()
+
+
+def read_agent() -> Samples:
+    import ray
+
+    port = ray.nodes()[0]["MetricsExportPort"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples: Samples = {}
+    for sample in (sample for family in families for sample in family.samples):
+        samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_no_shard_is_begun_before_the_tracker_knows_that_it_is_to_be_done() -> None:
+    import ray
+
+    @ray.remote(num_cpus=0, concurrency_groups={"others": 1})
+    class Slow:
+        def __init__(self) -> None:
+            self.known: list[int] = []
+
+        def missing(self, of: Work, shards: list[int]) -> None:
+            time.sleep(1)
+            self.known = shards
+
+        @ray.method(concurrency_group="others")
+        def asked(self) -> list[int]:
+            return self.known
+
+    tracker = Slow.remote()  # type: ignore[attr-defined]
+    assert ray.get(tracker.asked.remote()) == []
+    announce(tracker, Work(RUN, "ingest", "corpus"), [3, 4])
+    assert ray.get(tracker.asked.remote()) == [3, 4]
+    ray.kill(tracker)
+
+
+def test_rows_are_those_of_the_manifests(watched: Watched) -> None:
+    layout = RunLayout(watched.config.run_dir)
+    labels = Folder(layout.labels("corpus"))
+    labelled = sum(labels.shard_rows(shard) for shard in labels.shards())
+    assert 75 < labelled < 147
+    stats = [read_stats(watched.config, epoch) for epoch in (0, 1)]
+    assert watched.series("ray_llkd_rows_total", "stage", "dataset") == {
+        ("ingest", "corpus"): 147, ("ingest", "test"): 120,
+        ("label", "corpus"): labelled, ("label", "test"): watched_rows(layout, "test_labels"),
+        ("score", "corpus"): 2 * labelled,
+        ("train", "corpus"): sum(entry["selected"] - entry["dropped"] for entry in stats),
+        ("predict", "test"): 120,
+    }  # fmt: skip
+
+
+def watched_rows(layout: RunLayout, name: str) -> int:
+    folder = Folder(f"{layout.root}/{name}")
+    return sum(folder.shard_rows(shard) for shard in folder.shards())
+
+
+def test_rejects_are_counted_by_stage_and_reason(watched: Watched) -> None:
+    layout = RunLayout(watched.config.run_dir)
+    refused = {
+        dataset: watched_rows(layout, f"rejects/label-{dataset}") for dataset in ("corpus", "test")
+    }
+    assert watched.series("ray_llkd_rejects_total", "stage", "dataset", "reason") == {
+        ("ingest", "corpus", "empty"): 2, ("ingest", "corpus", "nul_byte"): 1,
+        ("label", "corpus", "refused"): refused["corpus"],
+        ("label", "test", "refused"): refused["test"],
+    }  # fmt: skip
+
+
+def test_tokens_are_those_that_the_teacher_was_asked(watched: Watched) -> None:
+    layout = RunLayout(watched.config.run_dir)
+
+    def words(dataset: str) -> int:
+        rows = Folder(layout.rows(dataset))
+        return sum(
+            len(text.split())
+            for shard in rows.shards()
+            for text in rows.read_shard(shard, ["text"])["text"].to_pylist()
+        )
+
+    assert watched.series("ray_llkd_prompt_tokens_total", "stage", "dataset") == {
+        ("label", dataset): words(dataset) for dataset in ("corpus", "test")
+    }
+
+
+def test_no_shard_waits_in_the_end(watched: Watched) -> None:
+    shards = {
+        ("ingest", "corpus"): 4, ("ingest", "test"): 1, ("label", "corpus"): 4,
+        ("label", "test"): 1, ("score", "corpus"): 8, ("predict", "test"): 1,
+    }  # fmt: skip
+    assert watched.series("ray_llkd_shards_total", "stage", "dataset") == shards
+    waiting = watched.series("ray_llkd_shards_waiting", "stage", "dataset")
+    assert waiting == dict.fromkeys(shards, 0)
+    seconds = watched.series("ray_llkd_shard_seconds_total", "stage", "dataset")
+    assert seconds.keys() == shards.keys()
+    assert all(0 < value < PATIENCE for value in seconds.values())
+
+
+def test_epochs_are_those_of_the_stats(watched: Watched) -> None:
+    stats = {str(epoch): read_stats(watched.config, epoch) for epoch in (0, 1)}
+    assert watched.series("ray_llkd_selected_ratio", "epoch") == pytest.approx(
+        {(epoch,): entry["fraction"] for epoch, entry in stats.items()}
+    )
+    assert watched.series("ray_llkd_training_loss", "epoch") == pytest.approx(
+        {(epoch,): entry["training_loss"] for epoch, entry in stats.items()}
+    )
+    assert watched.series("ray_llkd_label_selected_ratio", "epoch", "label") == pytest.approx(
+        {
+            (epoch, name): found["fraction"]
+            for epoch, entry in stats.items()
+            for name, found in entry["classes"].items()
+        }
+    )
+    names = list(stats["1"]["classes"])
+    bars = {
+        (epoch, signal, name): bar
+        for epoch, entry in stats.items()
+        for signal in ("confidence", "uncertainty")
+        for name, bar in zip(names, entry["thresholds"][f"{signal}_c"], strict=True)
+        if bar is not None
+    }
+    assert {key[:2] for key in bars} >= {("0", "confidence"), ("1", "uncertainty")}
+    found = watched.series("ray_llkd_label_threshold", "epoch", "signal", "label")
+    assert found == pytest.approx(bars)
+    means = watched.series("ray_llkd_threshold", "epoch", "signal")
+    for key in {key[:2] for key in bars}:
+        values = [bar for (epoch, signal, _), bar in bars.items() if (epoch, signal) == key]
+        assert means[key] == pytest.approx(sum(values) / len(values))
+
+
+def test_the_number_of_series_is_bounded(watched: Watched) -> None:
+    few, many = f"{MOST_VALUES} labels", f"{MOST_VALUES + 1} labels"
+    names = ("ray_llkd_label_selected_ratio", "ray_llkd_label_threshold")
+    assert [len(watched.series(name, "label", run=few)) for name in names] == [32, 31]
+    assert [len(watched.series(name, "label", run=many)) for name in names] == [0, 0]
+    assert watched.series("ray_llkd_threshold", "signal", run=many) == {("confidence",): 0.75}
+    reasons = watched.series("ray_llkd_rejects_total", "reason", run="many reasons")
+    known = MOST_VALUES - 3  # three are those of the run
+    assert len(reasons) == known + 1
+    assert reasons[OTHER,] == MOST_VALUES + 8 - known
+
+
+def test_each_shard_has_a_line(watched: Watched) -> None:
+    lines = [line for line in watched.lines if line["run"] == RUN]
+    told_twice = lines.pop(next(i for i, line in enumerate(lines) if line["rows"] == 1000))
+    assert told_twice["shard"] == 0
+    assert Counter((line["stage"], line["dataset"], line.get("epoch")) for line in lines) == {
+        ("ingest", "corpus", None): 4, ("ingest", "test", None): 1,
+        ("label", "corpus", None): 4, ("label", "test", None): 1,
+        ("score", "corpus", 0): 4, ("score", "corpus", 1): 4,
+        ("train", "corpus", 0): 1, ("train", "corpus", 1): 1, ("predict", "test", None): 1,
+    }  # fmt: skip
+    of_label = [line for line in lines if (line["stage"], line["dataset"]) == ("label", "corpus")]
+    assert sorted(line["shard"] for line in of_label) == [0, 1, 2, 3]
+    for name, metric in (("rows", "rows"), ("tokens", "prompt_tokens")):
+        counted = watched.series(f"ray_llkd_{metric}_total", "stage", "dataset")
+        assert sum(line[name] for line in of_label) == counted["label", "corpus"]
+    now = datetime.now(UTC)
+    for line in lines:
+        assert timedelta(0) <= now - datetime.fromisoformat(line["time"]) < timedelta(hours=1)
+        assert line["seconds"] >= 0
+    import ray
+
+    assert {line["node"] for line in of_label} == {ray.get_runtime_context().get_node_id()}
+    assert all(line["host"] and line["pid"] for line in of_label)
+
+
+def test_a_run_around_it_names_a_round_and_a_comparison() -> None:
+    names = {
+        "runs/bbc": "bbc", "s3://bucket/bbc/": "bbc", "bbc": "bbc",
+        "runs/bbc/rounds/01": "bbc/rounds/01", "runs/bbc/compare/all-1": "bbc/compare/all-1",
+        "runs/bbc/compare/all-1/rounds/00": "bbc/compare/all-1/rounds/00", "rounds/x": "x",
+    }  # fmt: skip
+    assert {uri: RunLayout(uri).name for uri in names} == names
+
+
+DONE = ShardDone(Work("r", "label", "corpus"), 3, 5, 1.5, {"refused": 2}, 70)
+
+
+def test_what_cannot_be_told_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("no agent")
+
+    telemetry = Telemetry(str(tmp_path / "lines"))
+    monkeypatch.setattr(telemetry, "_of", broken)
+    telemetry.begin(DONE.of, [3])
+    telemetry.shard(DONE)
+    telemetry.level(DONE.of, "0/0", 5)
+    telemetry.epoch(replace(DONE.of, stage="train", epoch=0), stats_of(2))
+    telemetry.refresh()
+    told = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
+    assert [line["stage"] for line in told] == ["label", "train"]
+    nowhere = Telemetry(str(tmp_path / "no/such/folder/lines"))
+    nowhere.shard(DONE)
+
+
+class Recorder:
+    """In place of Ray's gauge: keeps what it was set to."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[float, dict[str, str]]] = []
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        self.found.append((value, tags))
+
+
+def test_gauges_are_said_again_those_of_the_last_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorders: dict[Metric, Recorder] = defaultdict(Recorder)
+    telemetry = Telemetry()
+    monkeypatch.setattr(telemetry, "_of", recorders.__getitem__)
+    telemetry.begin(DONE.of, [3, 4])
+    telemetry.epoch(Work("other", "train", "corpus", 0), stats_of(2))
+    for epoch in range(MOST_VALUES + 2):
+        telemetry.epoch(Work("r", "train", "corpus", epoch), stats_of(2))
+    recorders.clear()
+    telemetry.refresh()
+    waiting = {"run": "r", "stage": "label", "dataset": "corpus"}
+    assert recorders[SHARDS_WAITING].found == [(2, waiting)]
+    kept = [("other", "0"), *(("r", str(epoch)) for epoch in range(2, MOST_VALUES + 2))]
+    assert [(tags["run"], tags["epoch"]) for _, tags in recorders[LOSS].found] == kept
+    assert len(recorders) == 6
+
+
+WITHOUT_RAY = """
+import sys
+from llkd.cluster.telemetry import ShardDone, Telemetry, Work
+of = Work("r", "label", "corpus")
+telemetry = Telemetry(echo=True)
+telemetry.begin(of, [0])
+telemetry.shard(ShardDone(of, 0, 5, 1.5, {"refused": 2}, 70))
+telemetry.refresh()
+"""
+
+
+def test_without_ray_only_lines_are_written() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (line,) = done.stderr.splitlines()
+    told = json.loads(line)
+    assert (told["rows"], told["rejects"], told["tokens"]) == (5, {"refused": 2}, 70)
+    assert told["node"] == done.stdout == ""
+
+
+def test_on_a_cluster_ray_keeps_the_lines_in_a_log(local_ray: None) -> None:
+    import ray
+    from ray._private.worker import _global_node
+
+    from llkd.cluster.progress import ProgressTracker
+
+    tracker = ProgressTracker.remote(echo=True)  # type: ignore[attr-defined]
+    ray.get(tracker.shard.remote(DONE))
+    logs = Path(_global_node.get_logs_dir_path()).glob("worker-*.err")
+    (line,) = [line for log in logs for line in log.read_text().splitlines() if DONE.time in line]
+    assert json.loads(line)["rows"] == 5
+
+
+def dashboard() -> dict[str, Any]:
+    return dict(json.loads((ROOT / "jobs/clusters/grafana.json").read_text()))
+
+
+def test_the_dashboard_draws_all_metrics_and_no_others() -> None:
+    from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
+
+    rays_own = set(re.findall(r"\bray_\w+", Path(default_dashboard_panels.__file__).read_text()))
+    asked = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    asked += [variable["query"]["query"] for variable in dashboard()["templating"]["list"][1:2]]
+    names = {name for query in asked for name in re.findall(r"\bray_\w+", query)}
+    ours = {f"ray_{metric.name}": metric for metric in METRICS}
+    assert {name for name in names if name.startswith("ray_llkd_")} == ours.keys()
+    assert names - ours.keys() <= rays_own
+    for query in asked:
+        tags = {tag for group in re.findall(r"by \(([^)]*)\)", query) for tag in group.split(", ")}
+        tags |= set(re.findall(r"(\w+)=~?\"", query))
+        for name in set(re.findall(r"\bray_llkd_\w+", query)):
+            assert tags <= set(ours[name].tags), query
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    found = dashboard()
+    panels = found["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert (
+        found["templating"]["list"][0] | {"name": "datasource", "type": "datasource"}
+        == (found["templating"]["list"][0])
+    )
+    for part in (*panels, *(target for panel in panels for target in panel["targets"])):
+        assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    for panel in panels:
+        for target in panel["targets"]:
+            tags = set(re.findall(r"{{(\w+)}}", target.get("legendFormat", "")))
+            grouped = set(re.findall(r"\w+", re.findall(r"by \(([^)]*)\)", target["expr"])[0]))
+            assert tags <= grouped
+    places = [
+        {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        for at in (panel["gridPos"] for panel in panels)
+    ]
+    assert len(set().union(*places)) == sum(map(len, places))
+
+
+def test_names_follow_the_conventions_of_prometheus() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert metric.name.startswith("llkd_")
+        assert metric.name == metric.name.lower()
+        assert metric.tags[0] == "run"
+        assert metric.description.endswith(".")

@@ -1,0 +1,58 @@
+"""What the driver does does not grow with the shards, but for what it keeps of each."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llkd.cluster import actor_pool, shard_tasks
+from llkd.lab.benchmarks.control import PHASES, measure, summary, table
+from llkd.store.folder import Folder
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_driver_asks_the_storage_less_often_than_there_are_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def counted(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for name in ("_infos", "exists", "read_bytes", "write_bytes", "crc32", "shard_rows"):
+        counted(Folder, name)
+    blocks: list[int] = []
+    items = shard_tasks.data_of
+
+    def cut(runs: Sequence[Any]) -> Any:
+        blocks.append(len(runs))
+        return items(runs)
+
+    monkeypatch.setattr(shard_tasks, "data_of", cut)
+    monkeypatch.setattr(actor_pool, "data_of", cut)
+    told: list[str] = []
+    phases = measure(tmp_path, 200, lambda name, phase: told.append(name))
+    assert list(phases) == told
+    assert phases.keys() >= set(PHASES)
+    assert calls["_infos"] > 0
+    assert max(calls.values()) < 100, calls
+    # Ray Data has a block, and the driver some milliseconds, for each run of shards.
+    assert max(blocks) < 100
+
+
+def test_what_is_told_of_a_size() -> None:
+    phases = {name: {"cpu": 2.0, "wall": 3.0, "mib": 10.0} for name in (*PHASES, "queue")}
+    found = summary(10_000, phases)
+    assert found["driver_ms"] == pytest.approx(1.0)
+    assert found["growth_mib"] == 50
+    text = table({"sizes": [found]})
+    assert "10,000 shards" in text
+    assert "queue" in text

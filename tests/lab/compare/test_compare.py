@@ -1,0 +1,229 @@
+"""Policies compared: on a frozen student, by fine-tuning, and as a job."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from llkd.config.run import RunConfig
+from llkd.distill.holdout import best_epoch
+from llkd.errors import ConfigError, IncompleteError
+from llkd.ingest.stage import ingest
+from llkd.lab.compare.compare import (
+    is_labelled,
+    require_comparable,
+    run_cheap,
+    run_fine_tuned,
+    variants,
+)
+from llkd.lab.compare.linear_probe import CheapRun, Head, read_problem
+from llkd.teacher.calibrate import calibrate
+from llkd.teacher.stage import label
+from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
+from tests.test_jobs import environment, written
+
+CHEAP = ["llkd", "refined", "all", "small_loss", "confident_learning", "freematch", "softmatch"]
+
+
+@pytest.fixture(scope="module")
+def labelled(
+    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
+    corpus_files: tuple[str, str],
+) -> tuple[RunConfig, MakeConfig]:  # fmt: skip
+    """A labelled run, not to be changed but for what comparing leaves."""
+    make = config_maker(tmp_path_factory.mktemp("labelled"), tiny_student, corpus_files)
+    config = make(corpus={"label_column": "label"}, student={"loss": "mix"})
+    for dataset in config.datasets:
+        ingest(config, dataset, SilentTracker())
+    label(config, config.datasets, SilentTracker())
+    calibrate(config)
+    return config, make
+
+
+def silent() -> Console:
+    return Console(file=io.StringIO())
+
+
+def test_each_policy_and_seed_is_a_run_of_its_own(labelled: tuple[RunConfig, MakeConfig]) -> None:
+    policies = ["all", "refined:selection.beta=0.5;student.epochs=3"]
+    found = list(variants(labelled[0], policies, 2))
+    assert [run.run_dir.rsplit("/compare/", 1)[1] for _, run in found] == [
+        "all-0", "all-1", "refined-selection.beta=0.5-student.epochs=3-0",
+        "refined-selection.beta=0.5-student.epochs=3-1",
+    ]  # fmt: skip
+    assert [run.seed for _, run in found] == [0, 1, 0, 1]
+    what, run = found[3]
+    assert what == policies[1]
+    assert (run.selection.policy, run.selection.beta, run.student.epochs) == ("refined", 0.5, 3)
+
+
+def test_cheap_runs_learn_and_are_the_same_again(labelled: tuple[RunConfig, MakeConfig]) -> None:
+    config, _ = labelled
+    assert is_labelled(config)
+    first = run_cheap(config, CHEAP, 2, silent())
+    kept = sorted(Path(config.run_dir, "compare/embeddings").rglob("*.parquet"))
+    assert len(kept) == 2  # of the corpus and of the test set
+    written_at = [path.stat().st_mtime_ns for path in kept]
+    assert run_cheap(config, CHEAP, 2, silent()) == first  # as they were kept
+    shutil.rmtree(Path(config.run_dir, "compare/cheap"))
+    again = run_cheap(config, CHEAP, 2, silent())
+    assert [replace(run, seconds=0.0) for run in again] == [replace(r, seconds=0.0) for r in first]
+    assert [path.stat().st_mtime_ns for path in kept] == written_at
+    assert len({run.macro_f1 for run in first}) > 3
+    for run in first:
+        assert run.macro_f1 > 0.6  # three topics, a teacher that is right most of the time
+        assert 0 < run.row_visits_fraction <= run.unique_rows_fraction <= 1
+        assert len(run.epochs) == 2
+        assert run.reliability["confidence"][-1][1] > run.reliability["confidence"][0][1]
+    of_all = [run for run in first if run.policy == "all"]
+    assert {run.row_visits_fraction for run in of_all} == {1.0}
+
+
+def test_gold_of_the_corpus_changes_no_run(labelled: tuple[RunConfig, MakeConfig]) -> None:
+    config, _ = labelled
+    problem = read_problem(config)
+    assert problem.gold_n is not None
+    other = replace(problem, gold_n=1 - problem.gold_n)
+    runs = [CheapRun(config, p).run() for p in (problem, other)]
+    assert runs[0].macro_f1 == runs[1].macro_f1
+    assert runs[0].reliability != runs[1].reliability
+
+
+def test_a_cheap_run_keeps_the_best_epoch_by_rows_held_out(
+    labelled: tuple[RunConfig, MakeConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = labelled
+    student = config.student.model_copy(update={"validation_fraction": 0.3})
+    config, problem = config.model_copy(update={"student": student}), read_problem(config)
+    run = CheapRun(config, problem).run()
+    of_epoch = []
+    for epoch in range(2):
+        monkeypatch.setattr(
+            "llkd.lab.compare.linear_probe.best_epoch", lambda _, epoch=epoch: epoch
+        )
+        of_epoch.append(CheapRun(config, problem).run().macro_f1)
+    scores = [entry["validation"]["macro_f1"] for entry in run.epochs]
+    assert of_epoch[0] != of_epoch[1]
+    assert run.macro_f1 == of_epoch[scores.index(max(scores))]
+    assert [entry["validation"]["rows"] for entry in run.epochs] == [
+        run.epochs[0]["validation"]["rows"]
+    ] * 2
+    assert run.epochs[0]["validation"]["rows"] > 20
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_score() -> None:
+    assert [best_epoch(scores) for scores in ([0.1, 0.3, 0.3], [0.5], [0.4, 0.2])] == [1, 0, 0]
+
+
+def test_passes_with_dropout_are_a_mean() -> None:
+    head = Head(4, 8, 3, 0.5)
+    features = np.ones((2, 4), dtype=np.float32)
+    plain = head.probabilities(features)
+    assert plain == pytest.approx(head.probabilities(features))
+    mixed = head.probabilities(features, passes=4)
+    assert mixed.sum(axis=1) == pytest.approx([1, 1])
+    assert not np.allclose(mixed, plain)
+
+
+def test_what_cannot_be_compared_is_refused(
+    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
+) -> None:
+    _, make = labelled
+    with pytest.raises(ConfigError, match="test.path"):
+        require_comparable(make(test=None), ["all"])
+    empty = make(run_dir=str(tmp_path / "empty"))
+    assert not is_labelled(empty)
+    with pytest.raises(ConfigError, match="selection.betta"):
+        require_comparable(empty, ["refined:selection.betta=1"])
+    with pytest.raises(IncompleteError):
+        run_cheap(empty, ["all"], 1, silent())
+
+
+def test_fine_tuned_runs_share_rows_and_labels_and_resume(
+    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
+) -> None:
+    config = labelled[0].model_copy(update={"run_dir": str(tmp_path / "run")})
+    shutil.copytree(labelled[0].run_dir, config.run_dir)
+    first = run_fine_tuned(config, ["refined", "random"], 1, silent())
+    assert [(run.policy, run.seed, len(run.epochs)) for run in first] == [
+        ("refined", 0, 2), ("random", 0, 2),
+    ]  # fmt: skip
+    assert set(first[0].reliability) == {"confidence", "uncertainty"}
+    folder = Path(config.run_dir, "compare/refined-0")
+    assert (folder / "student/model.safetensors").exists()
+    assert not (folder / "corpus").exists()
+    assert not (folder / "labels").exists()
+    students = sorted(Path(config.run_dir).rglob("model.safetensors"))
+    written_at = [path.stat().st_mtime_ns for path in students]
+    assert run_fine_tuned(config, ["refined", "random"], 1, silent()) == first
+    assert [path.stat().st_mtime_ns for path in students] == written_at
+
+
+def test_students_of_a_seed_share_the_first_scores(
+    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
+) -> None:
+    config = labelled[0].model_copy(update={"run_dir": str(tmp_path / "run")})
+    shutil.copytree(labelled[0].run_dir, config.run_dir)
+    policies = ["refined", "llkd", "llkd:selection.uncertainty=margin;student.epochs=1"]
+    run_fine_tuned(config, policies, 1, silent())
+    refined, llkd, margin = (
+        [path.read_bytes() for path in sorted(folder.glob("epochs/00/uncertainty/part-*"))]
+        for folder in (Path(run.run_dir) for _, run in variants(config, policies, 1))
+    )
+    assert llkd == refined  # with the distributions, which only the refined policy asks for
+    assert len(margin) == len(llkd)
+    assert margin != llkd
+
+
+def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
+    other = labelled[0].model_copy(update={"run_dir": str(tmp_path / "other")})
+    shutil.copytree(labelled[0].run_dir, other.run_dir)
+    paths = [written(tmp_path / "one.yaml", labelled[0]), written(tmp_path / "two.yaml", other)]
+    done = subprocess.run(
+        [sys.executable, "jobs/compare.py", *map(str, paths), "--policies", "llkd,all", "--seeds",
+         "2", "--cheap", "--json", str(tmp_path / "figures.json"), "--plots",
+         str(tmp_path / "plots"), "student.epochs=2"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    found = [(entry["config"], entry["policy"], entry["seed"]) for entry in figures]
+    assert found == [
+        (name, policy, seed)
+        for name in ("one", "two") for policy in ("llkd", "all") for seed in (0, 1)
+    ]  # fmt: skip
+    for name in ("one", "two"):
+        plots = {path.name for path in (tmp_path / "plots" / name).iterdir()}
+        assert plots == {"score.png", "selected.png", "thresholds.png", "reliability.png"}
+    assert done.stdout.count("difference of macro-F1") == 2
+    assert "gain" in done.stdout
+    assert done.stdout.count("the teacher") == 3
+
+
+def test_two_configs_in_one_run_directory(
+    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
+) -> None:
+    paths = [written(tmp_path / f"{name}.yaml", labelled[0]) for name in ("one", "two")]
+    done = subprocess.run(
+        [sys.executable, "jobs/compare.py", *map(str, paths), "--cheap"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "run_dir of its own" in done.stderr
+
+
+def test_a_policy_that_there_is_not(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
+    path = written(tmp_path / "config.yaml", labelled[0])
+    done = subprocess.run(
+        [sys.executable, "jobs/compare.py", str(path), "--policies", "none"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "none" in done.stderr

@@ -1,0 +1,43 @@
+"""What the cards say of where labels came from."""
+
+from typing import Any
+
+import pytest
+
+from llkd.results.cards import dataset_card, model_card
+from llkd.results.labelled_dataset import LabelledFacts, labelled_features
+from llkd.store.manifest import Manifest
+from tests.conftest import MakeConfig
+
+ENGINES: dict[str, tuple[dict[str, Any], str, bool]] = {
+    "vllm": (
+        {"engine": "vllm", "model": "org/llm", "max_text_tokens": 77},
+        "at most 77 tokens",
+        True,
+    ),
+    "openai": (
+        {"engine": "openai", "model": "gpt"},
+        "log-probability of every label was read",
+        True,
+    ),
+    "table": ({"engine": "table", "model": "labels.csv"}, "made elsewhere", False),
+    "own": ({"weight": 1.0}, "made elsewhere", False),
+}
+
+
+@pytest.mark.parametrize(("teacher", "said", "machine"), ENGINES.values(), ids=ENGINES)
+def test_who_labelled(
+    make_config: MakeConfig, teacher: dict[str, Any], said: str, machine: bool
+) -> None:
+    config = make_config(teacher=teacher, selection={"policy": "all"})
+    facts = LabelledFacts((1,) * 3, (0.5,) * 3, 1, 1)
+    rows = dataset_card(config, facts, labelled_features(config), None)
+    results = {"rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0}
+    student = model_card(config, Manifest("distill", {}, "", True, results), None)
+    for card in (rows, student):
+        assert said in card
+        assert ("No label of a person went into it." in card) == machine
+        assert ("by a language model" in card or "from a language model" in card) == machine
+    assert ("machine-generated" in rows) == machine
+    assert ("tokens of a text" in rows) == ("vllm" in str(teacher))
+    assert "trained on all rows" in student

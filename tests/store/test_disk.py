@@ -1,0 +1,86 @@
+"""A file system that is really full, and one that is really read-only, in mid-run."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llkd.config.run import RunConfig
+from llkd.errors import LLKDError, StorageError
+from llkd.ingest.stage import ingest
+from llkd.store.arrays import matrix
+from llkd.store.folder import Folder
+from llkd.teacher.stage import label
+from tests.conftest import MakeConfig, SilentTracker
+
+
+class Disk:
+    """A file system in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def remount(self, *options: str) -> None:
+        """Mount it again with other options."""
+        subprocess.run(["mount", "-o", f"remount,{','.join(options)}", self.path], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "llkd", path], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("only root may mount a file system")
+    yield Disk(path)
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.fixture
+def config(disk: Disk, make_config: MakeConfig) -> RunConfig:
+    return make_config(run_dir=str(disk.path / "run"), corpus={"rows_per_shard": 20}, test=None)
+
+
+def labels_of(config: RunConfig) -> dict[int, np.ndarray]:
+    folder = Folder(f"{config.run_dir}/labels")
+    return {s: matrix(folder.read_shard(s)["logprobs"]) for s in sorted(folder.shards())}
+
+
+def check_it_goes_on(config: RunConfig, make_config: MakeConfig, tmp_path: Path) -> None:
+    """The same stages end well now, with the labels of a run on a sound disk."""
+    ingest(config, "corpus", SilentTracker())
+    label(config, ["corpus"], SilentTracker())
+    plain = make_config(run_dir=str(tmp_path / "plain"), corpus={"rows_per_shard": 20}, test=None)
+    ingest(plain, "corpus", SilentTracker())
+    label(plain, ["corpus"], SilentTracker())
+    ours, theirs = labels_of(config), labels_of(plain)
+    assert ours.keys() == theirs.keys() == set(range(21))
+    assert all(np.array_equal(ours[shard], theirs[shard]) for shard in theirs)
+    assert not list(Path(config.run_dir).rglob(".*.tmp"))
+
+
+def test_a_full_disk_ends_the_stage_and_the_run_goes_on_when_there_is_space(
+    local_ray: None, disk: Disk, config: RunConfig, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(StorageError, match="No space left on device"):
+        ingest(config, "corpus", SilentTracker())
+    assert 0 < len(Folder(f"{config.run_dir}/corpus").shards()) < 21
+    assert not list(Path(config.run_dir).rglob(".*.tmp"))
+    disk.remount("size=16m")
+    check_it_goes_on(config, make_config, tmp_path)
+
+
+def test_a_disk_that_becomes_read_only_ends_the_stage_and_the_run_goes_on_afterwards(
+    local_ray: None, disk: Disk, config: RunConfig, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    disk.remount("size=16m")
+    ingest(config, "corpus", SilentTracker())
+    disk.remount("ro")
+    with pytest.raises(LLKDError, match="Read-only file system"):
+        label(config, ["corpus"], SilentTracker())
+    disk.remount("rw")
+    check_it_goes_on(config, make_config, tmp_path)

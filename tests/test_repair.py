@@ -1,0 +1,281 @@
+"""A run whose files were damaged is made whole by the same command, and comes out the same."""
+
+import io
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from llkd.errors import DataError
+from llkd.lab.benchmarks.scale import actual, comparison
+from llkd.lab.cost_model import RECORD_BYTES, estimate
+from llkd.lab.plan import TeacherSpeed, setup_of
+from llkd.lab.plan_sample import sample_rows, stored_bytes
+from llkd.lab.plan_student import StudentSample
+from llkd.pipeline import run_stage
+from llkd.repair import reopen_damaged
+from llkd.store.folder import Folder
+from tests.conftest import MakeConfig, config_maker
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@dataclass
+class Finished:
+    """A finished run, not to be changed."""
+
+    run_dir: Path
+    make: MakeConfig
+    calls: Path
+
+
+@pytest.fixture(scope="module")
+def finished(
+    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
+    corpus_files: tuple[str, str],
+) -> Finished:  # fmt: skip
+    folder = tmp_path_factory.mktemp("finished")
+    corpus = shutil.copy(corpus_files[0], folder / "corpus.parquet")
+    make = config_maker(folder, tiny_student, (str(corpus), corpus_files[1]))
+    found = Finished(folder / "run", make, folder / "calls")
+    run(found, found.run_dir)
+    return found
+
+
+def run(finished: Finished, run_dir: Path, stage: str = "run") -> str:
+    screen = io.StringIO()
+    corpus = finished.make().corpus.path
+    config = finished.make(
+        run_dir=str(run_dir), teacher={"engine_args": {"calls": str(finished.calls)}},
+        selection={"class_floor": 0.2}, corpus={"path": corpus, "label_column": "label"},
+        student={"validation_fraction": 0.3},
+    )  # fmt: skip
+    finished.calls.write_text("")
+    run_stage(stage, config, Console(file=screen, width=300))
+    return screen.getvalue()
+
+
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished.run_dir, tmp_path / "run"))
+
+
+def asked(finished: Finished) -> set[str]:
+    return {line.split()[0] for line in finished.calls.read_text().splitlines()}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path: Path) -> None:
+    """Change a bit of the first page."""
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+
+
+def reopen(run_dir: Path, *stages: str) -> None:
+    """As if a run had been killed before these ended."""
+    for stage in stages:
+        path = run_dir / stage / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
+
+
+def assert_same(run_dir: Path, finished: Finished) -> None:
+    """Everything but times is what the undisturbed run left."""
+    for path in finished.run_dir.rglob("*.parquet"):
+        other = run_dir / path.relative_to(finished.run_dir)
+        assert other.read_bytes() == path.read_bytes(), other
+    ours, theirs = (load_file(d / "student/model.safetensors") for d in (run_dir, finished.run_dir))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    found = [json.loads((d / "metrics.json").read_text()) for d in (run_dir, finished.run_dir)]
+    for metrics in found:
+        metrics.pop("seconds")
+    assert found[0] == found[1]
+
+
+def test_a_plan_tells_the_files_and_the_bytes_of_a_run(finished: Finished) -> None:
+    """Here, for here is a finished run."""
+    config = finished.make(corpus={"path": finished.make().corpus.path, "label_column": "label"})
+    _, texts = sample_rows(config.corpus, 420, seed=0)
+    setup = setup_of(
+        config, 420, [TeacherSpeed(128.4, 1, 0)], StudentSample(100, 100, 0, 0),
+        stored_bytes(texts, config),
+    )  # fmt: skip
+    shares = [
+        json.loads((finished.run_dir / f"epochs/{epoch:02d}/stats.json").read_text())["fraction"]
+        for epoch in range(2)
+    ]
+    plan = estimate(replace(setup, selected=tuple(shares)))
+    stages = {stage.name: stage for stage in plan.stages}
+    folders = {
+        "ingest": "corpus", "label": "labels", "prepare": "epochs/pseudo_labels",
+        "epoch 1 score": "epochs/00/uncertainty", "epoch 2 select": "epochs/01/selection",
+    }  # fmt: skip
+    for name, folder in folders.items():
+        shards = list((finished.run_dir / folder).glob("part-*.parquet"))
+        assert stages[name].files == len(shards) == 7
+        size = sum(shard.stat().st_size for shard in shards)
+        assert size == pytest.approx(stages[name].bytes - 7 * RECORD_BYTES, rel=0.2), name
+    tests = [finished.run_dir / name for name in ("test", "test_labels", "test_predictions")]
+    shards = [shard for folder in tests for shard in folder.glob("part-*.parquet")]
+    assert stages["evaluate"].files == len(shards)
+    size = sum(shard.stat().st_size for shard in shards)
+    assert size == pytest.approx(stages["evaluate"].bytes, rel=0.2)
+    taken = actual(str(finished.run_dir))
+    assert {name for name in stages if name not in ("evaluate", "predict")} == taken.keys()
+    lines = comparison(plan.to_json(), taken).splitlines()
+    assert len(lines) == 1 + len(taken)
+    assert lines[2].split()[:3] == ["label", "4.2", f"{taken['label']['seconds']:.1f}"]
+    assert lines[2].split()[3:5] == ["7.0", "7.0"]
+
+
+BROKEN: dict[str, str] = {
+    "corpus/part-00003.parquet": "corpus: 2 damaged files (files.json, part-00003.parquet) are made",
+    "corpus/files.json": "",
+    "test/files.json": "test: 2 damaged files (files.json, part-00000.parquet) are made again",
+    "test/part-00000.parquet": "",
+    "labels/part-00002.parquet": "labels: 1 damaged shard (part-00002.parquet) is made again",
+    "labels/calibration.json": "calibration: 1 damaged file (calibration.json) is made again",
+    "content_free_labels/part-00000.parquet": "texts without content: 1 damaged shard",
+    "test_labels/manifest.json": "",
+    "epochs/00/selection/part-00001.parquet": "epoch 1 selection: 1 damaged shard (part-00001",
+    "epochs/01/selection/counts.json": "epoch 2 selection: 1 damaged file (counts.json) is made",
+    "epochs/pseudo_labels/part-00001.parquet": "pseudo-labels: 1 damaged shard (part-00001.parquet)",
+    "test_predictions/part-00000.parquet": "test_predictions: 1 damaged shard",
+    "student/model.safetensors": "student: 2 damaged files (config.json, model.safetensors) are made",
+    "student/config.json": "",
+}
+"""File of a finished run, and what is said when it is damaged."""
+
+
+def test_all_kinds_of_damage_to_a_finished_run(finished: Finished, tmp_path: Path) -> None:
+    run_dir = copied(finished, tmp_path)
+    for number, name in enumerate(BROKEN):
+        flip(run_dir / name) if name.endswith(("parquet", "tensors")) else cut(run_dir / name)
+        if number % 3 == 0:
+            cut(run_dir / name)
+    (run_dir / "labels/part-00002.parquet").unlink()
+    output = run(finished, run_dir)
+    for said in BROKEN.values():
+        assert said in output
+    assert "training" not in output
+    assert_same(run_dir, finished)
+    # Of the teacher only the shard that was lost, and the texts without content.
+    assert len(asked(finished)) == 60 + 3
+    flip(run_dir / "epochs/pseudo_labels/part-00006.parquet")
+    held = next(run_dir.glob("epochs/validation/part-*"))
+    cut(held)
+    output = run(finished, run_dir)
+    assert "pseudo-labels: 1 damaged shard (part-00006.parquet) is made again" in output
+    assert f"rows held out: 1 damaged shard ({held.name}) is made again" in output
+    assert_same(run_dir, finished)
+    assert "damaged" not in run(finished, run_dir)
+    assert not asked(finished)
+
+
+def test_a_finished_student_is_not_trained_again_for_its_figures(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run_dir = copied(finished, tmp_path)
+    cut(run_dir / "epochs/01/validation/part-00000.parquet")
+    cut(run_dir / "epochs/00/stats.json")
+    (run_dir / "epochs/01/stats.json").unlink()
+    output = run(finished, run_dir)
+    assert "epoch 2 validation: 1 damaged shard (part-00000.parquet) is left away" in output
+    assert "epoch 1 figures: 1 damaged file (stats.json) is made again" in output
+    assert "epoch 2 figures: 1 damaged file (stats.json) is made again" in output
+    assert "training" not in output
+    for name in ("epochs/00/stats.json", "epochs/01/stats.json", "student/model.safetensors"):
+        assert (run_dir / name).read_bytes() == (finished.run_dir / name).read_bytes()
+    held = json.loads((run_dir / "metrics.json").read_text())["student"]["held_out"]
+    assert ["gold_accuracy" in figures for figures in held] == [True, False]
+
+
+def test_epochs_are_trained_again_where_nothing_else_helps(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run_dir = copied(finished, tmp_path)
+    cut(run_dir / "epochs/01/selection/part-00002.parquet")
+    cut(run_dir / "epochs/01/uncertainty/part-00004.parquet")
+    output = run(finished, run_dir)
+    assert "epoch 2 uncertainty: 1 damaged shard (part-00004.parquet) is made again" in output
+    assert "epoch 2 and those after it are trained again" in output  # the first is the best one
+    assert "epoch 2/2 training" in output
+    assert_same(run_dir, finished)
+
+
+def test_an_export_and_the_checkpoint_that_it_needs(finished: Finished, tmp_path: Path) -> None:
+    run_dir = copied(finished, tmp_path)
+    (checkpoint,) = (run_dir / "checkpoints").glob("epoch-*")
+    weights = checkpoint / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert "damaged" not in run(finished, run_dir)  # nothing needs it
+    flip(run_dir / "student/model.safetensors")
+    flip(run_dir / "epochs/00/uncertainty/part-00000.parquet")
+    output = run(finished, run_dir)
+    assert f"checkpoints: {checkpoint.name} is damaged, its epochs are trained again" in output
+    assert "epoch 1/2 training" in output
+    assert_same(run_dir, finished)
+
+
+def test_shards_of_stages_that_were_not_at_their_end(finished: Finished, tmp_path: Path) -> None:
+    run_dir = copied(finished, tmp_path)
+    for folder in ("corpus", "labels", "epochs/00/selection"):
+        (run_dir / folder / "checksums.json").unlink()
+    reopen(run_dir, "corpus", "labels")
+    flip(run_dir / "corpus/part-00005.parquet")
+    flip(run_dir / "labels/part-00005.parquet")
+    (run_dir / "labels/part-00006.parquet").unlink()
+    output = run(finished, run_dir)
+    assert "corpus: 1 damaged shard (part-00005.parquet) is made again" in output
+    assert "labels: 1 damaged shard (part-00005.parquet) is made again" in output
+    assert len(asked(finished)) == 120
+    assert_same(run_dir, finished)
+
+
+def test_a_shard_that_was_made_again_may_differ_and_stays(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run_dir = copied(finished, tmp_path)
+    for shard in (2, 4):
+        (run_dir / f"labels/part-0000{shard}.parquet").unlink()
+    labels = Folder(str(run_dir / "labels"))
+    assert reopen_damaged(labels, "labels", str)
+    other = labels.read_shard(3).slice(0, 59)  # as if the engine had refused a row this time
+    labels.write_shard(2, other)
+    assert not reopen_damaged(labels, "labels", str)
+    assert labels.read_shard(2).equals(other)
+
+
+def test_a_shard_of_rows_whose_source_has_changed_is_not_made_up(
+    finished: Finished, tmp_path: Path, corpus_files: tuple[str, str]
+) -> None:
+    import pyarrow.parquet as pq
+
+    run_dir, source = copied(finished, tmp_path), Path(finished.make().corpus.paths[0])
+    kept = source.read_bytes()
+    cut(run_dir / "corpus/part-00001.parquet")
+    table = pq.read_table(source)
+    try:
+        pq.write_table(table.slice(0, 400), source)
+        with pytest.raises(DataError, match=r"damaged.*cannot be read again.*have changed"):
+            run(finished, run_dir, "ingest")
+        size = len(kept)
+        texts = [text.replace("the", "eht") for text in table["text"].to_pylist()]
+        pq.write_table(table.set_column(0, "text", [texts]), source)
+        assert source.stat().st_size != size
+        listed = run_dir / "corpus/files.json"
+        entries = json.loads(listed.read_text())
+        listed.write_text(json.dumps([[entries[0][0], source.stat().st_size, 420]]))
+        with pytest.raises(DataError, match=r"corpus/(files.json|part-00001.parquet) was damaged"):
+            run(finished, run_dir, "ingest")
+    finally:
+        source.write_bytes(kept)
