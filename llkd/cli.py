@@ -85,13 +85,22 @@ def two_lines(error: Exception, log: str | None) -> tuple[str, str]:
     """
     where = "" if log is None else f" Log: {portable_path(log)}"
     if isinstance(error, LLKDError):
-        what, todo = error.lines
+        what, todo = one_line(error.what), error.remedy
     else:
-        what = " ".join(str(error).split())
+        what = one_line(str(error))
         todo = "This is a bug, in LLKD or in a library that it uses: report it with its traceback."
     if len(what) > MOST_OF_ERROR:
         what = f"{what[:MOST_OF_ERROR]}…"
     return f"{type(error).__name__}: {what}", f"  {todo}{where}"
+
+
+def one_line(text: str) -> str:
+    """The lines of a text in one: items of a list are separated by semicolons."""
+    joined = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        between = " " if not joined or joined.endswith((":", ".", ";", ",")) else "; "
+        joined = f"{joined}{between}{line.removeprefix('- ')}" if joined else line
+    return joined
 
 
 @contextlib.contextmanager

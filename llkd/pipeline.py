@@ -95,7 +95,8 @@ def run_predict(config: RunConfig, console: Console) -> None:
             predicted = predict(config, wanted, tracker)
         except FingerprintError as error:
             raise FingerprintError(
-                f"{error} Or give these predictions another predict.name."
+                error.what,
+                f"{error.remedy} Or give these predictions another predict.name.",
             ) from None
         figures = _measured(config, wanted)
     ingested = require_complete(Folder(layout.rows(dataset)), "ingest")

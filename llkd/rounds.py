@@ -123,7 +123,8 @@ def _sizes(config: RunConfig, rows: int) -> list[int]:
     sizes = round_sizes(rows, asked.budget, asked.rounds, asked.first)
     if not sizes:
         raise DataError(
-            f"label.budget = {asked.budget:g} of {rows:,} rows is less than a row: raise it"
+            f"label.budget = {asked.budget:g} of {rows:,} rows is less than a row",
+            "Raise it.",
         )
     return sizes
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llkd import errors
-from llkd.cli import do_logged, errors_told, two_lines
+from llkd.cli import do_logged, errors_told, one_line, two_lines
 from tests.conftest import ROOT, MakeConfig
 
 ALL = [
@@ -19,62 +19,72 @@ ALL = [
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_errors_survive_pickle(kind: type[errors.LLKDError]) -> None:
-    again = pickle.loads(pickle.dumps(kind("what, where, what to do")))
-    assert type(again) is kind
-    assert isinstance(again, errors.LLKDError)
-    assert str(again) == "what, where, what to do"
+    for error in (kind("a.csv is empty", "Delete it."), kind("a.csv is empty")):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind
+        assert (again.what, again.remedy, str(again)) == (error.what, error.remedy, str(error))
 
 
-SPLIT = {
-    "a sentence": ("It is small. Raise it, or wait.", "It is small.", "Raise it, or wait."),
-    "two sentences": ("It is full. Delete it. Run it.", "It is full.", "Delete it. Run it."),
-    "a colon": ("budget = 0.1 is small: raise it", "budget = 0.1 is small", "Raise it."),
-    "a semicolon": ("It has no template; use auto", "It has no template", "Use auto."),
-    "a package": ("It needs peft: pip install 'x'", "It needs peft", "Install it: pip install 'x'"),
-    "a list": (
-        "a.yaml has wrong settings:\n  x: missing\n  y: must be text",
-        "a.yaml has wrong settings: x: missing; y: must be text", errors.ConfigError.remedy,
-    ),
-    "a list and what to do": (
-        "r/labels was made with other settings:\n  a: was 1, now 2\nSet run_dir to another",
-        "r/labels was made with other settings: a: was 1, now 2", "Set run_dir to another.",
-    ),
-    "a word within": ("They set out. runs: 3", "They set out. runs: 3", errors.ConfigError.remedy),
-}  # fmt: skip
+def test_what_and_remedy() -> None:
+    error = errors.DataError("a.csv is empty", "Delete it.")
+    assert (error.what, error.remedy) == ("a.csv is empty", "Delete it.")
+    assert str(error) == "a.csv is empty. Delete it."
+    assert str(errors.DataError("What is it?", "Look.")) == "What is it? Look."
 
 
-@pytest.mark.parametrize(("message", "what", "todo"), SPLIT.values(), ids=SPLIT)
-def test_a_message_in_two_lines(message: str, what: str, todo: str) -> None:
-    assert errors.ConfigError(message).lines == (what, todo)
+def test_without_a_remedy_of_its_own_an_error_has_that_of_its_class() -> None:
+    error = errors.DataError("a.csv is empty")
+    assert error.remedy == errors.DataError.default_remedy
+    assert str(error) == "a.csv is empty"
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
-def test_every_kind_says_what_to_do(kind: type[errors.LLKDError]) -> None:
-    assert re.fullmatch(r"[A-Z][^\n]{20,}\.", kind.remedy)
+def test_every_class_has_a_remedy(kind: type[errors.LLKDError]) -> None:
+    assert re.fullmatch(r"[A-Z][^\n]{20,}\.", kind.default_remedy)
 
 
-def test_what_messages_propose_is_in_the_second_line() -> None:
-    """No message of the code leaves an advice in the first line."""
+def test_the_first_line_holds_no_advice() -> None:
+    """What is wrong and what to do are two arguments in every raise of the code."""
     kinds, seen = {kind.__name__: kind for kind in ALL}, 0
     for path in (ROOT / "llkd").rglob("*.py"):
-        for name, text in literal_messages(path, kinds):
-            what, todo = kinds[name](text).lines
-            seen += todo != kinds[name].remedy
-            assert not re.search(r"[.;:] (Run|Use|Set|Lower|use|lower|raise|delete) ", what), text
+        for what, remedy in literal_messages(path, kinds):
+            assert not re.search(r"[.;:] (Run|Use|Set|Lower|use|lower|raise|delete) ", what), what
+            if remedy is not None:
+                seen += 1
+                assert re.match(r"[A-Zx`]", remedy), remedy
+                assert remedy.endswith((".", "'", "`")), remedy
     assert seen > 30
 
 
-def literal_messages(path: Path, kinds: dict[str, type]) -> list[tuple[str, str]]:
+def literal_messages(path: Path, kinds: dict[str, type]) -> list[tuple[str, str | None]]:
+    """(what, remedy) of each error that is made with literal texts; expressions are `x`."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in kinds and node.args:
-            pieces = getattr(node.args[0], "values", [node.args[0]])
-            text = "".join(
-                str(getattr(each, "value", "x")) if isinstance(each, ast.Constant) else "x."
-                for each in pieces
-            )
-            found.append((node.func.id, text))  # type: ignore[attr-defined]
+            texts = [text_of(argument) for argument in node.args]
+            found.append((texts[0], texts[1] if len(texts) > 1 else None))
     return found
+
+
+def text_of(node: ast.expr) -> str:
+    pieces = getattr(node, "values", [node])
+    return "".join(
+        str(getattr(each, "value", "x")) if isinstance(each, ast.Constant) else "x"
+        for each in pieces
+    )
+
+
+LISTS = {
+    "a.yaml has wrong settings:\n  x: missing\n  y: must be text":
+        "a.yaml has wrong settings: x: missing; y: must be text",
+    "c needs changes:\n- a: no\n- b: none": "c needs changes: a: no; b: none",
+    "one line": "one line",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line"), LISTS.items())
+def test_a_list_in_one_line(text: str, line: str) -> None:
+    assert one_line(text) == line
 
 
 def test_a_bug_is_told_in_two_lines_and_its_traceback_is_kept(

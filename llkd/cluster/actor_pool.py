@@ -185,7 +185,7 @@ class _Replica:
         except LLKDError as error:
             self._failure = error
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return answer(lambda: self._run(json.loads(row["item"])))
 
     def _run(self, items: list[Any]) -> list[Any]:

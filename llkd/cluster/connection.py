@@ -50,8 +50,8 @@ def connect() -> bool:
                 continue
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise ResourceError(
-                f"Cannot start on {where}: {error} Run the same command again; if it fails again, "
-                "see the log."
+                f"Cannot start on {where}: {error}",
+                "Run the same command again; if it fails again, read the log.",
             ) from error
     from ray.data import DataContext
 
@@ -80,8 +80,8 @@ def _require_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
     except OSError as error:
         raise ResourceError(
-            f"{ADDRESS_VARIABLE} is {address}, and no Ray cluster answers there: {error}. Correct "
-            "it, or unset it to work on a Ray of this machine."
+            f"{ADDRESS_VARIABLE} is {address}, and no Ray cluster answers there: {error}.",
+            "Correct it, or unset it to work on a Ray of this machine.",
         ) from error
 
 
@@ -108,9 +108,9 @@ def cluster_has_gpus(setting: str) -> bool:
         return True
     if autoscales() and not _addable_nodes():
         raise ResourceError(
-            f"No node of this cluster has a GPU now, and its autoscaler does not say which nodes "
-            f"it can add. Set {setting}: {{GPU: 1, CPU: 1}} for GPUs, or {{CPU: 8}} to work "
-            "without."
+            "No node of this cluster has a GPU now, and its autoscaler does not say which "
+            "nodes it can add.",
+            f"Set {setting}: {{GPU: 1, CPU: 1}} for GPUs, or {{CPU: 8}} to work without.",
         )
     return False
 
@@ -180,13 +180,13 @@ def require_resources(resources: Resources, setting: str, spread: int = 1) -> No
     wanted = ", ".join(f"{k}: {v:g}" for k, v in resources.items())
     if spread > 1:
         raise ResourceError(
-            f"{setting} asks for {{{wanted}}} on each of {spread} nodes (teacher.nodes), and this "
-            f"cluster has {places} such places ({have}). Lower teacher.nodes or {setting}, or use "
-            "more nodes."
+            f"{setting} asks for {{{wanted}}} on each of {spread} nodes "
+            f"(teacher.nodes), and this cluster has {places} such places ({have}).",
+            f"Lower teacher.nodes or {setting}, or use more nodes.",
         )
     raise ResourceError(
-        f"{setting} asks for {{{wanted}}}, which no node of this cluster has ({have}). "
-        f"Lower {setting}, or use a larger machine."
+        f"{setting} asks for {{{wanted}}}, which no node of this cluster has ({have}).",
+        f"Lower {setting}, or use a larger machine.",
     )
 
 

@@ -149,8 +149,8 @@ def require_recorded(folder: Folder) -> None:
     for name, record in (read_record(folder) or {}).items():
         if record.crc not in (None, folder.crc32(name)):
             raise DamageError(
-                f"{folder.uri}/{name} is damaged: it is not what was written. Delete it and run the "
-                "same command again: it is made anew."
+                f"{folder.uri}/{name} is damaged: it is not what was written.",
+                "Delete it and run the same command again: it is made anew.",
             )
 
 

@@ -1,6 +1,7 @@
 """Work over shards in Ray Data tasks, and how results and errors come back from there."""
 
 import json
+import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,6 @@ from typing import Any, Protocol
 
 import ray
 
-from llkd import errors
 from llkd.cluster.connection import Resources, autoscales, options_of
 from llkd.errors import LLKDError
 
@@ -45,7 +45,7 @@ def run_on_shards(
         return
     runs = _runs(shards, shards_per_task or min(_fair_run(len(shards)), MOST_SHARDS_A_TASK))
 
-    def run(row: dict[str, Any]) -> dict[str, str]:
+    def run(row: dict[str, Any]) -> dict[str, Any]:
         return answer(lambda: [(shard, work(shard)) for shard in json.loads(row["item"])])
 
     dataset = data_of([list(part) for part in runs]).map(run, **options_of(resources or {"CPU": 1}))
@@ -104,7 +104,7 @@ def sum_over_shards(
     if len(shards) <= FEW_SHARDS:
         return total(shards)
 
-    def run(row: dict[str, Any]) -> dict[str, str]:
+    def run(row: dict[str, Any]) -> dict[str, Any]:
         part = json.loads(row["item"])
         return answer(lambda: (part[0], total(part).to_json()))
 
@@ -138,23 +138,23 @@ def data_of(items: Sequence[Any]) -> Any:
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
-def answer(call: Callable[[], Any]) -> dict[str, str]:
+def answer(call: Callable[[], Any]) -> dict[str, Any]:
     """What a call returned, or which LLKDError it raised: Ray Data keeps only an error's text."""
     try:
-        return {"result": json.dumps(call()), "kind": "", "message": ""}
+        return {"result": json.dumps(call()), "error": b""}
     except LLKDError as error:
         traceback.print_exc()
-        return {"result": "null", "kind": type(error).__name__, "message": str(error)}
+        return {"result": "null", "error": pickle.dumps(error)}
 
 
-def result_of(row: dict[str, str]) -> Any:
+def result_of(row: dict[str, Any]) -> Any:
     """The inverse of `answer`: what was returned, or raised again as itself.
 
     Raises:
         LLKDError: of the kind that was raised there.
     """
-    if row["kind"]:
-        raise getattr(errors, row["kind"])(row["message"])
+    if row["error"]:
+        raise pickle.loads(row["error"])
     return json.loads(row["result"])
 
 

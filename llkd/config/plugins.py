@@ -17,6 +17,7 @@ def imported_class(path: str, setting: str) -> Any:
         return getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # whatever a module of the user's does when it is imported
         raise ConfigError(
-            f"{setting}: cannot import {path}: {error or type(error).__name__}. Correct it, or name "
-            "its folder in PYTHONPATH (on a cluster: see that all nodes have it)."
+            f"{setting}: cannot import {path}: {error or type(error).__name__}.",
+            "Correct it, or name its folder in PYTHONPATH (on a cluster: see that all "
+            "nodes have it).",
         ) from error

@@ -84,9 +84,9 @@ def first_token_verbalizer(
     clash = clashing_labels(label_tokens)
     if clash is not None:
         raise TeacherError(
-            f"Labels {clash[0]!r} and {clash[1]!r} begin with the same token for this teacher, so "
-            f"that teacher.verbalizer {name} cannot tell them apart; use auto, code or sequence, "
-            "or rename one of them in task.labels"
+            f"Labels {clash[0]!r} and {clash[1]!r} begin with the same token for this "
+            f"teacher, so that teacher.verbalizer {name} cannot tell them apart",
+            "Use auto, code or sequence, or rename one of them in task.labels.",
         )
     return label_tree(
         name, {label: tokens[:1] for label, tokens in label_tokens.items()}, most_tokens
@@ -120,13 +120,14 @@ def sequence_verbalizer(
         short, long = begins[0]
         if sequences[short] == sequences[long]:
             raise TeacherError(
-                f"Labels {short!r} and {long!r} are the same tokens for this teacher; rename one "
-                "of them in task.labels"
+                f"Labels {short!r} and {long!r} are the same tokens for this teacher",
+                "Rename one of them in task.labels.",
             )
         if end_token is None:
             raise TeacherError(
-                f"Label {short!r} begins label {long!r}, and this teacher has no token that ends "
-                "an answer; use teacher.verbalizer code, or rename one of them in task.labels"
+                f"Label {short!r} begins label {long!r}, and this teacher has no token "
+                "that ends an answer",
+                "Use teacher.verbalizer code, or rename one of them in task.labels.",
             )
         sequences = {label: (*tokens, end_token) for label, tokens in sequences.items()}
     return label_tree("sequence", sequences, most_tokens)

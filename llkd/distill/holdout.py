@@ -63,8 +63,9 @@ def make_validation(config: RunConfig, selector: Selector) -> None:
         pass
     if not any(folder.shard_rows(shard) for shard in sorted(chosen.shards)):
         raise DataError(
-            f"student.validation_fraction = {config.student.validation_fraction} holds out no row "
-            "of this corpus: raise it, or set it to 0"
+            f"student.validation_fraction = {config.student.validation_fraction} holds "
+            "out no row of this corpus",
+            "Raise it, or set it to 0.",
         )
 
 

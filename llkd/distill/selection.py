@@ -85,8 +85,8 @@ def policy_of(config: RunConfig) -> Policy:
     own = imported_class(selection.policy, "selection.policy")
     if not (isinstance(own, type) and issubclass(own, Policy)):
         raise ConfigError(
-            f"selection.policy: {selection.policy} is no policy: make it a class that inherits from "
-            "llkd.core.policies.Policy"
+            f"selection.policy: {selection.policy} is no policy",
+            "Make it a class that inherits from llkd.core.policies.Policy.",
         )
     return own(settings)  # type: ignore[arg-type]
 
@@ -184,8 +184,8 @@ class Selector:
             scored = folder.read_shard(shard, [ROW, UNCERTAINTY, *([PROBS] if student else [])])
             if not np.array_equal(scored[ROW].to_numpy(), row_n):
                 raise StorageError(
-                    f"Shard {shard} of {folder.uri} has other rows than its labels; delete "
-                    f"{self._layout.epoch(epoch)} and run again"
+                    f"Shard {shard} of {folder.uri} has other rows than its labels",
+                    f"Delete {self._layout.epoch(epoch)} and run again.",
                 )
             uncertainty_n = scored[UNCERTAINTY].to_numpy()
             student_nc = matrix(scored[PROBS]) if student else None

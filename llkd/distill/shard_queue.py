@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import ray
 
+from llkd.errors import LLKDError
+
 PIECE_ROWS = 1024
 """Most rows a worker scores at a time: a window that is sorted by length."""
 SMALLEST_PIECE = 64
@@ -103,8 +105,8 @@ class ShardQueue:
         self._pieces = PieceQueue([], [])
         self._scored: set[int] = set()
         self._sum_c: np.ndarray | float = 0.0
-        self._failure: tuple[str, str] | None = None
-        self._trouble: tuple[str, str] | None = None
+        self._failure: LLKDError | None = None
+        self._trouble: LLKDError | None = None
 
     def begin(self, shard_rows: Sequence[int], shards: Sequence[int], workers: int) -> None:
         """Start a pass over these shards.
@@ -135,18 +137,18 @@ class ShardQueue:
         """The shards that were scored in this pass, and the sums over them."""
         return self._scored, self._sum_c
 
-    def fail(self, kind: str, message: str) -> None:
-        """Keep a typed error: Ray Train tells the driver its text only."""
-        self._failure = kind, message
+    def fail(self, error: LLKDError) -> None:
+        """Keep a typed error: Ray Train passes only its text to the driver."""
+        self._failure = error
 
-    def failure(self) -> tuple[str, str] | None:
+    def failure(self) -> LLKDError | None:
         """The typed error that ended the training; None while there is none."""
         return self._failure
 
-    def trouble(self, kind: str, message: str) -> None:
-        """Keep a typed error that a new start of the group may mend."""
-        self._trouble = kind, message
+    def trouble(self, error: LLKDError) -> None:
+        """Keep a typed error that a restart of the group may survive."""
+        self._trouble = error
 
-    def last_trouble(self) -> tuple[str, str] | None:
+    def last_trouble(self) -> LLKDError | None:
         """The last of them; None if there was none."""
         return self._trouble

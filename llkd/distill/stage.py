@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 
-from llkd import errors
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
@@ -23,7 +22,7 @@ from llkd.distill.selection import Selector
 from llkd.distill.shard_queue import ShardQueue
 from llkd.distill.state import prepare_epochs, record_epoch, trained_epochs
 from llkd.distill.worker import read_stats, run_worker, scores_until
-from llkd.errors import ResourceError, StudentError
+from llkd.errors import LLKDError, ResourceError, StudentError
 from llkd.store.folder import Folder, filesystem
 from llkd.store.manifest import Manifest, begun, open_stage, require_complete, write_manifest
 from llkd.store.model_files import model_identity
@@ -236,34 +235,36 @@ def _train(
     except SystemExit as error:  # what Ray Train makes of an interrupt
         raise KeyboardInterrupt from error
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        failure = _failure_of(queue) or _trouble_of(queue) or ("StudentError", str(error))
+        failure = _failure_of(queue) or _trouble_of(queue) or StudentError(str(error))
     finally:
         signal.signal(signal.SIGINT, interrupt)
         ray.kill(queue)
     if failure is not None:
-        kind, message = failure
-        raise getattr(errors, kind)(message)
+        raise failure
     epochs = trained_epochs(layout)
     if epochs < config.student.epochs and not (
         epochs and read_stats(config, epochs - 1)["stopped"]
     ):
-        raise StudentError(f"Training ended after {epochs} epochs; see the log")
+        raise StudentError(
+            f"Training ended after {epochs} epochs",
+            "See the log.",
+        )
     return epochs
 
 
-def _failure_of(queue: Any) -> tuple[str, str] | None:
+def _failure_of(queue: Any) -> LLKDError | None:
     """The typed error that a worker left, if there is one and it can still be asked for."""
     try:
-        failure: tuple[str, str] | None = ray.get(queue.failure.remote())
+        failure: LLKDError | None = ray.get(queue.failure.remote())
     except ray.exceptions.RayError:
         return None
     return failure
 
 
-def _trouble_of(queue: Any) -> tuple[str, str] | None:
+def _trouble_of(queue: Any) -> LLKDError | None:
     """What a worker met that no new start mended."""
     try:
-        trouble: tuple[str, str] | None = ray.get(queue.last_trouble.remote())
+        trouble: LLKDError | None = ray.get(queue.last_trouble.remote())
     except ray.exceptions.RayError:
         return None
     return trouble

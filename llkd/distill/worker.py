@@ -61,7 +61,7 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     except LLKDError as error:
         # A storage may be back at the next start.
         tell = queue.trouble if isinstance(error, StorageError) else queue.fail
-        ray.get(tell.remote(type(error).__name__, str(error)))
+        ray.get(tell.remote(error))
         raise
 
 
@@ -222,8 +222,9 @@ class EpochLoop:
         if part.rows == 0:
             raise StudentError(
                 f"Epoch {epoch + 1} selected {stats['selected']} rows, too few to train "
-                f"{self.workers} worker(s). Use another selection.policy, or raise "
-                "selection.class_floor (for random: selection.fraction)."
+                f"{self.workers} worker(s).",
+                "Use another selection.policy, or raise selection.class_floor (for random: "
+                "selection.fraction).",
             )
         if self.rank == 0:
             name = self._name(epoch, "training")
@@ -247,7 +248,8 @@ class EpochLoop:
         if not np.isfinite(total):
             raise StudentError(
                 f"The training loss of epoch {epoch + 1} is not a number: the student has "
-                f"diverged. Lower student.learning_rate ({student.learning_rate})."
+                "diverged.",
+                f"Lower student.learning_rate ({student.learning_rate}).",
             )
         self._refresh_scorer()
         return float(total / count), part.dropped
@@ -339,7 +341,7 @@ class EpochLoop:
         try:
             store_checkpoint(Path(checkpoint.path), checkpoints, name)
         except StorageError as error:
-            ray.get(self.queue.trouble.remote("StorageError", str(error)))
+            ray.get(self.queue.trouble.remote(StorageError(str(error))))
             raise
         filesystem_, path = filesystem(checkpoints.uri)
         return Checkpoint(f"{path}/{name}", filesystem_)

@@ -82,7 +82,10 @@ def check_columns(file: SourceFile, source: SourceConfig, setting: str) -> None:
         DataError: naming the missing column and those that exist.
     """
     if file.size == 0 and file.format != "datasets":
-        raise DataError(f"{file.uri} is empty (0 bytes): delete it, or make it again")
+        raise DataError(
+            f"{file.uri} is empty (0 bytes)",
+            "Delete it, or make it again.",
+        )
     columns = _columns_of(file, source)
     if columns is None:
         return
@@ -279,8 +282,8 @@ def _json_columns(file: SourceFile, source: SourceConfig) -> list[str] | None:
     with _open(file) as handle:
         if handle.read(4096).lstrip()[:1] == b"[":
             raise DataError(
-                f"{file.uri} is a JSON array, and not JSON lines, an object on each line: "
-                "convert it with `jq -c '.[]'`"
+                f"{file.uri} is a JSON array, and not JSON lines, an object on each line",
+                "Convert it with `jq -c '.[]'`",
             )
     wanted = {source.text_column, source.label_column, source.id_column} - {None}
     columns: dict[str, None] = {}
@@ -292,7 +295,10 @@ def _json_columns(file: SourceFile, source: SourceConfig) -> list[str] | None:
         if wanted <= columns.keys():
             break
     if empty:
-        raise DataError(f"{file.uri} is empty (no line): delete it, or make it again")
+        raise DataError(
+            f"{file.uri} is empty (no line)",
+            "Delete it, or make it again.",
+        )
     return list(columns) or None
 
 
@@ -419,7 +425,7 @@ def _load_dataset(uri: str, source: SourceConfig) -> Any:
         raise DataError(f"`datasets` cannot load {name!r}: {error}") from error
     if isinstance(dataset, dict):
         raise DataError(
-            f"Data set {name!r} has the splits {sorted(dataset)}; choose one with "
-            "dataset_args: {split: ...}"
+            f"Data set {name!r} has the splits {sorted(dataset)}",
+            "Choose one with dataset_args: {split: ...}.",
         )
     return dataset

@@ -165,11 +165,11 @@ def _require_unchanged(folder: Folder, crcs: dict[str, int], plan: ShardPlan) ->
     changed = [name for name in crcs if name in known and known[name].crc != crcs[name]]
     if changed:
         raise DataError(
-            f"{folder.uri}/{changed[0]} was damaged, and what was made in its place from "
-            f"{section_of(plan.dataset)}.path holds something else: those files have changed, or "
-            "another version of pyarrow writes them otherwise. "
-            f"Put them back as they were and delete {changed[0]}, or delete {folder.uri} and all that "
-            "was made of it to ingest them as they are now."
+            f"{folder.uri}/{changed[0]} was damaged, and what was made in its place "
+            f"from {section_of(plan.dataset)}.path holds something else: those files have "
+            "changed, or another version of pyarrow writes them otherwise.",
+            f"Put them back as they were and delete {changed[0]}, or delete {folder.uri} "
+            "and all that was made of it to ingest them as they are now.",
         )
 
 
@@ -223,15 +223,17 @@ def _check_plan(folder: Folder, plan: ShardPlan) -> None:
     for old, new in itertools.zip_longest(folder.read_json(FILES), now):
         if old != new and read_record(folder) is not None:
             raise DataError(
-                f"A shard of {folder.uri} is damaged, and cannot be read again: the files of "
-                f"{section_of(plan.dataset)}.path have changed ([file, bytes, rows] was {old}, now "
-                f"{new}). Put them back as they were, or delete that folder and all that was made of "
-                "it to ingest them as they are now."
+                f"A shard of {folder.uri} is damaged, and cannot be read again: the files "
+                f"of {section_of(plan.dataset)}.path have changed ([file, bytes, rows] "
+                f"was {old}, now {new}).",
+                "Put them back as they were, or delete that folder and all that was made "
+                "of it to ingest them as they are now.",
             )
         if old != new:
             raise FingerprintError(
-                f"The files of {section_of(plan.dataset)}.path have changed since {folder.uri} was begun: "
-                f"[file, bytes, rows] was {old}, now {new}. Delete that folder to ingest the files as they are now."
+                f"The files of {section_of(plan.dataset)}.path have changed since "
+                f"{folder.uri} was begun: [file, bytes, rows] was {old}, now {new}.",
+                "Delete that folder to ingest the files as they are now.",
             )
 
 

@@ -257,7 +257,7 @@ def _checked(kind: Any, data: Any, text: str) -> str:
         raise ExportError(f"The hub's library does not read the card: {error}") from error
     if read.data.to_dict() != data.to_dict() or read.text != text:
         raise ExportError(
-            "The hub's library reads another card than the one that was written. Rename the label "
-            "that holds something unusual, or set export to other values."
+            "The hub's library reads another card than the one that was written.",
+            "Rename the label that holds something unusual, or set export to other values.",
         )
     return content

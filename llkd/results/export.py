@@ -229,8 +229,9 @@ class _Place:
         made, there = found.results["files"], files_under(self.uri)
         if strange := [path for path, size in there.items() if made.get(path) != size]:
             raise ExportError(
-                f"{self.uri} holds {', '.join(strange[:3])}, which the export did not make so, and "
-                "which would be lost. Set export.folder to another folder, or delete that one."
+                f"{self.uri} holds {', '.join(strange[:3])}, which the export did not "
+                "make so, and which would be lost.",
+                "Set export.folder to another folder, or delete that one.",
             )
         return found if found.fingerprint == wanted.fingerprint and made == there else None
 
@@ -264,7 +265,10 @@ class _Place:
     def _manifest(self, uri: str) -> Manifest | None:
         scheme, _, path = uri.rpartition("://")
         if scheme and "/" not in path:
-            raise ExportError(f"{uri} is a whole bucket. Set export.folder to a folder in it.")
+            raise ExportError(
+                f"{uri} is a whole bucket.",
+                "Set export.folder to a folder in it.",
+            )
         filesystem_, root = filesystem(uri)
         try:
             found = read_manifest(Folder(uri))
@@ -274,8 +278,8 @@ class _Place:
         there = fs.FileSelector(root, allow_not_found=True, recursive=deep)
         if (found is None or found.stage != STAGE) and filesystem_.get_file_info(there):
             raise ExportError(
-                f"{uri} holds something that is no export, which would be replaced. Set "
-                "export.folder to a folder of its own, or delete that one."
+                f"{uri} holds something that is no export, which would be replaced.",
+                "Set export.folder to a folder of its own, or delete that one.",
             )
         return found
 

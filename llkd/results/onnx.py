@@ -24,8 +24,8 @@ def require_onnx() -> None:
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ConfigError(
-            f"export.onnx needs {', '.join(missing)}: pip install '.[onnx]', or set "
-            "export.onnx to false"
+            f"export.onnx needs {', '.join(missing)}",
+            "Install it: pip install '.[onnx]', or set export.onnx to false.",
         )
 
 
@@ -53,9 +53,10 @@ def write_onnx(
     difference = _largest_difference(tokenizer, model, path, names, texts, max_length)
     if not difference <= LARGEST_DIFFERENCE:  # NaN too
         raise ExportError(
-            f"The ONNX form of the student ({type(model).__name__}) is not the student: its "
-            f"probabilities differ by {difference:.1e}, which is more than "
-            f"{LARGEST_DIFFERENCE:.0e}. Set export.onnx to false."
+            f"The ONNX form of the student ({type(model).__name__}) is not the student: "
+            f"its probabilities differ by {difference:.1e}, which is more than "
+            f"{LARGEST_DIFFERENCE:.0e}.",
+            "Set export.onnx to false.",
         )
     return difference
 
@@ -88,8 +89,8 @@ def _write(tokenizer: Any, model: Any, path: Path) -> list[str]:
         )  # fmt: skip
     except Exception as error:  # the exporter raises whatever it meets
         raise ExportError(
-            f"This student ({type(model).__name__}) has no form in ONNX: {error}. Set export.onnx "
-            "to false."
+            f"This student ({type(model).__name__}) has no form in ONNX: {error}.",
+            "Set export.onnx to false.",
         ) from error
     return names
 

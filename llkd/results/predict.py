@@ -238,8 +238,8 @@ def _finished(
     folder, names = wanted.folder, config.task.label_names
     if absent := sorted(set(range(len(expected))) - folder.shards()):
         raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}. "
-            "Run the same command again."
+            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}.",
+            "Run the same command again.",
         )
     work = partial(_tally, folder, names)
     tally: Tally = shard_tasks.sum_over_shards(Tally, work, range(len(expected)))

@@ -46,8 +46,9 @@ def export(config: RunConfig) -> Manifest:
             (local / CARD).write_text(model_card(config, distilled), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise StorageError(
-                f"Cannot write the student into {local}: {error}. Make room there, or name another "
-                "directory in TMPDIR, and run the same command again."
+                f"Cannot write the student into {local}: {error}.",
+                "Make room there, or name another directory in TMPDIR, and run the same "
+                "command again.",
             ) from error
         upload_folder(local, layout.student)
         written = Folder(str(local)).files()

@@ -44,8 +44,8 @@ def require_trackers(config: RunConfig) -> None:
     for name in config.tracking.trackers:
         if find_spec(PACKAGES[name]) is None:
             raise ConfigError(
-                f"tracking.{name} needs the package {name}: pip install '.[tracking]', or set "
-                f"tracking.{name} to null"
+                f"tracking.{name} needs the package {name}",
+                f"Install it: pip install '.[tracking]', or set tracking.{name} to null.",
             )
 
 

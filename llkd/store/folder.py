@@ -210,8 +210,9 @@ class Folder:
                     thread.submit(_put, filesystem_, f"{path}/{name}", data).result()
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
-                f"Cannot write {self.uri}/{name}: {error}. See that there is room and that the "
-                "folder can be written; the same command then goes on from here."
+                f"Cannot write {self.uri}/{name}: {error}.",
+                "See that there is room and that the folder can be written; the same "
+                "command then goes on from here.",
             ) from error
 
     def crc32(self, name: str) -> int:
@@ -284,8 +285,9 @@ class Folder:
 
     def _damaged(self, name: str, error: Exception | str) -> DamageError:
         return DamageError(
-            f"{self.uri}/{name} is damaged: {error}. Delete it and run the same command again: it "
-            "is made anew, or it is told what else has to be."
+            f"{self.uri}/{name} is damaged: {error}.",
+            "Delete it and run the same command again: it is made anew, or it is told what "
+            "else has to be.",
         )
 
     def write_shard(self, shard: int, table: pa.Table) -> int:

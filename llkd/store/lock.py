@@ -93,8 +93,8 @@ def _me() -> str:
 
 def _busy(run_dir: str, holder: str, more: str = "") -> BusyError:
     return BusyError(
-        f"{portable_path(run_dir)} is in use by {holder}. Wait until it has ended, stop it, or set "
-        f"run_dir to another directory.{more}"
+        f"{portable_path(run_dir)} is in use by {holder}.",
+        f"Wait until it has ended, stop it, or set run_dir to another directory.{more}.",
     )
 
 

@@ -75,8 +75,9 @@ def read_manifest(folder: Folder) -> Manifest | None:
         return _parsed(folder, folder.read_json(CHECKSUMS)["manifest"])
     except (DamageError, TypeError, ValueError, AttributeError, KeyError):
         raise DamageError(
-            f"{folder.uri}/{MANIFEST} is damaged, so it cannot be told how the files beside it were "
-            "made. Put it back from a copy, or delete that folder: it is made again."
+            f"{folder.uri}/{MANIFEST} is damaged, so it cannot be told how the files "
+            "beside it were made.",
+            "Put it back from a copy, or delete that folder: it is made again.",
         ) from None
 
 
@@ -84,8 +85,8 @@ def _parsed(folder: Folder, data: dict[str, Any]) -> Manifest:
     version = data.pop("version", None)
     if version != FORMAT_VERSION:
         raise FingerprintError(
-            f"{folder.uri} has format version {version}, this LLKD reads {FORMAT_VERSION}. "
-            "Use another run_dir, or delete this one."
+            f"{folder.uri} has format version {version}, this LLKD reads {FORMAT_VERSION}.",
+            "Use another run_dir, or delete this one.",
         )
     data.pop("fingerprint", None)
     return Manifest(**data)
@@ -121,8 +122,9 @@ def open_stage(folder: Folder, wanted: Manifest) -> Manifest:
     if found is None:
         if folder.shards():
             raise FingerprintError(
-                f"{folder.uri} holds shards but no {MANIFEST}, so it cannot be told how they were "
-                "made. Use another run_dir, or delete that folder."
+                f"{folder.uri} holds shards but no {MANIFEST}, so it cannot be told how "
+                "they were made.",
+                "Use another run_dir, or delete that folder.",
             )
         write_manifest(folder, wanted)
         return wanted
@@ -160,9 +162,9 @@ def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
         for key in changed
     ] or ["  an earlier stage was run again with other settings"]
     raise FingerprintError(
-        f"{folder.uri} was made with other settings:\n" + "\n".join(lines) + "\n"
+        f"{folder.uri} was made with other settings:\n" + "\n".join(lines),
         "Set run_dir to a new directory, put the settings back, or delete that folder and those "
-        "of the stages after it to make them again."
+        "of the stages after it to make them again.",
     )
 
 
@@ -176,7 +178,8 @@ def require_complete(folder: Folder, stage: str) -> Manifest:
     if manifest is None or not manifest.complete:
         state = "has not been run" if manifest is None else "is not complete"
         raise IncompleteError(
-            f"Stage {stage} {state} in {folder.uri}. Run jobs/{stage}.py or jobs/run.py first."
+            f"Stage {stage} {state} in {folder.uri}.",
+            f"Run jobs/{stage}.py or jobs/run.py first.",
         )
     return manifest
 

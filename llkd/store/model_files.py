@@ -53,8 +53,8 @@ def require_model(model: str, setting: str) -> None:
         return
     if not any(found for pattern in TOKENIZER_FILES for found in directory.glob(pattern)):
         raise ConfigError(
-            f"{setting}: {model} holds no tokenizer, such as a tokenizer.json: save it there with "
-            "tokenizer.save_pretrained"
+            f"{setting}: {model} holds no tokenizer, such as a tokenizer.json",
+            "Save it there with tokenizer.save_pretrained.",
         )
     require_weights(model, setting)
 
@@ -74,9 +74,10 @@ def require_weights(model: str, setting: str) -> None:
         if not pickled:
             raise ConfigError(f"{setting}: {model} holds no weights (*.safetensors)")
         raise ConfigError(
-            f"{setting}: {model} holds its weights as {pickled[0]} alone, which is pickled and can "
-            "run code when it is loaded. Convert it where you trust it: "
-            f"AutoModel.from_pretrained({model!r}).save_pretrained({model!r}) writes safetensors"
+            f"{setting}: {model} holds its weights as {pickled[0]} alone, which is "
+            "pickled and can run code when it is loaded.",
+            f"Convert it where you trust it: AutoModel.from_pretrained({model!r}).save_pretrained({model!r}) "
+            "writes safetensors.",
         )
     for path in files:
         _require_whole(path, setting)
@@ -102,5 +103,6 @@ def _require_whole(path: Path, setting: str) -> None:
             pass
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"{setting}: {path} is missing or damaged ({error}): copy or download it again"
+            f"{setting}: {path} is missing or damaged ({error})",
+            "Copy or download it again.",
         ) from error

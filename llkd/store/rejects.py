@@ -35,6 +35,7 @@ def require_all_told(folder: Folder, rejects: Folder, lost: Sequence[int]) -> No
         return
     delete_shards(folder, lost)
     raise IncompleteError(
-        f"{rejects.uri} has lost rows that were left out of {len(lost)} shards of {folder.uri}, "
-        f"first {lost[0]}. Run the same command again: these shards are made anew."
+        f"{rejects.uri} has lost rows that were left out of {len(lost)} shards of "
+        f"{folder.uri}, first {lost[0]}.",
+        "Run the same command again: these shards are made anew.",
     )

@@ -37,8 +37,9 @@ def make_scratch() -> Path:
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise StorageError(
-            f"Cannot write into {tempfile.gettempdir()}: {error}. Make room there, or name another "
-            "directory in TMPDIR; the same command then goes on from here."
+            f"Cannot write into {tempfile.gettempdir()}: {error}.",
+            "Make room there, or name another directory in TMPDIR; the same command then "
+            "goes on from here.",
         ) from error
     with contextlib.suppress(OSError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -57,8 +57,9 @@ def save_checkpoint(
         save_file(_apart(moments), directory / _OPTIMIZER)
     except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"Cannot write a checkpoint into {directory}: {error}. Make room there, or name another "
-            "directory in TMPDIR; the same command then goes on from the epoch before."
+            f"Cannot write a checkpoint into {directory}: {error}.",
+            "Make room there, or name another directory in TMPDIR; the same command then "
+            "goes on from the epoch before.",
         ) from error
     folder = Folder(str(directory))
     sizes = {name: (directory / name).stat().st_size for name in (_MODEL, _OPTIMIZER)}

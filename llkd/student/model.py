@@ -56,7 +56,10 @@ def _with_adapters(model: Any, lora: LoraSettings, fresh: Sequence[str]) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise StudentError("student.lora needs the package peft: pip install '.[lora]'") from error
+        raise StudentError(
+            "student.lora needs the package peft",
+            "Install it: pip install '.[lora]'",
+        ) from error
     modules = lora.target_modules
     try:
         return get_peft_model(

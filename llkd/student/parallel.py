@@ -57,7 +57,8 @@ def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     lists = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     if not lists:
         raise StudentError(
-            "student.parallel fsdp: this model has no list of layers to cut it by; use ddp"
+            "student.parallel fsdp: this model has no list of layers to cut it by",
+            "Use ddp.",
         )
     return max(lists, key=len)
 

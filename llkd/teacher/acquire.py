@@ -218,8 +218,8 @@ class Chooser:
         counts = dict(run_on_shards(work, shards))
         if absent := sorted(set(shards) - folder.shards()):
             raise IncompleteError(
-                f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}. "
-                "Run the same command again."
+                f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}.",
+                "Run the same command again.",
             )
         results: dict[str, Any] = {"rows": [counts[shard]["rows"] for shard in shards]}
         if self.number == 0:

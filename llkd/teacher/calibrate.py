@@ -83,8 +83,9 @@ def _fit(config: RunConfig, folder: Folder, labelled: Manifest) -> Calibration:
         logprobs_mc = matrix(content_free.read_shard(0, [LOGPROBS])[LOGPROBS])
         if len(logprobs_mc) == 0:
             raise DataError(
-                "teacher.calibration contextual needs the teacher's answer to texts without "
-                "content, and this engine gave none; use batch"
+                "teacher.calibration contextual needs the teacher's answer to texts "
+                "without content, and this engine gave none",
+                "Use batch.",
             )
         return Calibration(contextual_bias(logprobs_mc))
     corpus_marginal = partial(marginal, _sample(config, folder, labelled))

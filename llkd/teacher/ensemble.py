@@ -114,8 +114,8 @@ def _combine(config: RunConfig, teachers: Teachers, dataset: str) -> None:
     found = dict(run_on_shards(work, shards))
     if absent := sorted(set(shards) - folder.shards()):
         raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}. "
-            "Run the same command again."
+            f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}.",
+            "Run the same command again.",
         )
     rows = [found[shard]["rows"] for shard in shards]
     total = max(sum(rows), 1)

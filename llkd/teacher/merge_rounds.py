@@ -57,8 +57,8 @@ def merge(
     written = {shard: result["crc"] for shard, result in done}
     if absent := sorted(set(shards) - folder.shards()):
         raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}. "
-            "Run the same command again."
+            f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}.",
+            "Run the same command again.",
         )
     finished = manifest.finished({**_results(answered), **results})
     return close_stage(folder, finished, shard_crcs(folder, len(shards), written))

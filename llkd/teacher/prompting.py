@@ -75,8 +75,8 @@ class Prompter:
         if room < 1:
             raise TeacherError(
                 f"The prompt without any text has {len(before) + len(after)} tokens, and "
-                f"{self.teacher.model} takes {max_model_len}; shorten the instruction or the "
-                "examples, or raise engine_args.max_model_len"
+                f"{self.teacher.model} takes {max_model_len}",
+                "Shorten the instruction or the examples, or raise engine_args.max_model_len.",
             )
         return room
 
@@ -249,8 +249,8 @@ def uses_chat(teacher: TeacherConfig, tokenizer: Any) -> bool:
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if teacher.prompt_format == "chat" and not has_template:
         raise TeacherError(
-            f"teacher.prompt_format is chat, but {teacher.model} has no chat template; "
-            "use completion or auto"
+            f"teacher.prompt_format is chat, but {teacher.model} has no chat template",
+            "Use completion or auto.",
         )
     return has_template and teacher.prompt_format != "completion"
 
@@ -295,8 +295,9 @@ def _single_token_codes(
             found.setdefault(tokens[code][0], code)
     if len(found) < len(task.labels):
         raise TeacherError(
-            f"teacher.verbalizer code: this teacher's tokenizer has {len(found)} codes of one "
-            f"token, and there are {len(task.labels)} labels; use sequence"
+            f"teacher.verbalizer code: this teacher's tokenizer has {len(found)} codes of "
+            f"one token, and there are {len(task.labels)} labels",
+            "Use sequence.",
         )
     codes = dict(zip(task.labels, found.values(), strict=False))
     return codes, {name: tokens[code] for name, code in codes.items()}, cut

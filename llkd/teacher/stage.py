@@ -341,8 +341,8 @@ def _finish(
     expected = asked.results["rows"]
     if absent := sorted(set(range(len(expected))) - folder.shards()):
         raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}. "
-            "Run the same command again."
+            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}.",
+            "Run the same command again.",
         )
     written = {shard: entry.crc for shard, entry in counts.items() if entry.crc is not None}
     earlier = [shard for shard in range(len(expected)) if shard not in counts]

@@ -58,7 +58,10 @@ class ObjectStore:
             )
             from werkzeug.serving import make_server
         except ImportError as error:
-            raise ConfigError(f"{error}: pip install '.[dev]'") from error
+            raise ConfigError(
+                f"{error}",
+                "Install it: pip install '.[dev]'",
+            ) from error
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
         self._app: WSGIApp = DomainDispatcherApplication(create_backend_app)

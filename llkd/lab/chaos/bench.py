@@ -113,12 +113,14 @@ class Bench:
                 status = process.wait(timeout=STALLED_SECONDS)
             except subprocess.TimeoutExpired:
                 raise ChaosError(
-                    f"The run does not end within {STALLED_SECONDS:.0f} s even when it is left in "
-                    f"peace: take a smaller corpus, or see {log}"
+                    f"The run does not end within {STALLED_SECONDS:.0f} s even when it is "
+                    "left in peace",
+                    f"Take a smaller corpus, or see {log}.",
                 ) from None
         if status:
             raise ChaosError(
-                f"The run fails even when it is left in peace, with status {status}; see {log}"
+                f"The run fails even when it is left in peace, with status {status}",
+                f"See {log}.",
             )
         return config
 
@@ -240,9 +242,10 @@ def run_chaos(
     """
     if config.label.in_part:
         raise ConfigError(
-            f"label.budget is {config.label.budget:g}: which rows are labelled then depends on "
-            "students, which a run and its undisturbed twin need not share to the last bit. Append "
-            "label.budget=1 to the command."
+            f"label.budget is {config.label.budget:g}: which rows are labelled then "
+            "depends on students, which a run and its undisturbed twin need not share to "
+            "the last bit.",
+            "Append label.budget=1 to the command.",
         )
     found = []
     with _bench(config, console) as bench:
@@ -281,8 +284,9 @@ def require_own_cluster(kinds: Sequence[str], others: Sequence[str]) -> None:
     whole = [kind for kind in WHOLE_NODES if kind in kinds]
     if whole and others:
         raise ChaosError(
-            f"{' and '.join(whole)} would strike the other jobs of this cluster too, which runs "
-            f"{', '.join(others[:3])}. Leave them out by --kinds, or use a cluster of your own."
+            f"{' and '.join(whole)} would strike the other jobs of this cluster too, "
+            f"which runs {', '.join(others[:3])}.",
+            "Leave them out by --kinds, or use a cluster of your own.",
         )
 
 

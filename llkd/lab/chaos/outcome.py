@@ -68,8 +68,8 @@ def verdict(ordeals: Sequence[Ordeal]) -> str:
     kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(Counter(unstruck).items()))
     if unstruck and not struck:
         raise ChaosError(
-            f"None of {len(unstruck)} disturbances found a victim ({kinds}), so nothing was tried: "
-            "take a larger corpus, or other --kinds."
+            f"None of {len(unstruck)} disturbances found a victim ({kinds}), so nothing was tried",
+            "Take a larger corpus, or other --kinds.",
         )
     missed = f"{len(unstruck)} of {len(struck) + len(unstruck)} disturbances found no victim"
     told = "Nothing lost, nothing doubled, nothing left over."

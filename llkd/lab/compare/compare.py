@@ -35,7 +35,10 @@ def require_comparable(config: RunConfig, policies: Sequence[str]) -> None:
         ConfigError: there is no test set, or no such policy or setting.
     """
     if config.test is None:
-        raise ConfigError("Policies are compared on a test set: name its files in test.path")
+        raise ConfigError(
+            "Policies are compared on a test set",
+            "Name its files in test.path.",
+        )
     for what in policies:
         policy_of(variant(config, what))
 

@@ -206,8 +206,8 @@ class CheapRun:
         chosen_n = np.flatnonzero(choice.weight_n)
         if len(chosen_n) == 0:
             raise StudentError(
-                f"Epoch {epoch + 1} selected no row. Use another selection.policy, or raise "
-                "selection.class_floor."
+                f"Epoch {epoch + 1} selected no row.",
+                "Use another selection.policy, or raise selection.class_floor.",
             )
         found = epoch_stats(
             self.config, epoch, state.statistics, choice.counts(classes), state.thresholds,

@@ -138,8 +138,8 @@ def recorded_config(config: RunConfig) -> RunConfig:
     root = RunLayout(config.run_dir).root
     if not Folder(root).exists("run.yaml"):
         raise IncompleteError(
-            f"There is no run in {root}: it has no run.yaml. Run jobs/run.py first, or correct "
-            "run_dir."
+            f"There is no run in {root}: it has no run.yaml.",
+            "Run jobs/run.py first, or correct run_dir.",
         )
     return load_config(f"{root}/run.yaml").model_copy(update={"run_dir": config.run_dir})
 

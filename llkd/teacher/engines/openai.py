@@ -131,8 +131,9 @@ class OpenAIEngine:
         content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
         if not content:
             raise TeacherError(
-                f"The endpoint answers for {self._teacher.model} without log-probabilities, from "
-                "which LLKD reads the confidence; use another model or endpoint"
+                f"The endpoint answers for {self._teacher.model} without "
+                "log-probabilities, from which LLKD reads the confidence",
+                "Use another model or endpoint.",
             )
         top = [(entry.token, entry.logprob) for entry in content[0].top_logprobs]
         return read_answers(top, self.answers), answer.usage.prompt_tokens if answer.usage else 0
@@ -188,8 +189,9 @@ def answers_of(teacher: TeacherConfig, task: TaskConfig) -> tuple[list[str], dic
     wanted = teacher.verbalizer
     if wanted == "sequence":
         raise ConfigError(
-            "teacher.verbalizer sequence needs log-probabilities of chosen tokens, which an "
-            "endpoint does not give; use word, code or auto"
+            "teacher.verbalizer sequence needs log-probabilities of chosen tokens, which "
+            "an endpoint does not give",
+            "Use word, code or auto.",
         )
     if wanted == "auto":
         starts = {name[:DISTINCT_CHARACTERS].casefold() for name in task.labels}
