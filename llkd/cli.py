@@ -87,7 +87,7 @@ def two_lines(error: Exception, log: str | None) -> tuple[str, str]:
     if isinstance(error, LLKDError):
         what, todo = one_line(error.what), error.remedy
     else:
-        what = one_line(str(error))
+        what = " ".join(str(error).split())
         todo = "This is a bug, in LLKD or in a library that it uses: report it with its traceback."
     if len(what) > MOST_OF_ERROR:
         what = f"{what[:MOST_OF_ERROR]}…"
