@@ -8,7 +8,7 @@ import bisect
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from llkd.cluster.integrity import close_stage, lost_files, read_record, shard_crcs
+from llkd.cluster.integrity import lost_files, read_record
 from llkd.cluster.progress import now_and_then
 from llkd.cluster.shard_tasks import run_on_shards
+from llkd.cluster.stage import ShardedStage
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.config.sources import CorpusConfig, SourceConfig, TestConfig, section_of
-from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
+from llkd.errors import DataError, FingerprintError, RejectLimitError
 from llkd.ingest.sources import (
     SourceFile,
     SourceRow,
@@ -33,8 +34,7 @@ from llkd.ingest.sources import (
     read_rows,
 )
 from llkd.store.folder import Folder, portable_path
-from llkd.store.manifest import FILES, Manifest, begun, open_stage
-from llkd.store.rejects import delete_shards, require_all_told
+from llkd.store.manifest import FILES, Manifest, begun
 from llkd.store.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
 
 TEST_ROWS_PER_SHARD = 4096
@@ -88,71 +88,59 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     """
     started = time.monotonic()
     layout = RunLayout(config.run_dir)
-    folder = Folder(layout.rows(dataset))
     source = config.source(dataset)
     assert source is not None
-    rejects = Folder(layout.rejects(f"ingest-{dataset}"))
-    if not begun(folder):
-        rejects.delete()  # of shards that were deleted
-    manifest = open_stage(folder, manifest_of(config, dataset))
-    if manifest.complete:
-        return manifest
-
-    tracker.doing.remote(f"ingest {dataset}: the files are counted")
-    plan = _plan(source, dataset)
-    _check_plan(folder, plan)
-    missing = sorted(set(range(plan.shards)) - folder.shards())
-    delete_shards(rejects, rejects.shards().intersection(missing))
-    tracker.begin.remote(
-        f"ingest {dataset}",
-        plan.starts[-1],
-        min((plan.shards - len(missing)) * plan.rows_per_shard, plan.starts[-1]),
+    stage = ShardedStage(
+        Folder(layout.rows(dataset)),
+        manifest_of(config, dataset),
+        Folder(layout.rejects(f"ingest-{dataset}")),
     )
-    labels, of = config.task.label_names, Work(layout.name, "ingest", dataset)
-    announce(tracker, of, missing)
-
-    def work(shard: int) -> dict[str, Any]:
-        begun_at = time.monotonic()
-        result = _write_shard(plan, shard, labels, layout)
-        seconds = time.monotonic() - begun_at
-        told = ShardDone(of, shard, result["rows"], seconds, result["rejects"])
-        # Ray may end the process of a task before it has sent what nobody waits for.
-        ray.wait([tracker.shard.remote(told)])
-        return result
-
-    crcs: dict[int, int] = {}
-    rows: dict[int, int] = {}
+    if stage.complete:
+        return stage.manifest
+    tracker.doing.remote(f"ingest {dataset}: counting rows")
+    plan = _plan(source, dataset)
+    _check_plan(stage.folder, plan)
+    _write_missing(config, plan, stage, tracker)
+    counts = stage.counts([plan.rows_of(shard) for shard in range(plan.shards)])
     reasons: Counter[str] = Counter()
-    tell, done = partial(tracker.update.remote, "shards"), 0
-    now_and_then_ = now_and_then(tell)
-    for shard, result in run_on_shards(work, missing):
-        crcs[shard], rows[shard] = result["crc"], result["rows"]
-        reasons.update(result["rejects"])
-        done += result["rows"] + sum(result["rejects"].values())
-        now_and_then_(done)
-    tell(done)
-    if absent := sorted(set(range(plan.shards)) - folder.shards()):
-        raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {plan.shards} shards, first {absent[0]}"
-        )
-    earlier = [shard for shard in range(plan.shards) if shard not in rows]
-    lost = []
-    for shard, result in run_on_shards(_counter(layout, dataset), earlier):
-        rows[shard] = result["rows"]
-        reasons.update(result["rejects"])
-        if rows[shard] + sum(result["rejects"].values()) != plan.rows_of(shard):
-            lost.append(shard)
-    require_all_told(folder, rejects, lost)
-    _require_few_rejects(config, plan, reasons, layout)
+    for shard in counts:
+        reasons.update(shard.rejects)
+    _require_few_rejects(config, plan, reasons)
     results = {
-        "rows": [rows[shard] for shard in range(plan.shards)],
+        "rows": [shard.rows for shard in counts],
         "rejects": dict(reasons),
         "seconds": time.monotonic() - started,
     }
-    finished = manifest.finished(results)
-    files = {**shard_crcs(folder, plan.shards, crcs), FILES: folder.crc32(FILES)}
-    _require_unchanged(folder, files, plan)
-    return close_stage(folder, finished, files, rejects)
+    crcs = {**stage.crcs(), FILES: stage.folder.crc32(FILES)}
+    _require_unchanged(stage.folder, crcs, plan)
+    return stage.close(results, crcs)
+
+
+def _write_missing(config: RunConfig, plan: ShardPlan, stage: ShardedStage, tracker: Any) -> None:
+    """Write the missing shards in Ray tasks."""
+    layout, labels = RunLayout(config.run_dir), config.task.label_names
+    missing, total = stage.missing(plan.shards), plan.starts[-1]
+    done_before = min((plan.shards - len(missing)) * plan.rows_per_shard, total)
+    tracker.begin.remote(f"ingest {plan.dataset}", total, done_before)
+    work = Work(layout.name, "ingest", plan.dataset)
+    announce(tracker, work, missing)
+
+    def write(shard: int) -> dict[str, Any]:
+        started = time.monotonic()
+        written = _write_shard(plan, shard, labels, layout)
+        seconds = time.monotonic() - started
+        done = ShardDone(work, shard, written["rows"], seconds, written["rejects"])
+        # Ray may end a task's process before it has sent a call that nothing waits for.
+        ray.wait([tracker.shard.remote(done)])
+        return written
+
+    update, done = partial(tracker.update.remote, "shards"), 0
+    update_rarely = now_and_then(update)
+    for shard, written in run_on_shards(write, missing):
+        stage.add(shard, written)
+        done += written["rows"] + sum(written["rejects"].values())
+        update_rarely(done)
+    update(done)
 
 
 def _require_unchanged(folder: Folder, crcs: dict[str, int], plan: ShardPlan) -> None:
@@ -315,30 +303,14 @@ def _gold_class(
     return classes[name]
 
 
-def _counter(layout: RunLayout, dataset: str) -> Callable[[int], dict[str, Any]]:
-    """What tells of a shard that an earlier command made how many rows it has, and how many were
-    left out of it by reason."""
-    folder, rejects = Folder(layout.rows(dataset)), Folder(layout.rejects(f"ingest-{dataset}"))
-    listed = rejects.shards()
-
-    def count(shard: int) -> dict[str, Any]:
-        reasons: list[str] = []
-        if shard in listed:
-            reasons = rejects.read_shard(shard, ["reason"])["reason"].to_pylist()
-        return {"rows": folder.shard_rows(shard), "rejects": Counter(reasons)}
-
-    return count
-
-
-def _require_few_rejects(
-    config: RunConfig, plan: ShardPlan, reasons: Counter[str], layout: RunLayout
-) -> None:
+def _require_few_rejects(config: RunConfig, plan: ShardPlan, reasons: Counter[str]) -> None:
     """See that enough rows can be used.
 
     Raises:
         RejectLimitError: they cannot.
     """
     total, rejected = plan.starts[-1], reasons.total()
+    layout = RunLayout(config.run_dir)
     if rejected > config.max_reject_fraction * total or rejected == total:
         raise RejectLimitError(
             f"{rejected:,} of {total:,} {plan.dataset} rows cannot be used ({dict(reasons)}), more "

@@ -16,16 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from llkd.cluster import actor_pool, connection, shard_tasks
-from llkd.cluster.integrity import close_stage, require_recorded, shard_crcs
+from llkd.cluster.integrity import require_recorded
 from llkd.cluster.progress import Pace, now_and_then
+from llkd.cluster.stage import ShardedStage
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.core.tally import Tally
 from llkd.distill.precision import chosen_precision
-from llkd.errors import DataError, IncompleteError
+from llkd.errors import DataError
 from llkd.store.arrays import class_indices, fixed_lists, named
 from llkd.store.folder import Folder
-from llkd.store.manifest import FILES, Manifest, open_stage, require_complete
+from llkd.store.manifest import FILES, Manifest, require_complete
 from llkd.store.schema import (
     CONFIDENCE,
     ID,
@@ -83,24 +84,25 @@ def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
     exported = require_complete(Folder(RunLayout(config.run_dir).student), "distill")
     rows = Folder(RunLayout(config.run_dir).rows(wanted.dataset))
     ingested = require_complete(rows, "ingest")
-    manifest = open_stage(wanted.folder, manifest_of(wanted, exported, ingested, rows))
-    if manifest.complete:
-        return manifest
+    stage = ShardedStage(wanted.folder, manifest_of(wanted, exported, ingested, rows))
+    if stage.complete:
+        return stage.manifest
     expected = ingested.results["rows"]
     if not sum(expected):
         raise DataError(f"{rows.uri} holds no rows to predict")
-    missing = sorted(set(range(len(expected))) - wanted.folder.shards())
+    missing = stage.missing(len(expected))
     skipped = sum(expected) - sum(expected[shard] for shard in missing)
     tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped, "replica")
     announce(tracker, _work_on(config, wanted), missing)
-    pace, written = Pace(), {}
+    pace = Pace()
     for item in _run_pool(config, wanted, missing, sum(expected) - skipped, tracker):
         pace.add(item)
-        written[item["shard"]] = item["crc"]
+        stage.add(item["shard"], item)
     tracker.end.remote()
     times = {"seconds": time.monotonic() - started, "rows_per_second": pace.rows_per_second}
-    finished = _finished(config, wanted, manifest, expected, times)
-    return close_stage(wanted.folder, finished, shard_crcs(wanted.folder, len(expected), written))
+    stage.require_all()
+    labels = _by_label(wanted.folder, config.task.label_names, len(expected))
+    return stage.close({"rows": list(expected), "labels": labels, **times})
 
 
 def _work_on(config: RunConfig, wanted: Pass) -> Work:
@@ -227,26 +229,12 @@ def _tally(folder: Folder, names: Sequence[str], shard: int) -> Tally:
     )
 
 
-def _finished(
-    config: RunConfig,
-    wanted: Pass,
-    manifest: Manifest,
-    expected: Sequence[int],
-    times: dict[str, Any],
-) -> Manifest:
-    """See that all shards are there, and add up their counts."""
-    folder, names = wanted.folder, config.task.label_names
-    if absent := sorted(set(range(len(expected))) - folder.shards()):
-        raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}.",
-            "Run the same command again.",
-        )
-    work = partial(_tally, folder, names)
-    tally: Tally = shard_tasks.sum_over_shards(Tally, work, range(len(expected)))
+def _by_label(folder: Folder, names: Sequence[str], shards: int) -> dict[str, Any]:
+    """The rows predicted as each label, and their mean confidence."""
+    tally: Tally = shard_tasks.sum_over_shards(Tally, partial(_tally, folder, names), range(shards))
     rows_c = tally["rows_c"]
     mean_c = tally["confidence_c"] / np.maximum(rows_c, 1)
-    labels = {
+    return {
         name: {"rows": int(rows_c[i]), "confidence": float(mean_c[i])}
         for i, name in enumerate(names)
     }
-    return manifest.finished({"rows": list(expected), "labels": labels, **times})

@@ -13,6 +13,7 @@ ROW, TEXT, ID, GOLD = "row", "text", "id", "gold"
 LOGPROBS, LABEL_MASS, DISAGREEMENT = "logprobs", "label_mass", "disagreement"
 UNCERTAINTY, PROBS, STRATUM = "uncertainty", "probs", "stratum"
 LABEL, CONFIDENCE, WEIGHT = "label", "confidence", "weight"
+REASON = "reason"
 
 COMPARE = "compare"
 """The folder of a run that holds runs on the same rows and labels."""
@@ -44,7 +45,7 @@ REJECTS_SCHEMA = pa.schema(
         pa.field(ROW, pa.int64(), nullable=False),
         pa.field("source", pa.string()),
         pa.field(ID, pa.string()),
-        pa.field("reason", pa.string(), nullable=False),
+        pa.field(REASON, pa.string(), nullable=False),
         pa.field("detail", pa.string()),
     ]
 )

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster.integrity import close_stage, shard_crcs
-from llkd.cluster.shard_tasks import run_on_shards, sum_over_shards
+from llkd.cluster.shard_tasks import sum_over_shards
+from llkd.cluster.stage import ShardedStage
 from llkd.config.run import RunConfig
 from llkd.core.acquisition import (
     RandomSlice,
@@ -27,13 +27,11 @@ from llkd.core.acquisition import (
 from llkd.core.statistics import on_grid
 from llkd.core.tally import Tally
 from llkd.core.uncertainty import MEASURES
-from llkd.errors import IncompleteError
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import (
     Manifest,
     check_begun,
-    open_stage,
     read_manifest,
     require_complete,
 )
@@ -85,17 +83,16 @@ def choose(config: RunConfig, number: int, rows: int, basis: Manifest) -> Manife
         IncompleteError: shards are missing at the end.
     """
     layout = RunLayout(RunLayout(config.run_dir).round(number))
-    folder, candidates = Folder(layout.wanted), Folder(layout.candidates)
-    manifest = open_stage(folder, manifest_of(config, number, basis))
-    if not manifest.complete:
+    candidates = Folder(layout.candidates)
+    stage = ShardedStage(Folder(layout.wanted), manifest_of(config, number, basis))
+    if not stage.complete:
         ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
         chooser = Chooser(config, number, shard_starts(ingested.results["rows"]))
         if number:
-            open_stage(candidates, manifest)
-            chooser.make_candidates()
-        manifest = chooser.finish(manifest, chooser.bars(rows))
+            chooser.make_candidates(ShardedStage(candidates, stage.manifest))
+        chooser.write(stage, chooser.bars(rows))
     candidates.delete()
-    return manifest
+    return stage.manifest
 
 
 def manifest_of(config: RunConfig, number: int, basis: Manifest) -> Manifest:
@@ -138,18 +135,11 @@ class Chooser:
     def _own(self) -> RunLayout:
         return self._layout(self.number)
 
-    def make_candidates(self) -> None:
+    def make_candidates(self, stage: ShardedStage) -> None:
         """Write the candidates of each shard; those that are there are left alone."""
-        missing = sorted(set(range(len(self.starts))) - Folder(self._own.candidates).shards())
+        stage.run(self._write_candidates, len(self.starts))
 
-        def work(shard: int) -> dict[str, Any]:
-            self._write_candidates(shard)
-            return {}
-
-        for _ in run_on_shards(work, missing):
-            pass
-
-    def _write_candidates(self, shard: int) -> None:
+    def _write_candidates(self, shard: int) -> dict[str, Any]:
         predicted = Folder(self._layout(self.number - 1).predictions("corpus"))
         probs_nc = matrix(predicted.read_shard(shard, [PROBS])[PROBS])
         asked_n = np.zeros(len(probs_nc), dtype=bool)
@@ -165,7 +155,7 @@ class Chooser:
             UNCERTAINTY: uncertainty_n[row_n],
         }
         table = pa.table(columns, schema=CANDIDATES_SCHEMA)
-        Folder(self._own.candidates).write_shard(shard, table)
+        return {"rows": len(table), "crc": Folder(self._own.candidates).write_shard(shard, table)}
 
     def _strata(self, shard: int, asked_n: np.ndarray) -> np.ndarray:
         """The stratum of each row of a shard, shape (N,)."""
@@ -202,30 +192,21 @@ class Chooser:
 
         return find_bars(count, rows, self.cells)
 
-    def finish(self, manifest: Manifest, bar_s: np.ndarray) -> Manifest:
+    def write(self, stage: ShardedStage, bar_s: np.ndarray) -> None:
         """Write the rows of each shard that reach the bars, and close the stage."""
-        folder, shards = Folder(self._own.wanted), range(len(self.starts))
-        there = folder.shards()
+        folder = stage.folder
 
-        def work(shard: int) -> dict[str, Any]:
-            if shard not in there:
-                found = self.candidates(shard)
-                taken_n = self.priorities(shard, found) >= bar_s[found.stratum_n]
-                table = pa.table({ROW: found.row_n[taken_n]}, schema=WANTED_SCHEMA)
-                folder.write_shard(shard, table)
-            return {"rows": folder.shard_rows(shard)}
+        def write(shard: int) -> dict[str, Any]:
+            found = self.candidates(shard)
+            taken_n = self.priorities(shard, found) >= bar_s[found.stratum_n]
+            table = pa.table({ROW: found.row_n[taken_n]}, schema=WANTED_SCHEMA)
+            return {"rows": len(table), "crc": folder.write_shard(shard, table)}
 
-        counts = dict(run_on_shards(work, shards))
-        if absent := sorted(set(shards) - folder.shards()):
-            raise IncompleteError(
-                f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}.",
-                "Run the same command again.",
-            )
-        results: dict[str, Any] = {"rows": [counts[shard]["rows"] for shard in shards]}
+        stage.run(write, len(self.starts))
+        results: dict[str, Any] = {"rows": [shard.rows for shard in stage.counts()]}
         if self.number == 0:
             results[RANDOM_SLICE] = vars(RandomSlice(self.config.seed, draw_limit(bar_s[0])))
-        finished = manifest.finished(results)
-        return close_stage(folder, finished, shard_crcs(folder, len(shards), {}))
+        stage.close(results)
 
 
 def _count_shard(chooser: Chooser, bar_s: np.ndarray, digit: int, shard: int) -> Tally:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster.integrity import close_stage, shard_crcs
-from llkd.cluster.shard_tasks import run_on_shards
-from llkd.errors import IncompleteError
+from llkd.cluster.stage import ShardedStage
 from llkd.store.folder import Folder
-from llkd.store.manifest import Manifest, begun, open_stage, require_complete
+from llkd.store.manifest import Manifest, require_complete
 from llkd.store.schema import ROW, RunLayout
 
 
@@ -34,34 +32,24 @@ def merge(
     """
     folder = Folder(target.labels("corpus"))
     rejects = None if target.is_round else Folder(target.label_rejects("corpus"))
-    if rejects is not None and not begun(folder):
-        rejects.delete()
-    manifest = open_stage(folder, wanted)
-    if manifest.complete:
-        return manifest
+    stage = ShardedStage(folder, wanted, rejects)
+    if stage.complete:
+        return stage.manifest
     answers = [Folder(each.answers("corpus")) for each in rounds]
     refused = [Folder(each.label_rejects("corpus")) for each in rounds]
     answered = [require_complete(each, "label") for each in answers]
-    shards = range(len(answered[0].results["rows"]))
     listed = [(each, each.shards()) for each in refused]
 
-    def work(shard: int) -> dict[str, Any]:
+    def write(shard: int) -> dict[str, Any]:
         if rejects is not None:
             left_out = [each.read_shard(shard) for each, there in listed if shard in there]
             if left_out:
                 rejects.write_shard(shard, _in_order(left_out))
         table = _in_order([each.read_shard(shard) for each in answers])
-        return {"crc": folder.write_shard(shard, table)}
+        return {"rows": len(table), "crc": folder.write_shard(shard, table)}
 
-    done = run_on_shards(work, sorted(set(shards) - folder.shards()))
-    written = {shard: result["crc"] for shard, result in done}
-    if absent := sorted(set(shards) - folder.shards()):
-        raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}.",
-            "Run the same command again.",
-        )
-    finished = manifest.finished({**_results(answered), **results})
-    return close_stage(folder, finished, shard_crcs(folder, len(shards), written))
+    stage.run(write, len(answered[0].results["rows"]))
+    return stage.close({**_results(answered), **results})
 
 
 def _in_order(tables: Sequence[pa.Table]) -> pa.Table:

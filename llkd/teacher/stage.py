@@ -13,31 +13,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster import actor_pool, connection, shard_tasks
-from llkd.cluster.integrity import close_stage, shard_crcs
+from llkd.cluster import actor_pool, connection
 from llkd.cluster.progress import Pace, now_and_then
+from llkd.cluster.stage import ShardedStage, column_sums
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.parallelism import parallel_size
 from llkd.config.run import RunConfig, TeacherConfig
 from llkd.config.sources import SourceConfig
-from llkd.errors import IncompleteError, RejectLimitError
+from llkd.errors import RejectLimitError
 from llkd.ingest.sources import list_files
 from llkd.store.arrays import fixed_lists
 from llkd.store.folder import Folder, portable_path
-from llkd.store.manifest import (
-    Manifest,
-    begun,
-    open_stage,
-    read_manifest,
-    require_complete,
-)
+from llkd.store.manifest import Manifest, begun, require_complete
 from llkd.store.model_files import model_identity
-from llkd.store.rejects import delete_shards, require_all_told
 from llkd.store.schema import (
     ID,
     LABEL_MASS,
@@ -58,22 +51,6 @@ CONTENT_FREE = ("N/A", "[MASK]", "-")
 CONTENT_FREE_ITEM = ("content_free", 0)
 
 
-class ShardCounts(NamedTuple):
-    """What is kept of each shard while a corpus is labelled."""
-
-    rows: int
-    """Labelled ones."""
-    label_mass: float
-    """The sum of theirs."""
-    crc: int | None
-    """Of the file; None where an earlier command wrote it."""
-
-    @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "ShardCounts":
-        """From what an actor or a task told."""
-        return cls(told["rows"], told["label_mass"], told.get("crc"))
-
-
 def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str, Manifest]:
     """Make the labels of each data set; shards that are there are left alone.
 
@@ -92,49 +69,90 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
     """
     started = time.monotonic()
     layout = RunLayout(config.run_dir, config.teacher_number)
-    manifests: dict[str, Manifest] = {}
-    rows: dict[tuple[str, int], int] = {}
-    work: list[tuple[str, int]] = []
-    for dataset in datasets:
-        asked = require_complete(Folder(layout.asked(dataset)), "ingest")
-        folder = Folder(layout.answers(dataset))
-        rejects = Folder(layout.label_rejects(dataset))
-        if not begun(folder):  # what is beside it belongs to labels that were deleted
-            rejects.delete()
-            if dataset == "corpus" and not layout.is_round:
-                Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()
-        manifests[dataset] = open_stage(folder, manifest_of(config, dataset, asked))
-        rows |= {(dataset, shard): n for shard, n in enumerate(asked.results["rows"])}
-        if not manifests[dataset].complete:
-            missing = sorted(set(range(len(asked.results["rows"]))) - folder.shards())
-            delete_shards(rejects, rejects.shards().intersection(missing))
-            work += [(dataset, shard) for shard in missing]
-            announce(tracker, _work_on(config, dataset), missing)
+    labelling = [Labelling(config, dataset) for dataset in datasets]
+    work = [(each.dataset, shard) for each in labelling for shard in each.missing(tracker)]
     if not Folder(layout.labels(CONTENT_FREE_ITEM[0])).shards():
         work.append(CONTENT_FREE_ITEM)
-    elif all(manifest.complete for manifest in manifests.values()):
-        return manifests
-    counts: dict[str, dict[int, ShardCounts]] = {dataset: {} for dataset in datasets}
     pace = Pace()
     if work:
-        skipped = sum(rows.values()) - sum(rows.get(item, 0) for item in work)
-        name = "label" if config.teacher_number is None else f"label by {config.teacher.model}"
-        tracker.begin.remote(name, sum(rows.values()), skipped, "replica")
-        for item in _run_pool(config, work, tracker):
-            if item["dataset"] in counts:  # not the texts without content
-                counts[item["dataset"]][item["shard"]] = ShardCounts.of(item)
-                pace.add(item)
-        tracker.end.remote()
-    for dataset in datasets:
-        if not manifests[dataset].complete:
-            times = {
-                "seconds": time.monotonic() - started,
-                "rows_per_second": pace.rows_per_second,
-            }
-            manifests[dataset] = _finish(
-                config, dataset, manifests[dataset], counts[dataset], times
+        _run(config, work, labelling, pace, tracker)
+    for each in labelling:
+        if not each.stage.complete:
+            seconds = time.monotonic() - started
+            each.close({"seconds": seconds, "rows_per_second": pace.rows_per_second})
+    return {each.dataset: each.stage.manifest for each in labelling}
+
+
+class Labelling:
+    """The labels of one data set, while they are made."""
+
+    def __init__(self, config: RunConfig, dataset: str) -> None:
+        """Begin or resume.
+
+        Raises:
+            IncompleteError: its rows are not all there.
+            FingerprintError: its labels were made with other settings.
+        """
+        layout = RunLayout(config.run_dir, config.teacher_number)
+        asked = require_complete(Folder(layout.asked(dataset)), "ingest")
+        folder = Folder(layout.answers(dataset))
+        if dataset == "corpus" and not layout.is_round and not begun(folder):
+            Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()  # of labels that were deleted
+        self._config = config
+        self._rejects = Folder(layout.label_rejects(dataset))
+        self._in_part = layout.is_round and dataset == "corpus"
+        self.dataset = dataset
+        self.expected: list[int] = asked.results["rows"]
+        wanted = manifest_of(config, dataset, asked)
+        self.stage = ShardedStage(folder, wanted, self._rejects, summed=(LABEL_MASS,))
+
+    def missing(self, tracker: Any) -> list[int]:
+        """The shards to label, which are announced to the tracker."""
+        if self.stage.complete:
+            return []
+        missing = self.stage.missing(len(self.expected))
+        announce(tracker, _work_on(self._config, self.dataset), missing)
+        return missing
+
+    def close(self, times: Mapping[str, Any]) -> None:
+        """Close the stage, all of whose shards are written.
+
+        Raises:
+            IncompleteError: a shard is absent, or rows of it are lost.
+            RejectLimitError: the teacher refused too many rows.
+        """
+        counts = self.stage.counts(self.expected)
+        rows = [shard.rows for shard in counts]
+        rejected, total = sum(self.expected) - sum(rows), sum(self.expected)
+        # The rounds judge the rows of all of them together.
+        if not self._in_part and rejected > self._config.max_reject_fraction * total:
+            raise RejectLimitError(
+                f"The teacher refused {rejected:,} of {total:,} {self.dataset} rows, more than "
+                f"max_reject_fraction = {self._config.max_reject_fraction} allows. They are listed "
+                f"in {self._rejects.uri}."
             )
-    return manifests
+        mass = sum(shard.sums[0] for shard in counts) / max(sum(rows), 1)
+        self.stage.close({"rows": rows, "rejected": rejected, "label_mass": mass, **times})
+
+
+def _run(
+    config: RunConfig,
+    work: Sequence[tuple[str, int]],
+    labelling: Sequence[Labelling],
+    pace: Pace,
+    tracker: Any,
+) -> None:
+    """Label the missing shards, of all data sets by the same engines."""
+    by_name = {each.dataset: each for each in labelling}
+    total = sum(sum(each.expected) for each in labelling)
+    todo = sum(by_name[name].expected[shard] for name, shard in work if name in by_name)
+    name = "label" if config.teacher_number is None else f"label by {config.teacher.model}"
+    tracker.begin.remote(name, total, total - todo, "replica")
+    for item in _run_pool(config, work, tracker):
+        if item["dataset"] in by_name:  # not the content-free texts
+            by_name[item["dataset"]].stage.add(item["shard"], item)
+            pace.add(item)
+    tracker.end.remote()
 
 
 def _work_on(config: RunConfig, dataset: str) -> Work:
@@ -235,15 +253,16 @@ class TeacherActor:
             self._write_rejects(dataset, shard, rows, refused)
         kept = [i for i in range(len(texts)) if i not in refused]
         row_n = rows[ROW].to_numpy()[kept]
+        rejects = Counter(refused.values())
         counts = self._write_labels((dataset, shard), row_n, batch.logprobs_nc[kept])
         self._tracker.update.remote(unit, len(texts))
         self._tracker.shard.remote(
             ShardDone(
                 _work_on(self._config, dataset), shard, len(kept), time.time() - started,
-                Counter(refused.values()), batch.tokens,
+                rejects, batch.tokens,
             )
         )  # fmt: skip
-        return counts
+        return {**counts, "rejects": rejects}
 
     def _label(
         self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
@@ -282,7 +301,7 @@ class TeacherActor:
             schema=labels_schema(len(self._config.task.labels)),
         )
         crc = Folder(self._layout.answers(dataset)).write_shard(shard, table)
-        return {**_counts(table), "crc": crc}
+        return {"rows": len(table), "crc": crc, **column_sums(table, [LABEL_MASS])}
 
     def _write_rejects(
         self, dataset: str, shard: int, rows: pa.Table, refused: dict[int, str]
@@ -324,59 +343,3 @@ def default_resources(config: RunConfig) -> connection.Resources:
     if teacher.nodes > 1 or connection.cluster_has_gpus("teacher.resources"):
         return {"GPU": parallel_size(teacher.engine_args) // teacher.nodes, "CPU": 1}
     return {"CPU": connection.cpus_each(config.teacher.replicas[1])}
-
-
-def _finish(
-    config: RunConfig,
-    dataset: str,
-    manifest: Manifest,
-    counts: dict[int, ShardCounts],
-    times: dict[str, Any],
-) -> Manifest:
-    """See that all shards are there, add up their counts, and close the stage."""
-    layout = RunLayout(config.run_dir, config.teacher_number)
-    folder = Folder(layout.answers(dataset))
-    asked = read_manifest(Folder(layout.asked(dataset)))
-    assert asked is not None
-    expected = asked.results["rows"]
-    if absent := sorted(set(range(len(expected))) - folder.shards()):
-        raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}.",
-            "Run the same command again.",
-        )
-    written = {shard: entry.crc for shard, entry in counts.items() if entry.crc is not None}
-    earlier = [shard for shard in range(len(expected)) if shard not in counts]
-    rejects = Folder(layout.label_rejects(dataset))
-    refused = rejects.shards() if earlier else set()
-
-    def read(shard: int) -> dict[str, Any]:
-        left_out = rejects.shard_rows(shard) if shard in refused else 0
-        return {**_counts(folder.read_shard(shard)), "rejected": left_out}
-
-    lost = []
-    for shard, found in shard_tasks.run_on_shards(read, earlier):
-        counts[shard] = ShardCounts.of(found)
-        if found["rows"] + found["rejected"] != expected[shard]:
-            lost.append(shard)
-    require_all_told(folder, rejects, lost)
-    rows = [counts[shard].rows for shard in range(len(expected))]
-    # What an actor that died had left out, and the one after it did not.
-    delete_shards(rejects, [n for n in rejects.shards() if rows[n] == expected[n]])
-    rejected = sum(expected) - sum(rows)
-    judged = not (layout.is_round and dataset == "corpus")  # else by the rounds together
-    if judged and rejected > config.max_reject_fraction * sum(expected):
-        raise RejectLimitError(
-            f"The teacher refused {rejected:,} of {sum(expected):,} {dataset} rows, more than "
-            f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
-            f"{layout.label_rejects(dataset)}."
-        )
-    mass = sum(entry.label_mass for entry in counts.values()) / max(sum(rows), 1)
-    results = {"rows": rows, "rejected": rejected, "label_mass": mass, **times}
-    crcs = shard_crcs(folder, len(expected), written)
-    return close_stage(folder, manifest.finished(results), crcs, rejects)
-
-
-def _counts(table: pa.Table) -> dict[str, Any]:
-    """Rows labelled and the sum of their label mass."""
-    mass_n = table[LABEL_MASS].to_numpy()
-    return {"rows": len(mass_n), "label_mass": float(mass_n.sum(dtype=np.float64))}
