@@ -60,9 +60,9 @@ def label_in_rounds(config: RunConfig, datasets: Sequence[str], tracker: Any) ->
         is_chosen(config, 0, ingested)  # refuses other settings before anything is touched
     if not open_stage(Folder(layout.labels("corpus")), wanted).complete:
         done = _run_rounds(config, datasets, ingested, tracker)
-        rounds = [RunLayout(layout.round(number)) for number in range(done)]
         results = {**_random_slice(layout), "seconds": time.monotonic() - started}
-        merge(layout, rounds, wanted, results)
+        labels, rejects = Folder(layout.labels("corpus")), Folder(layout.label_rejects("corpus"))
+        merge(labels, rejects, [layout.round(number) for number in range(done)], wanted, results)
     label(config, [dataset for dataset in datasets if dataset != "corpus"], tracker)
     for name in Folder(layout.rounds).names():
         _forget_student(RunLayout(f"{layout.rounds}/{name}"))
@@ -70,7 +70,7 @@ def label_in_rounds(config: RunConfig, datasets: Sequence[str], tracker: Any) ->
 
 def of_round(config: RunConfig, number: int) -> RunConfig:
     """The config of a round's run."""
-    return config.model_copy(update={"run_dir": RunLayout(config.run_dir).round(number)})
+    return config.model_copy(update={"run_dir": RunLayout(config.run_dir).round(number).root})
 
 
 def _run_rounds(
@@ -79,7 +79,7 @@ def _run_rounds(
     """Label round by round; returns how many there were."""
     sizes = _sizes(config, sum(ingested.results["rows"]))
     layout = RunLayout(config.run_dir)
-    if not begun(Folder(RunLayout(layout.round(0)).answers("corpus"))):
+    if not begun(Folder(layout.round(0).answers)):
         Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()  # of labels that were deleted
     for number, size in enumerate(sizes):
         basis = _basis(config, number, ingested)
@@ -90,7 +90,7 @@ def _run_rounds(
             chosen = f"{size:,} of {sum(ingested.results['rows']):,} rows chosen"
             tracker.note.remote(f"round {number + 1}/{len(sizes)}: {chosen}")
         if number:
-            _forget_student(RunLayout(layout.round(number - 1)))
+            _forget_student(layout.round(number - 1))
         # The other data sets are labelled beside the first rows, by the same engines.
         label(of_round(config, number), ["corpus"] if number else datasets, tracker)
         _require_few_rejects(config, number, sum(sizes))
@@ -106,8 +106,8 @@ def _require_few_rejects(config: RunConfig, number: int, rows: int) -> None:
         RejectLimitError: they did.
     """
     layout = RunLayout(config.run_dir)
-    rounds = [RunLayout(layout.round(earlier)) for earlier in range(number + 1)]
-    answered = [require_complete(Folder(each.answers("corpus")), "label") for each in rounds]
+    rounds = [layout.round(earlier) for earlier in range(number + 1)]
+    answered = [require_complete(Folder(each.answers), "label") for each in rounds]
     rejected = sum(each.results["rejected"] for each in answered)
     if rejected > config.max_reject_fraction * rows:
         raise RejectLimitError(
@@ -153,15 +153,15 @@ def _pass(layout: RunLayout) -> Pass:
 
 def _merge_until(layout: RunLayout, number: int) -> None:
     """Write the labels of a round: the answers of all rounds up to and with it."""
-    rounds = [RunLayout(layout.round(earlier)) for earlier in range(number + 1)]
-    answered = require_complete(Folder(rounds[-1].answers("corpus")), "label")
+    rounds = [layout.round(earlier) for earlier in range(number + 1)]
+    answered = require_complete(Folder(rounds[-1].answers), "label")
     wanted = Manifest("label", {"label.round": number}, answered.fingerprint)
-    merge(rounds[-1], rounds, wanted, _random_slice(layout))
+    merge(Folder(rounds[-1].labels("corpus")), None, rounds, wanted, _random_slice(layout))
 
 
 def _random_slice(layout: RunLayout) -> dict[str, Any]:
     """What tells the rows of the first round from the others."""
-    chosen = require_complete(Folder(RunLayout(layout.round(0)).wanted), "label")
+    chosen = require_complete(Folder(layout.round(0).wanted), "label")
     return {RANDOM_SLICE: chosen.results[RANDOM_SLICE]}
 
 

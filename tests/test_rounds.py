@@ -68,7 +68,7 @@ class Labelled:
         return self.another(folder)
 
     def round(self, number: int) -> RunLayout:
-        return RunLayout(RunLayout(str(self.folder)).round(number))
+        return RunLayout(str(self.folder)).round(number)
 
     def asked(self) -> Counter[str]:
         return Counter(line.split()[0] for line in self.calls.read_text().splitlines())
@@ -118,7 +118,7 @@ def test_a_part_of_the_corpus_is_labelled_each_row_once(labelled: Labelled) -> N
     assert manifest is not None
     assert manifest.results["rows"] == [len(part) for part in found]
     assert manifest.results["label_mass"] == pytest.approx(np.exp(-0.5), abs=1e-6)
-    answers = Folder(labelled.round(2).answers("corpus")).read_shard(3).to_pylist()
+    answers = Folder(labelled.round(2).answers).read_shard(3).to_pylist()
     merged = Folder(layout.labels("corpus")).read_shard(3).to_pylist()
     assert answers
     assert all(row in merged for row in answers)
@@ -135,7 +135,7 @@ def test_calibration_goes_by_the_random_rows(labelled: Labelled) -> None:
     config = labelled.config()
     for number in range(3):
         own = calibrate(rounds.of_round(config, number) if number < 2 else config)
-        first = Folder(labelled.round(0).answers("corpus"))
+        first = Folder(labelled.round(0).answers)
         logprobs = np.concatenate([matrix(first.read_shard(s)["logprobs"]) for s in range(SHARDS)])
         assert own.apply(logprobs).mean(axis=0) == pytest.approx([1 / 3] * 3, abs=1e-3)
 
@@ -165,7 +165,7 @@ def test_a_killed_run_asks_for_what_is_missing_only(tmp_path: Path, labelled: La
     before = rows_in(layout.labels("corpus"))
     for uri in (layout.labels("corpus"), middle.labels("corpus")):
         Folder(uri).delete()
-    answers = Folder(middle.answers("corpus"))
+    answers = Folder(middle.answers)
     answers.delete_file(shard_name(2))
     answers.write_json(MANIFEST, {**answers.read_json(MANIFEST), "complete": False})
     told = run("label", again.config())

@@ -82,7 +82,7 @@ def choose(config: RunConfig, number: int, rows: int, basis: Manifest) -> Manife
         FingerprintError: they were chosen with other settings.
         IncompleteError: shards are missing at the end.
     """
-    layout = RunLayout(RunLayout(config.run_dir).round(number))
+    layout = RunLayout(config.run_dir).round(number)
     candidates = Folder(layout.candidates)
     stage = ShardedStage(Folder(layout.wanted), manifest_of(config, number, basis))
     if not stage.complete:
@@ -107,7 +107,7 @@ def is_chosen(config: RunConfig, number: int, basis: Manifest) -> bool:
     Raises:
         FingerprintError: they were chosen with other settings.
     """
-    folder = Folder(RunLayout(RunLayout(config.run_dir).round(number)).wanted)
+    folder = Folder(RunLayout(config.run_dir).round(number).wanted)
     check_begun(folder, manifest_of(config, number, basis))
     found = read_manifest(folder)
     return found is not None and found.complete
@@ -129,7 +129,7 @@ class Chooser:
         return 2**CELL_BITS if self.number and self.config.label.diversity else 1
 
     def _layout(self, number: int) -> RunLayout:
-        return RunLayout(RunLayout(self.config.run_dir).round(number))
+        return RunLayout(self.config.run_dir).round(number)
 
     @property
     def _own(self) -> RunLayout:

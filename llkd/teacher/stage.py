@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -68,10 +69,9 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
         ActorError: replicas died too often.
     """
     started = time.monotonic()
-    layout = RunLayout(config.run_dir, config.teacher_number)
     labelling = [Labelling(config, dataset) for dataset in datasets]
     work = [(each.dataset, shard) for each in labelling for shard in each.missing(tracker)]
-    if not Folder(layout.labels(CONTENT_FREE_ITEM[0])).shards():
+    if not Request.of(config, CONTENT_FREE_ITEM[0]).labels.shards():
         work.append(CONTENT_FREE_ITEM)
     pace = Pace()
     if work:
@@ -83,31 +83,57 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
     return {each.dataset: each.stage.manifest for each in labelling}
 
 
+@dataclass(frozen=True)
+class Request:
+    """What the teacher labels of a data set, and where its answers go."""
+
+    dataset: str
+    rows: Folder
+    chosen: Folder | None
+    """Positions of the rows to label, by shard; None for all rows."""
+    labels: Folder
+    rejects: Folder
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: str) -> "Request":
+        """The request of a run: all rows, or in a round of labelling the corpus rows chosen for
+        it."""
+        layout = RunLayout(config.run_dir, config.teacher_number)
+        rows, rejects = Folder(layout.rows(dataset)), Folder(layout.label_rejects(dataset))
+        if layout.is_round and dataset == "corpus":
+            return cls(dataset, rows, Folder(layout.wanted), Folder(layout.answers), rejects)
+        return cls(dataset, rows, None, Folder(layout.labels(dataset)), rejects)
+
+    def read(self, shard: int) -> pa.Table:
+        """The rows of a shard to label."""
+        table = self.rows.read_shard(shard)
+        if self.chosen is None:
+            return table
+        return table.take(self.chosen.read_shard(shard, [ROW])[ROW])
+
+
 class Labelling:
-    """The labels of one data set, while they are made."""
+    """The labels of one data set, while the teacher makes them."""
 
     def __init__(self, config: RunConfig, dataset: str) -> None:
-        """Begin or resume.
+        """Begin or resume the stage.
 
         Raises:
-            IncompleteError: its rows are not all there.
-            FingerprintError: its labels were made with other settings.
+            IncompleteError: the rows to label are incomplete.
+            FingerprintError: the labels were made with other settings.
         """
-        layout = RunLayout(config.run_dir, config.teacher_number)
-        asked = require_complete(Folder(layout.asked(dataset)), "ingest")
-        folder = Folder(layout.answers(dataset))
-        if dataset == "corpus" and not layout.is_round and not begun(folder):
-            Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()  # of labels that were deleted
-        self._config = config
-        self._rejects = Folder(layout.label_rejects(dataset))
-        self._in_part = layout.is_round and dataset == "corpus"
         self.dataset = dataset
+        self._config = config
+        self._request = request = Request.of(config, dataset)
+        asked = require_complete(request.chosen or request.rows, "ingest")
         self.expected: list[int] = asked.results["rows"]
+        if dataset == "corpus" and request.chosen is None and not begun(request.labels):
+            Request.of(config, CONTENT_FREE_ITEM[0]).labels.delete()  # beside deleted labels
         wanted = manifest_of(config, dataset, asked)
-        self.stage = ShardedStage(folder, wanted, self._rejects, summed=(LABEL_MASS,))
+        self.stage = ShardedStage(request.labels, wanted, request.rejects, summed=[LABEL_MASS])
 
     def missing(self, tracker: Any) -> list[int]:
-        """The shards to label, which are announced to the tracker."""
+        """The shards still to label; announces them to the tracker."""
         if self.stage.complete:
             return []
         missing = self.stage.missing(len(self.expected))
@@ -115,7 +141,7 @@ class Labelling:
         return missing
 
     def close(self, times: Mapping[str, Any]) -> None:
-        """Close the stage, all of whose shards are written.
+        """Close the stage once all shards are labelled.
 
         Raises:
             IncompleteError: a shard is absent, or rows of it are lost.
@@ -123,13 +149,15 @@ class Labelling:
         """
         counts = self.stage.counts(self.expected)
         rows = [shard.rows for shard in counts]
-        rejected, total = sum(self.expected) - sum(rows), sum(self.expected)
-        # The rounds judge the rows of all of them together.
-        if not self._in_part and rejected > self._config.max_reject_fraction * total:
+        total = sum(self.expected)
+        rejected = total - sum(rows)
+        # Of chosen rows, the rounds limit the rejects of all rounds together.
+        limited = self._request.chosen is None
+        if limited and rejected > self._config.max_reject_fraction * total:
             raise RejectLimitError(
                 f"The teacher refused {rejected:,} of {total:,} {self.dataset} rows, more than "
                 f"max_reject_fraction = {self._config.max_reject_fraction} allows. They are listed "
-                f"in {self._rejects.uri}."
+                f"in {self._request.rejects.uri}."
             )
         mass = sum(shard.sums[0] for shard in counts) / max(sum(rows), 1)
         self.stage.close({"rows": rows, "rejected": rejected, "label_mass": mass, **times})
@@ -224,7 +252,6 @@ class TeacherActor:
     def __init__(self, config: RunConfig, tracker: Any) -> None:
         self._config = config
         self._tracker = tracker
-        self._layout = RunLayout(config.run_dir, config.teacher_number)
         self._engine = engine_class(config.teacher.engine)(config.teacher, config.task)
         concurrent = getattr(self._engine, "concurrent", False)
         self._turn = contextlib.nullcontext() if concurrent else threading.Lock()
@@ -241,9 +268,7 @@ class TeacherActor:
         if (dataset, shard) == CONTENT_FREE_ITEM:
             return self._label_content_free()
         unit = f"{dataset}/{shard}"
-        rows = Folder(self._layout.rows(dataset)).read_shard(shard)
-        if self._layout.asked(dataset) != self._layout.rows(dataset):
-            rows = rows.take(Folder(self._layout.asked(dataset)).read_shard(shard, [ROW])[ROW])
+        rows = Request.of(self._config, dataset).read(shard)
         texts = rows[TEXT].to_pylist()
         ids = rows[ID].to_pylist() if ID in rows.column_names else [None] * len(texts)
         batch = self._label(texts, ids, now_and_then(partial(self._tracker.update.remote, unit)))
@@ -300,7 +325,7 @@ class TeacherActor:
             },
             schema=labels_schema(len(self._config.task.labels)),
         )
-        crc = Folder(self._layout.answers(dataset)).write_shard(shard, table)
+        crc = Request.of(self._config, dataset).labels.write_shard(shard, table)
         return {"rows": len(table), "crc": crc, **column_sums(table, [LABEL_MASS])}
 
     def _write_rejects(
@@ -313,7 +338,7 @@ class TeacherActor:
              "reason": reason, "detail": None}
             for i, reason in sorted(refused.items())
         ]  # fmt: skip
-        Folder(self._layout.label_rejects(dataset)).write_shard(
+        Request.of(self._config, dataset).rejects.write_shard(
             shard, pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA)
         )
 

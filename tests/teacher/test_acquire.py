@@ -34,7 +34,7 @@ def probabilities(rows: int) -> np.ndarray:
 
 def write_predictions(config: RunConfig, rows: int, rows_per_shard: int) -> None:
     probs_nc = probabilities(rows)
-    folder = Folder(RunLayout(RunLayout(config.run_dir).round(0)).predictions("corpus"))
+    folder = Folder(RunLayout(config.run_dir).round(0).predictions("corpus"))
     for shard, start in enumerate(range(0, rows, rows_per_shard)):
         part = probs_nc[start : start + rows_per_shard]
         columns = {
@@ -47,7 +47,7 @@ def write_predictions(config: RunConfig, rows: int, rows_per_shard: int) -> None
 
 
 def positions(config: RunConfig, number: int, rows_per_shard: int) -> list[int]:
-    folder = Folder(RunLayout(RunLayout(config.run_dir).round(number)).wanted)
+    folder = Folder(RunLayout(config.run_dir).round(number).wanted)
     parts = [(s, folder.read_shard(s)["row"].to_pylist()) for s in sorted(folder.shards())]
     return [rows_per_shard * shard + row for shard, part in parts for row in part]
 
@@ -117,7 +117,7 @@ def test_repeated_texts_are_taken_last(tmp_path: Path, make_config: MakeConfig) 
 def test_shards_that_are_there_are_left_alone(make_config: MakeConfig) -> None:
     config = make_config(test=None, label={"budget": 0.5})
     before = chosen(config)
-    layout = RunLayout(RunLayout(config.run_dir).round(1))
+    layout = RunLayout(config.run_dir).round(1)
     wanted = Folder(layout.wanted)
     assert is_chosen(config, 1, BASIS)
     assert not Folder(layout.candidates).names()
