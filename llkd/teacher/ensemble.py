@@ -1,7 +1,7 @@
-"""One table of labels from those of several teachers.
+"""The labels of an ensemble: one table from those of several teachers.
 
-Shard by shard: each teacher's distributions, calibrated by its own calibration, and their
-weighted mean. A row that any of them refused is left out.
+The distributions of each teacher pass through its own calibration before they are combined. A row
+that any teacher refused is left out.
 """
 
 from collections.abc import Sequence
@@ -32,22 +32,23 @@ Teachers = Sequence[tuple[RunConfig, Calibration]]
 
 
 def combine(config: RunConfig, teachers: Teachers, datasets: Sequence[str]) -> None:
-    """Write `labels/` of each data set from `teachers/NN/labels/`.
+    """Write the missing shards of `labels/` of each data set from `teachers/NN/labels/`.
 
     Args:
         config: the run.
-        teachers: the config of each teacher alone, and its calibration.
-        datasets: whose labels are combined.
+        teachers: each teacher's own config, and its calibration.
+        datasets: the data sets whose labels to combine.
 
     Raises:
-        IncompleteError: a teacher has not labelled all shards.
+        FingerprintError: the labels were made with other settings.
+        IncompleteError: a teacher has not labelled all shards, or a shard is absent.
     """
     for dataset in datasets:
         _combine(config, teachers, dataset)
 
 
 def manifest_of(teachers: Sequence[tuple[RunConfig, Manifest]]) -> Manifest:
-    """What determines the combined labels."""
+    """The manifest of the combined labels: the settings that determine them."""
     settings: dict[str, Any] = {}
     for alone, labelled in teachers:
         name = f"teachers.{alone.teacher_number}"
@@ -89,7 +90,7 @@ def _combine(config: RunConfig, teachers: Teachers, dataset: str) -> None:
             "label_mass": sum(shard.sums[0] for shard in counts) / total,
             "disagreement": sum(shard.sums[1] for shard in counts) / total,
             "seconds": sum(each.results["seconds"] for each in labelled),
-            # Each row is labelled by all of them.
+            # Every teacher labels each row.
             "rows_per_second": 1 / sum(1 / rate for rate in rates) if all(rates) else None,
         }
     )

@@ -1,8 +1,8 @@
 """The teacher labels every row: a pool of actors, mapped by Ray Data over the shards.
 
-An actor is handed shard numbers; it reads the shard, labels it and writes the sidecar itself.
-So text and results travel through storage, and a shard that is there is never labelled again.
-In a round of labelling it is the rows that are wanted of each shard (see RunLayout).
+An actor receives shard numbers; it reads the shard, labels it and writes the sidecar itself. So
+text and results travel through storage, and a finished shard is never labelled again. In a round
+of labelling, the teacher labels the chosen rows of each shard.
 """
 
 import contextlib
@@ -47,13 +47,12 @@ from llkd.teacher.examples import pool_identity
 from llkd.teacher.machine_arguments import with_machine_arguments
 
 CONTENT_FREE = ("N/A", "[MASK]", "-")
-"""Texts that say nothing, labelled beside the corpus for contextual calibration (arXiv
-2102.09690)."""
+"""Content-free texts, labelled beside the corpus for contextual calibration (arXiv 2102.09690)."""
 CONTENT_FREE_ITEM = ("content_free", 0)
 
 
 def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str, Manifest]:
-    """Make the labels of each data set; shards that are there are left alone.
+    """Label the missing shards of each data set, all by the same engines.
 
     Args:
         config: the run.
@@ -64,7 +63,8 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
         The manifest of each data set's labels.
 
     Raises:
-        IncompleteError: shards are missing at the end.
+        IncompleteError: rows to label are incomplete, a shard is absent, or rows of it are lost.
+        RejectLimitError: the teacher refused too many rows.
         TeacherError: the teacher cannot be loaded.
         ActorError: replicas died too often.
     """
@@ -189,12 +189,12 @@ def _work_on(config: RunConfig, dataset: str) -> Work:
 
 
 def manifest_of(config: RunConfig, dataset: str, asked: Manifest) -> Manifest:
-    """What determines the labels of a data set.
+    """The manifest of a data set's labels: the settings that determine them.
 
     Args:
         config: the run.
-        dataset: whose labels.
-        asked: the manifest of its rows; in a round of labelling of those that are wanted.
+        dataset: `corpus`, `test` or `validation`.
+        asked: the manifest of its rows; in a round of labelling, of the chosen rows.
     """
     teacher = config.teacher
     settings = {
@@ -211,7 +211,7 @@ def manifest_of(config: RunConfig, dataset: str, asked: Manifest) -> Manifest:
         "task.label_order": config.task.label_names,
     }
     source = config.task.examples_from
-    if source is not None:  # what is in the files counts, not where they lie
+    if source is not None:  # the files' content counts, not their paths
         named = source.model_dump(mode="json", exclude={"path", "embedder"})
         settings["task.examples_from"] = named
         settings["task.examples_from.rows"] = pool_identity(source, config.task)
@@ -238,7 +238,7 @@ _ENGINE_ARGS_WITHOUT_EFFECT = {
     "kv_cache_memory_bytes", "compilation_config", "api_key_env", "concurrency",
     "requests_per_minute", "max_retries", "timeout",
 }  # fmt: skip
-"""They change the speed and the memory, not what the model computes."""
+"""Engine arguments that change speed and memory use, but no label."""
 
 
 def _shaping(config: RunConfig) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _shaping(config: RunConfig) -> dict[str, Any]:
 
 
 class TeacherActor:
-    """One replica: an engine, and the shards that come to it."""
+    """One replica: an engine that labels the shards it receives."""
 
     def __init__(self, config: RunConfig, tracker: Any) -> None:
         self._config = config
@@ -257,42 +257,41 @@ class TeacherActor:
         self._turn = contextlib.nullcontext() if concurrent else threading.Lock()
 
     def __call__(self, item: tuple[str, int]) -> dict[str, Any]:
-        """Label one shard; returns its counts, and when it began and ended."""
+        """Label one shard; returns its counts, and its start and end times."""
         dataset, shard = item
         started = time.time()
-        counts = self._label_shard(dataset, shard, started)
+        request = Request.of(self._config, dataset)
+        if (dataset, shard) == CONTENT_FREE_ITEM:
+            counts = self._label_content_free(request)
+        else:
+            counts = self._label_shard(request, shard, started)
         times = {"started": started, "ended": time.time()}
         return {"dataset": dataset, "shard": shard, **counts, **times}
 
-    def _label_shard(self, dataset: str, shard: int, started: float) -> dict[str, Any]:
-        if (dataset, shard) == CONTENT_FREE_ITEM:
-            return self._label_content_free()
-        unit = f"{dataset}/{shard}"
-        rows = Request.of(self._config, dataset).read(shard)
+    def _label_shard(self, request: Request, shard: int, started: float) -> dict[str, Any]:
+        unit = f"{request.dataset}/{shard}"
+        rows = request.read(shard)
         texts = rows[TEXT].to_pylist()
         ids = rows[ID].to_pylist() if ID in rows.column_names else [None] * len(texts)
         batch = self._label(texts, ids, now_and_then(partial(self._tracker.update.remote, unit)))
         undefined_n = np.flatnonzero(np.isnan(batch.logprobs_nc).any(axis=1)).tolist()
         refused = {**dict.fromkeys(undefined_n, "not_a_number"), **batch.refused}
         if refused:
-            self._write_rejects(dataset, shard, rows, refused)
+            _write_rejects(request, shard, rows, refused)
         kept = [i for i in range(len(texts)) if i not in refused]
         row_n = rows[ROW].to_numpy()[kept]
-        rejects = Counter(refused.values())
-        counts = self._write_labels((dataset, shard), row_n, batch.logprobs_nc[kept])
+        counts = self._write_labels(request, shard, row_n, batch.logprobs_nc[kept])
         self._tracker.update.remote(unit, len(texts))
-        self._tracker.shard.remote(
-            ShardDone(
-                _work_on(self._config, dataset), shard, len(kept), time.time() - started,
-                rejects, batch.tokens,
-            )
-        )  # fmt: skip
+        rejects, seconds = Counter(refused.values()), time.time() - started
+        work = _work_on(self._config, request.dataset)
+        done = ShardDone(work, shard, len(kept), seconds, rejects, batch.tokens)
+        self._tracker.shard.remote(done)
         return {**counts, "rejects": rejects}
 
     def _label(
         self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
     ) -> LabelBatch:
-        """Ask the engine, once for texts that are the same."""
+        """Label texts; the engine labels equal texts once."""
         if not texts:
             return LabelBatch(np.zeros((0, len(self._config.task.labels)), dtype=np.float32))
         if getattr(self._engine, "by_id", False):
@@ -307,16 +306,15 @@ class TeacherActor:
         }
         return LabelBatch(batch.logprobs_nc[place_n], refused, batch.tokens)
 
-    def _label_content_free(self) -> dict[str, Any]:
+    def _label_content_free(self, request: Request) -> dict[str, Any]:
         batch = self._label(CONTENT_FREE, [None] * len(CONTENT_FREE), lambda done: None)
         kept = [i for i in range(len(CONTENT_FREE)) if i not in batch.refused]
         row_n = np.array(kept, dtype=np.int32)
-        return self._write_labels(CONTENT_FREE_ITEM, row_n, batch.logprobs_nc[kept])
+        return self._write_labels(request, 0, row_n, batch.logprobs_nc[kept])
 
     def _write_labels(
-        self, item: tuple[str, int], row_n: np.ndarray, logprobs_nc: np.ndarray
+        self, request: Request, shard: int, row_n: np.ndarray, logprobs_nc: np.ndarray
     ) -> dict[str, Any]:
-        dataset, shard = item
         table = pa.table(
             {
                 ROW: row_n,
@@ -325,28 +323,28 @@ class TeacherActor:
             },
             schema=labels_schema(len(self._config.task.labels)),
         )
-        crc = Request.of(self._config, dataset).labels.write_shard(shard, table)
+        crc = request.labels.write_shard(shard, table)
         return {"rows": len(table), "crc": crc, **column_sums(table, [LABEL_MASS])}
 
-    def _write_rejects(
-        self, dataset: str, shard: int, rows: pa.Table, refused: dict[int, str]
-    ) -> None:
-        ids = rows[ID].to_pylist() if ID in rows.column_names else None
-        row_n = rows[ROW].to_pylist()
-        rejected = [
-            {"stage": "label", "shard": shard, "row": row_n[i], "id": ids[i] if ids else None,
-             "reason": reason, "detail": None}
-            for i, reason in sorted(refused.items())
-        ]  # fmt: skip
-        Request.of(self._config, dataset).rejects.write_shard(
-            shard, pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA)
-        )
+
+def _write_rejects(
+    request: Request, shard: int, rows: pa.Table, refused: Mapping[int, str]
+) -> None:
+    ids = rows[ID].to_pylist() if ID in rows.column_names else None
+    row_n = rows[ROW].to_pylist()
+    rejected = [
+        {"stage": "label", "shard": shard, "row": row_n[i], "id": ids[i] if ids else None,
+         "reason": reason, "detail": None}
+        for i, reason in sorted(refused.items())
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA)
+    request.rejects.write_shard(shard, table)
 
 
 def _run_pool(
     config: RunConfig, work: Sequence[tuple[str, int]], tracker: Any
 ) -> Iterator[dict[str, Any]]:
-    """Map the teacher pool over the shards that are missing; yields each shard's counts."""
+    """Map the teacher pool over the missing shards; yields the counts of each."""
     resources = config.teacher.resources or default_resources(config)
     nodes = config.teacher.nodes
     connection.require_resources(resources, "teacher.resources", nodes)
@@ -363,7 +361,7 @@ def _run_pool(
 
 
 def default_resources(config: RunConfig) -> connection.Resources:
-    """What one replica reserves on each of its nodes when the config does not say."""
+    """The resources that one replica reserves on each of its nodes unless the config sets them."""
     teacher = config.teacher
     if teacher.nodes > 1 or connection.cluster_has_gpus("teacher.resources"):
         return {"GPU": parallel_size(teacher.engine_args) // teacher.nodes, "CPU": 1}

@@ -47,7 +47,7 @@ def make(
     local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
     corpus_files: tuple[str, str],
 ) -> MakeConfig:  # fmt: skip
-    """Configs of one finished run; each test gives its predictions a name of their own."""
+    """Configs of one finished run; each test names its own predictions."""
     maker = config_maker(tmp_path_factory.mktemp("finished"), tiny_student, corpus_files)
     config = maker(**SETTINGS)
     ingest(config, "corpus", SilentTracker())
@@ -112,7 +112,7 @@ def test_every_row_gets_the_students_label_by_name(make: MakeConfig) -> None:
     assert sum(sums) / 420 == pytest.approx(confidence)
 
 
-def test_the_whole_distribution_where_it_is_asked_for(make: MakeConfig) -> None:
+def test_the_whole_distribution_on_request(make: MakeConfig) -> None:
     config = make(name="full", probabilities=True, replicas=[2, 2], resources={"CPU": 1})
     folder = predicted(config)
     table = folder.read_shard(3)
@@ -123,7 +123,7 @@ def test_the_whole_distribution_where_it_is_asked_for(make: MakeConfig) -> None:
         predicted(make(name="full"))
 
 
-def test_only_missing_shards_are_done_and_a_complete_pass_not_again(make: MakeConfig) -> None:
+def test_only_missing_shards_are_predicted_and_a_complete_pass_is_kept(make: MakeConfig) -> None:
     config = make(name="resumed")
     folder = predicted(config)
     first = folder.read_json(MANIFEST)
@@ -216,7 +216,7 @@ def test_another_corpus_is_ingested_predicted_and_measured(
         run(make(**{**source, "path": str(tmp_path / "b.jsonl"), "name": "new-rows"}))
 
 
-def test_rows_that_were_ingested_anew_are_not_taken_for_the_old_ones(
+def test_rows_ingested_again_from_changed_files_are_other_rows(
     tmp_path: Path, make: MakeConfig
 ) -> None:
     path = tmp_path / "growing.jsonl"
@@ -233,11 +233,11 @@ def test_rows_that_were_ingested_anew_are_not_taken_for_the_old_ones(
 
 def test_a_corpus_without_usable_rows_is_an_error(tmp_path: Path, make: MakeConfig) -> None:
     pq.write_table(pa.table({"text": ["", " "]}), tmp_path / "empty.parquet")
-    with pytest.raises(RejectLimitError, match="2 of 2 predict/empty rows cannot be used"):
+    with pytest.raises(RejectLimitError, match="2 of 2 predict/empty rows are unusable"):
         run(make(path=str(tmp_path / "empty.parquet")))
 
 
-def test_a_killed_actor_is_replaced_and_its_shard_done_again(
+def test_a_killed_actor_is_replaced_and_its_shard_predicted_again(
     tmp_path: Path, make: MakeConfig
 ) -> None:
     plain = predicted(make(name="undisturbed"))

@@ -1,4 +1,4 @@
-"""Where things lie in a run directory."""
+"""The folders of a run directory."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from llkd.store.schema import RunLayout
 
 
 @pytest.mark.parametrize("base", ["runs/x", "/data/runs/x", "s3://bucket/x", "x"])
-def test_compared_runs_share_rows_and_labels_and_nothing_else(base: str) -> None:
+def test_comparisons_share_only_rows_and_labels(base: str) -> None:
     ours = RunLayout(base)
     run = RunLayout(ours.comparison("llkd-0"))
     assert run.root == f"{base}/compare/llkd-0"
@@ -18,7 +18,7 @@ def test_compared_runs_share_rows_and_labels_and_nothing_else(base: str) -> None
 
 
 @pytest.mark.parametrize("base", ["runs/x", "/data/runs/x", "s3://bucket/x", "x"])
-def test_a_round_shares_rows_and_has_labels_of_its_own(base: str) -> None:
+def test_a_round_shares_rows_and_has_its_own_labels(base: str) -> None:
     ours = RunLayout(base)
     run = ours.round(2)
     assert run.root == f"{base}/rounds/02"

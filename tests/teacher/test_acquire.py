@@ -1,4 +1,4 @@
-"""The rows of a round, from shards, on a real local Ray: the same whatever the cut."""
+"""Acquisition on a real local Ray: the chosen rows do not depend on the shards."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def chosen(config: RunConfig, rows: int = 420) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("diversity", [True, False])
-def test_the_same_rows_in_any_shards(
+def test_the_rows_do_not_depend_on_the_shards(
     tmp_path: Path, make_config: MakeConfig, diversity: bool
 ) -> None:
     found: list[Any] = []
@@ -79,7 +79,7 @@ def test_the_same_rows_in_any_shards(
     assert found[0] == found[1] == found[2]
 
 
-def test_the_least_sure_rows_of_each_cell(
+def test_the_most_uncertain_rows_of_each_cell_are_chosen(
     make_config: MakeConfig, corpus_files: tuple[str, str]
 ) -> None:
     config = make_config(test=None, label={"budget": 0.5})
@@ -99,7 +99,7 @@ def test_the_least_sure_rows_of_each_cell(
             assert uncertainty_n[taken].min() >= uncertainty_n[rest].max() - 1e-4
 
 
-def test_repeated_texts_are_taken_last(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_repeated_texts_are_chosen_last(tmp_path: Path, make_config: MakeConfig) -> None:
     texts = [f"a phone n{i}" for i in range(40)] + ["the same text"] * 60
     pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
     corpus = {"path": str(tmp_path / "texts.parquet"), "rows_per_shard": 100}
@@ -114,7 +114,7 @@ def test_repeated_texts_are_taken_last(tmp_path: Path, make_config: MakeConfig) 
     assert all(position < 40 for position in second)
 
 
-def test_shards_that_are_there_are_left_alone(make_config: MakeConfig) -> None:
+def test_finished_shards_are_kept(make_config: MakeConfig) -> None:
     config = make_config(test=None, label={"budget": 0.5})
     before = chosen(config)
     layout = RunLayout(config.run_dir).round(1)

@@ -79,7 +79,7 @@ def test_every_row_gets_the_teachers_logprobs(make_config: MakeConfig) -> None:
     assert (state.name, state.rows, state.total) == ("label", 540, 540)
 
 
-def test_calibration_takes_out_the_bias(make_config: MakeConfig, tracker: SilentTracker) -> None:
+def test_calibration_removes_the_bias(make_config: MakeConfig, tracker: SilentTracker) -> None:
     config = ingested(make_config(test=None), tracker)
     label(config, ["corpus"], tracker)
     raw = no_calibration(3).apply(all_logprobs(config)).mean(axis=0)
@@ -150,7 +150,7 @@ def test_too_many_refusals_fail_the_stage(make_config: MakeConfig, tracker: Sile
         label(config, ["corpus"], tracker)
 
 
-def test_resuming_labels_the_missing_shards_only(
+def test_resuming_labels_only_the_missing_shards(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     calls = tmp_path / "calls"
@@ -173,7 +173,7 @@ def test_resuming_labels_the_missing_shards_only(
     calls.unlink()
     label(config, ["corpus"], tracker)
     assert not calls.exists()  # complete: the teacher is not even loaded
-    # As after a kill when all but the texts without content were labelled.
+    # As after a kill once all but the content-free texts were labelled.
     Folder(str(labels)).write_json(MANIFEST, {**manifest, "complete": False})
     content_free = Folder(RunLayout(config.run_dir).labels("content_free"))
     content_free.delete()
@@ -207,7 +207,7 @@ def test_another_prompt_is_refused_and_more_replicas_are_not(
         label(make_config(test=None, task=swapped), ["corpus"], tracker)
 
 
-def test_a_teacher_that_cannot_load_says_so(
+def test_a_teacher_that_cannot_load_is_an_error(
     make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     config = make_config(test=None, teacher={"engine": "tests.fakes:BrokenTeacher"})
@@ -251,7 +251,7 @@ def test_a_killed_replica_is_replaced_and_its_shard_done_again(
         assert np.array_equal(all_logprobs(config), all_logprobs(plain))
 
 
-def test_deaths_are_bounded_and_told(
+def test_deaths_are_bounded_and_reported(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     cases = [
@@ -267,7 +267,7 @@ def test_deaths_are_bounded_and_told(
             label(ingested(config, tracker), ["corpus"], tracker)
 
 
-def test_texts_that_are_the_same_are_labelled_once(
+def test_equal_texts_are_labelled_once(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     texts = ["a goal", "a chip", "a goal", "a goal", "a match"]
@@ -285,7 +285,7 @@ def test_texts_that_are_the_same_are_labelled_once(
     assert not np.array_equal(found[0], found[4])
 
 
-def test_another_calibration_labels_nothing_again(
+def test_another_calibration_needs_no_new_labels(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, corpus_files: tuple[str, str]
 ) -> None:
     calls = tmp_path / "calls"
