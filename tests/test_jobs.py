@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -30,6 +31,7 @@ from tests.helpers import (
     wait_until,
     written,
 )
+from tests.in_process import in_process
 from tests.results.report.browser import CHROMIUM, PHONE, opened
 
 WriteConfig = Callable[..., Path]
@@ -191,8 +193,9 @@ def ordeal(
         output = ended(process)
 
     plain = make(run_dir=str(folder / "plain"), test=None)
-    ingest(plain, "corpus", SilentTracker())
-    label(plain, ["corpus"], SilentTracker())
+    with in_process():
+        ingest(plain, "corpus", SilentTracker())
+        label(plain, ["corpus"], SilentTracker())
     return Ordeal(
         run_dir, [line.split()[0] for line in calls.read_text().splitlines()], labels_at_kill,
         logprobs_of(run_dir / "labels"), logprobs_of(folder / "plain/labels"), epochs_at_kill,
@@ -292,24 +295,27 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
     assert "no Ray cluster answers there" in done.stdout
 
 
-def test_help_tells_what_a_job_does() -> None:
-    for job in (
-        "run",
-        "ingest",
-        "label",
-        "distill",
-        "evaluate",
-        "predict",
-        "export",
-        "plan",
-        "prepare_demo",
-    ):
-        output = run_job(job, "--help")
-        assert "usage:" in output
-        assert "Safe to run again" in output or "left alone" in output
-        assert "Exit status: 0" in output or job == "prepare_demo"
-    assert "teacher" in run_job("benchmark", "--help")
-    assert "--policies" in run_job("compare", "--help")
+JOBS = (
+    "run", "ingest", "label", "distill", "evaluate", "predict", "export", "plan", "prepare_demo",
+    "benchmark", "compare",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_tells_what_a_job_does(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", "--help"])
+    with pytest.raises(SystemExit) as ended_:
+        runpy.run_path(str(ROOT / f"jobs/{job}.py"), run_name="__main__")
+    assert ended_.value.code == 0
+    output = capsys.readouterr().out
+    if job in ("benchmark", "compare"):
+        assert {"benchmark": "teacher", "compare": "--policies"}[job] in output
+        return
+    assert "usage:" in output
+    assert "Safe to run again" in output or "left alone" in output
+    assert "Exit status: 0" in output or job == "prepare_demo"
 
 
 def listening_addresses(root: int) -> set[str]:

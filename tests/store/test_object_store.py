@@ -33,6 +33,7 @@ from llkd.store.transfer import local_copy
 from llkd.teacher.stage import label
 from tests.conftest import SilentTracker, config_maker
 from tests.helpers import run_job, started, wait_until, written
+from tests.in_process import in_process
 from tests.stores import (
     check_folders_are_copied_whole,
     check_names_are_taken_as_they_are,
@@ -417,8 +418,9 @@ def ordeal(
     outputs = [run_job(job, config, **running.environment) for job in ("run", "predict")]
 
     plain = make(run_dir=str(folder / "plain"), test=None)
-    ingest(plain, "corpus", SilentTracker())
-    label(plain, ["corpus"], SilentTracker())
+    with in_process():
+        ingest(plain, "corpus", SilentTracker())
+        label(plain, ["corpus"], SilentTracker())
     return Ordeal(bucket, labelling, str(refused.value), epoch, *outputs, plain=plain.run_dir)
 
 
