@@ -134,7 +134,8 @@ def test_a_killed_engine_is_started_again_and_a_killed_actor_leaves_none_and_los
         assert worker.is_alive()
         time.sleep(0.05)
     starting[0].kill()
-    psutil.wait_procs(starting)
+    while _runs(starting[0]):
+        time.sleep(0.05)
     assert labels.shards() == set()
     while len(labels.shards()) < 1:
         assert worker.is_alive()
@@ -142,7 +143,8 @@ def test_a_killed_engine_is_started_again_and_a_killed_actor_leaves_none_and_los
     first = engines.alive()
     assert len(first) == 1
     labelling_actor().kill()
-    psutil.wait_procs(first)
+    while _runs(first[0]):
+        time.sleep(0.05)
     while worker.is_alive():
         engines.alive()
         time.sleep(0.2)
