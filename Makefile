@@ -1,5 +1,6 @@
 # make demo   the whole pipeline on a real corpus, from nothing
-# make test   the tests
+# make test   the tests, in some minutes
+# make test-slow  the others: growing clusters, submitted jobs, object stores, kills, notebooks
 # make check  the linter, the type checker and the tests
 # make docs   docs/settings.md, from the docstrings of the config
 # make browser  a headless Chromium for the tests of the report, where there is none
@@ -20,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install -qq --no-deps --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint docs notebooks browser fuzz format clean
+.PHONY: help demo test test-slow check lint docs notebooks browser fuzz format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -30,7 +31,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python jobs/run.py $(CONFIG)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
 
 check: lint test
 

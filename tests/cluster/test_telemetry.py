@@ -46,6 +46,7 @@ from llkd.teacher.calibrate import calibrate
 from llkd.teacher.stage import label
 from tests.conftest import ROOT, config_maker
 from tests.fakes import make_texts
+from tests.in_process import in_process
 
 PATIENCE = 120
 """Seconds that the agent may take to export; it does every ten."""
@@ -95,7 +96,8 @@ def watched(
         for dataset in ("corpus", "test"):
             ingest(config, dataset, tracker)
         label(config, ["corpus", "test"], tracker)
-        distill(config, calibrate(config), tracker)
+        with in_process():
+            distill(config, calibrate(config), tracker)
         export(config)
         predict(config, pass_over_test(config), tracker)
         tell_what_must_stay_bounded(tracker)

@@ -79,6 +79,7 @@ def test_the_same_rows_in_any_shards(
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_least_sure_rows_of_each_cell(
     make_config: MakeConfig, corpus_files: tuple[str, str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_the_least_sure_rows_of_each_cell(
             assert uncertainty_n[taken].min() >= uncertainty_n[rest].max() - 1e-4
 
 
+@pytest.mark.usefixtures("in_process")
 def test_repeated_texts_are_taken_last(tmp_path: Path, make_config: MakeConfig) -> None:
     texts = [f"a phone n{i}" for i in range(40)] + ["the same text"] * 60
     pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
@@ -114,6 +116,7 @@ def test_repeated_texts_are_taken_last(tmp_path: Path, make_config: MakeConfig) 
     assert all(position < 40 for position in second)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_shards_that_are_there_are_left_alone(make_config: MakeConfig) -> None:
     config = make_config(test=None, label={"budget": 0.5})
     before = chosen(config)
