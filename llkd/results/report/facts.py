@@ -18,7 +18,7 @@ from llkd.config.load import load_config
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.metrics import Evaluation
-from llkd.distill.worker import STATS
+from llkd.distill.epoch_stats import STATS
 from llkd.errors import IncompleteError, LLKDError
 from llkd.results.report.passes import (
     SELECTED,
