@@ -1,26 +1,27 @@
 # make demo   the whole pipeline on a real corpus, from nothing
-# make test   the tests
+# make test   the tests, in about twelve minutes
+# make test-slow  the slow tests: growing clusters, submitted jobs, object stores, kills, notebooks
 # make check  the linter, the type checker and the tests
-# make docs   docs/settings.md, from the docstrings of the config
-# make browser  a headless Chromium for the tests of the report, where there is none
-# make notebooks  run the notebooks again and keep what they show; after make demo
-# make fuzz   the property tests on thousands of random inputs, for some minutes
+# make docs   docs/settings.md, generated from the docstrings of the config
+# make browser  installs a headless Chromium for the tests of the report
+# make notebooks  execute the notebooks and keep their outputs; after make demo
+# make fuzz   the property tests on thousands of random inputs, for several minutes
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0+cpu
-# Where torch's CPU build comes from if pip does not find it where it is configured to look.
+# The index of torch's CPU builds, used if the configured index lacks them.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CONFIG ?= jobs/configs/bbc.yaml
 
 BIN := $(VENV)/bin
-# Bytecode is made at the first import: making it for packages never imported costs a minute. It
-# has to be kept, though: a run starts dozens of processes, each would compile torch and Ray anew.
+# Bytecode is compiled at the first import: compiling packages that are never imported costs a minute.
+# It must be kept: a run starts dozens of processes, and each would compile torch and Ray again.
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install -qq --no-deps --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint docs notebooks browser fuzz format clean
+.PHONY: help demo test test-slow check lint docs notebooks browser fuzz format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -30,7 +31,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python jobs/run.py $(CONFIG)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
 
 check: lint test
 
@@ -40,7 +44,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m llkd.reference > docs/settings.md
+	$(BIN)/python -m llkd.config.reference > docs/settings.md
 
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \

@@ -2,8 +2,8 @@
 
     python jobs/evaluate.py jobs/configs/bbc.yaml [dotted.key=value ...]
 
-Reads all that the other stages left, writes <run_dir>/metrics.json.
-Safe to run again: what is there is not done twice.
+Reads the results of the other stages, writes <run_dir>/metrics.json and <run_dir>/report.html.
+Safe to run again: only what is missing is done.
 """
 
 from llkd.cli import run_job

@@ -3,7 +3,7 @@
     python jobs/ingest.py jobs/configs/bbc.yaml [dotted.key=value ...]
 
 Reads the files that the config names, writes <run_dir>/corpus, <run_dir>/test and <run_dir>/rejects.
-Safe to run again: what is there is not done twice.
+Safe to run again: only what is missing is done.
 """
 
 from llkd.cli import run_job

@@ -3,8 +3,8 @@
     python jobs/label.py jobs/configs/bbc.yaml [dotted.key=value ...]
 
 Reads <run_dir>/corpus and <run_dir>/test, writes <run_dir>/labels and <run_dir>/test_labels, a file per shard.
-With label.budget below 1 a part of the corpus, in rounds that are kept in <run_dir>/rounds.
-Safe to run again: what is there is not done twice.
+With label.budget below 1, labels a part of the corpus, in rounds that are kept in <run_dir>/rounds.
+Safe to run again: only what is missing is done.
 """
 
 from llkd.cli import run_job

@@ -4,7 +4,7 @@
     python jobs/predict.py jobs/configs/bbc.yaml predict.path='data/new/*.parquet' predict.id_column=id
 
 Reads <run_dir>/corpus, or the files of predict.path, writes <run_dir>/predictions/NAME, a file per shard.
-Safe to run again: what is there is not done twice.
+Safe to run again: only what is missing is done.
 """
 
 from llkd.cli import run_job

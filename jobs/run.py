@@ -1,9 +1,9 @@
-"""Distil a teacher into a student: all stages, each where the last run left it.
+"""Distil a teacher into a student: all stages, each resumed where the last run ended.
 
     python jobs/run.py jobs/configs/bbc.yaml [dotted.key=value ...]
 
 Reads the corpus and the test set that the config names; writes everything into <run_dir>.
-Safe to run again: what is there is not done twice.
+Safe to run again: only what is missing is done.
 """
 
 from llkd.cli import run_job

@@ -1,4 +1,4 @@
-"""Shared fixtures: a local Ray, a tiny student, a small corpus, a config over them."""
+"""Shared fixtures: a local Ray, a tiny student, a small corpus, a config over them, finished runs."""
 
 import os
 
@@ -13,18 +13,25 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH")])
 )
 
+import contextlib
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, Phase, settings
 
 from llkd.config.load import parse_config
 from llkd.config.run import RunConfig
 from tests.fakes import TOPICS, make_texts
+from tests.helpers import ROOT as ROOT
+from tests.helpers import run
 
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
 _PHASES = (Phase.explicit, Phase.generate, Phase.shrink)  # explaining takes minutes
@@ -37,7 +44,32 @@ settings.register_profile(
 )
 settings.load_profile("tests")  # make fuzz takes the other one
 
-ROOT = Path(__file__).resolve().parents[1]
+SLOW_TIMEOUT = 3600
+"""Seconds that a slow test may take; for the others see pyproject.toml. Both are safety nets."""
+
+LONGEST_FIRST = (
+    "tests/lab/chaos/test_chaos.py", "tests/test_jobs.py", "tests/test_submit.py",
+    "tests/store/test_object_store.py", "tests/distill/test_stage.py", "tests/teacher/test_stage.py",
+    "tests/test_notebooks.py", "tests/teacher/test_vllm.py", "tests/teacher/test_vllm_killed.py",
+    "tests/teacher/test_openai.py", "tests/cluster/test_placement.py",
+    "tests/cluster/test_telemetry.py", "tests/test_rounds.py", "tests/test_repair.py",
+    "tests/results/test_export.py", "tests/results/test_predict.py", "tests/lab",
+)  # fmt: skip
+"""Files that take longest, in the order in which they start: the short ones then fill both workers
+to the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, and give slow tests more time."""
+
+    def rank(item: pytest.Item) -> int:
+        found = [i for i, path in enumerate(LONGEST_FIRST) if item.nodeid.startswith(path)]
+        return min(found, default=len(LONGEST_FIRST))
+
+    items.sort(key=rank)
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT), append=False)
 
 
 class SilentTracker:
@@ -67,9 +99,23 @@ def tracker() -> SilentTracker:
     return SilentTracker()
 
 
+_shared = {"started": False}
+"""Whether this worker has a shared Ray."""
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray for all tests of stages."""
+    """One Ray for all tests of stages that this worker runs."""
+    from llkd.cluster import connection
+
+    _start_ray()
+    _shared["started"] = True
+    yield
+    _shared["started"] = False
+    connection.disconnect()
+
+
+def _start_ray() -> None:
     import ray
 
     from llkd.cluster import connection
@@ -81,17 +127,69 @@ def local_ray() -> Iterator[None]:
         object_store_memory=200_000_000,
     )  # fmt: skip
     ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    connection.disconnect()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Restart the shared Ray if an earlier test has left it unusable."""
+    if "local_ray" not in getattr(item, "fixturenames", ()) or not _shared["started"]:
+        return
+    if (fault := _ray_fault()) is not None:
+        from llkd.cluster import connection
+
+        warnings.warn(f"The shared Ray is started again: {fault}", stacklevel=1)
+        connection.disconnect()
+        _start_ray()
+
+
+def _ray_fault() -> str | None:
+    """Why the shared Ray cannot be used; None if it can."""
+    import ray
+    from ray._private.worker import _global_node
+
+    if "RAY_ADDRESS" in os.environ:
+        return f"an earlier test left RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
+    if not ray.is_initialized():
+        return "an earlier test has disconnected"
+    if _global_node is None:
+        return "an earlier test has connected to another cluster"
+    if dead := _global_node.dead_processes():
+        return f"ended: {', '.join(str(kind) for kind, _ in dead)}"
+    if not [node for node in ray.nodes() if node["Alive"]]:
+        return "its node is dead"
+    return None
 
 
 @pytest.fixture(scope="session")
-def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> str:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a folder by the first test of any worker that needs it: `made_once(name, make)`."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the one that all workers share
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a test that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_student(made_once: Callable[..., Path]) -> str:
     """A random encoder of a few thousand weights with a word-level tokenizer."""
+    return str(made_once("student", _make_student))
+
+
+def _make_student(folder: Path) -> None:
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    folder = tmp_path_factory.mktemp("student")
     words = sorted({word for words in TOPICS.values() for word in words})
     words += ["the", "a", "of", "on", "with", "new", "old", "was", "is", "today", "n"]
     digits = [*"0123456789", *(f"##{d}" for d in "0123456789")]
@@ -108,20 +206,22 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> str:
     )  # fmt: skip
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")
-def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def corpus_files(made_once: Callable[..., Path]) -> tuple[str, str]:
     """(corpus, test set) as Parquet; the corpus has gold in a column of its own."""
-    folder = tmp_path_factory.mktemp("data")
+    folder = made_once("data", _make_corpus)
+    return str(folder / "corpus.parquet"), str(folder / "test.parquet")
+
+
+def _make_corpus(folder: Path) -> None:
     for name, count, seed in (("corpus", 420, 1), ("test", 120, 2)):
         texts, gold = make_texts(count, seed)
         ids = [f"{name}-{i}" for i in range(count)]
         pq.write_table(
             pa.table({"text": texts, "label": gold, "id": ids}), folder / f"{name}.parquet"
         )
-    return str(folder / "corpus.parquet"), str(folder / "test.parquet")
 
 
 MakeConfig = Callable[..., RunConfig]
@@ -159,3 +259,100 @@ def config_maker(folder: Path, student: str, corpus_files: tuple[str, str]) -> M
         return parse_config(raw)
 
     return make
+
+
+@pytest.fixture
+def in_process() -> Iterator[None]:
+    """Actor pools, shard tasks and the training worker run in this process."""
+    from tests.in_process import in_process
+
+    with in_process():
+        yield
+
+
+@dataclass(frozen=True)
+class MadeRun:
+    """A run that was made once for all tests: they work in copies."""
+
+    sections: dict[str, Any]
+    """Its settings, as keywords of `make_config`."""
+    make: MakeConfig
+    folder: Path
+    """Its run directory."""
+
+    def config(self, **sections: Any) -> RunConfig:
+        """Its config, with some settings added or changed."""
+        merged = dict(self.sections)
+        for name, value in sections.items():
+            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+            merged[name] = {**merged[name], **value} if both else value
+        return self.make(**{"run_dir": str(self.folder), **merged})
+
+    def copy(self, folder: Path) -> "MadeRun":
+        """The same run in another directory; files keep the times that its checksums record."""
+        shutil.copytree(self.folder, folder)
+        return MadeRun(self.sections, self.make, folder)
+
+
+LABELLED: dict[str, Any] = {
+    "corpus": {"id_column": "id", "label_column": "label"},
+    "teacher": {"engine_args": {"refuse": "n10"}},
+}
+"""Settings of the shared runs: the teacher refuses eleven rows of the corpus."""
+
+FINISHED: dict[str, Any] = {
+    **LABELLED,
+    "student": {"validation_fraction": 0.3},
+    "selection": {"class_floor": 0.2},
+}
+
+
+@pytest.fixture(scope="session")
+def labelled_run(
+    local_ray: None, made_once: Callable[..., Path], tiny_student: str,
+    corpus_files: tuple[str, str],
+) -> MadeRun:  # fmt: skip
+    """A run of which corpus and test set are labelled, never to be changed."""
+    return _made_run(
+        "labelled", LABELLED, ("ingest", "label"), made_once, tiny_student, corpus_files
+    )
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    local_ray: None, made_once: Callable[..., Path], tiny_student: str,
+    corpus_files: tuple[str, str],
+) -> MadeRun:  # fmt: skip
+    """A finished run of two epochs, without a report, never to be changed."""
+    stages = ("ingest", "label", "distill", "evaluate")
+    return _made_run("finished", FINISHED, stages, made_once, tiny_student, corpus_files)
+
+
+def _made_run(
+    name: str, sections: dict[str, Any], stages: tuple[str, ...], made_once: Callable[..., Path],
+    student: str, corpus_files: tuple[str, str],
+) -> MadeRun:  # fmt: skip
+    def make_run(folder: Path) -> None:
+        with without_report(), in_process():
+            for stage in stages:
+                run(stage, config_maker(folder, student, corpus_files)(**sections))
+
+    from tests.in_process import in_process
+
+    folder = made_once(name, make_run)
+    return MadeRun(sections, config_maker(folder, student, corpus_files), folder / "run")
+
+
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Runs make no report.html for the duration of the block: drawing it takes seconds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("llkd.pipeline.make_report", lambda config, console: None)
+        yield
+
+
+@pytest.fixture
+def no_report() -> Iterator[None]:
+    """Runs make no report.html."""
+    with without_report():
+        yield

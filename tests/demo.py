@@ -1,15 +1,27 @@
 """The demo's real models, prepared once for the tests that need them."""
 
+import functools
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from tests.conftest import ROOT
+from filelock import FileLock
+
+from tests.helpers import ROOT
 
 
+@functools.cache
 def prepared() -> Path:
-    """The demo folder; made from the installed packages if it is not there."""
-    subprocess.run(
-        [sys.executable, "jobs/prepare_demo.py"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-    )
+    """The demo folder; made from the installed packages if it is not there.
+
+    The test workers take turns: two at once would make the same folder.
+    """
+    with FileLock(Path(tempfile.gettempdir(), "llkd-demo.lock")):
+        subprocess.run(
+            [sys.executable, "jobs/prepare_demo.py"],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     return ROOT / "demo"

@@ -92,7 +92,7 @@ def test_a_policy_of_ones_own_is_compared(make_config: MakeConfig) -> None:
     assert isinstance(policy_of(variant(config, POLICY)), Curriculum)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "in_process")
 def test_both_over_shards(make_config: MakeConfig) -> None:
     """What the pipeline does with them, but for the training."""
     words = {name: known[:4] for name, known in TOPICS.items()}  # a fifth of them says nothing

@@ -2,10 +2,9 @@
 
 import json
 import os
-import signal
+import runpy
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,25 +14,25 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import yaml
 
-from llkd.config.run import RunConfig
 from llkd.ingest.stage import ingest
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.lock import held
 from llkd.teacher.stage import CONTENT_FREE, label
 from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
-from tests.heads import PATIENCE, free_port
-from tests.results.report.browser import CHROMIUM, PHONE, opened
-
-pytestmark = pytest.mark.timeout(900)
-
-SECRETS = dict.fromkeys(
-    ("OPENAI_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"),
-    "canary" * 10,
+from tests.heads import free_port
+from tests.helpers import (
+    ended,
+    environment,
+    logprobs_of,
+    run_job,
+    started,
+    wait_until,
+    written,
 )
-"""What every job finds in its environment, and no file or log may hold."""
+from tests.in_process import in_process
+from tests.results.report.browser import CHROMIUM, PHONE, opened
 
 WriteConfig = Callable[..., Path]
 
@@ -46,59 +45,6 @@ def write_config(tmp_path: Path, make_config: MakeConfig) -> WriteConfig:
     return write
 
 
-def written(path: Path, config: RunConfig) -> Path:
-    settings = config.model_dump(mode="json")
-    settings["teacher"].pop("resources")  # the jobs find out for themselves
-    settings["student"].pop("resources")
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-def environment(**extra: str) -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return {**env, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **SECRETS, **extra}
-
-
-def start(job: str, *arguments: object, **extra: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, f"jobs/{job}.py", *map(str, arguments)], cwd=ROOT, env=environment(**extra),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def run(job: str, *arguments: object, status: int = 0) -> str:
-    process = start(job, *arguments)
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == status, output
-    return output
-
-
-def logprobs_of(run_dir: Path) -> dict[int, np.ndarray]:
-    folder = Folder(str(run_dir / "labels"))
-    return {s: matrix(folder.read_shard(s)["logprobs"]) for s in sorted(folder.shards())}
-
-
-def wait_until(
-    condition: Callable[[], bool],
-    process: subprocess.Popen[str],
-    addresses: set[str] | None = None,
-) -> None:
-    """Wait, and note meanwhile on which addresses the process and its descendants listen; without
-    `addresses` only wait, for looking takes a while."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if addresses is not None:
-            addresses |= listening_addresses(process.pid)
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 def test_a_whole_run_its_figures_and_running_it_again(
     tmp_path: Path, write_config: WriteConfig
 ) -> None:
@@ -107,7 +53,7 @@ def test_a_whole_run_its_figures_and_running_it_again(
         teacher={"engine_args": {"calls": str(calls)}}, student={"epochs": 3},
         corpus={"label_column": "label"},
     )  # fmt: skip
-    output = run("run", config)
+    output = run_job("run", config)
     for words in (
         "label: 540 rows",
         "epoch 3/3 training",
@@ -138,13 +84,13 @@ def test_a_whole_run_its_figures_and_running_it_again(
     told = Counter(json.loads(line)["stage"] for line in log.read_text().splitlines())
     assert told == {"ingest": 8, "label": 8, "score": 21, "train": 3, "predict": 1}
     before = calls.read_text()
-    again = run("run", config)
+    again = run_job("run", config)
     assert calls.read_text() == before
     assert "scoring" not in again
     assert json.loads((run_dir / "metrics.json").read_text())["student"] == metrics["student"]
 
     check_the_student_is_what_transformers_loads(run_dir)
-    output = run("predict", config)
+    output = run_job("predict", config)
     assert "student on corpus: 420 rows" in output
     assert "Gold      420 rows: accuracy" in output
     assert len(list((run_dir / "predictions/corpus").glob("part-*.parquet"))) == 7
@@ -155,7 +101,7 @@ def check_the_report(run_dir: Path, config: Path) -> None:
     report = run_dir / "report.html"
     before = report.stat().st_mtime_ns
     with held(str(run_dir)):  # another job works there
-        assert "report.html" in run("report", config)
+        assert "report.html" in run_job("report", config)
     assert report.stat().st_mtime_ns > before
     if CHROMIUM is None:
         return
@@ -221,35 +167,39 @@ def ordeal(
     )  # fmt: skip
     addresses: set[str] = set()
 
-    process = start("run", config)
-    labels = Folder(str(run_dir / "labels"))
-    wait_until(lambda: len(labels.shards()) >= 2, process, addresses)
-    kill(process)
+    def note_addresses() -> None:
+        addresses.update(listening_addresses(process.pid))
+
+    with started("run", config) as process:
+        labels = Folder(str(run_dir / "labels"))
+        wait_until(lambda: len(labels.shards()) >= 2, process, note_addresses)
+        process.kill()
     labels_at_kill = times(run_dir.glob("labels/part-*"))
 
-    process = start("run", config)
-    wait_until(lambda: selected(run_dir, 0), process, addresses)
-    wait_until(lambda: trained(run_dir, 0) and selected(run_dir, 1), process)
-    kill(process)
+    with started("run", config) as process:
+        wait_until(lambda: selected(run_dir, 0), process, note_addresses)
+        wait_until(lambda: trained(run_dir, 0) and selected(run_dir, 1), process)
+        process.kill()
     assert not trained(run_dir, 1)
     assert not (run_dir / "student").exists()
 
-    process = start("run", config)
-    wait_until(lambda: selected(run_dir, 2), process)
-    worker = training_workers(process)[0]
-    epochs_at_kill = times(
-        [*run_dir.glob("epochs/00/**/*.*"), *run_dir.glob("epochs/0[12]/*/part-*")]
-    )
-    worker.kill()
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
+    with started("run", config) as process:
+        wait_until(lambda: selected(run_dir, 2), process)
+        worker = training_workers(process)[0]
+        epochs_at_kill = times(
+            [*run_dir.glob("epochs/00/**/*.*"), *run_dir.glob("epochs/0[12]/*/part-*")]
+        )
+        worker.kill()
+        output = ended(process)
 
     plain = make(run_dir=str(folder / "plain"), test=None)
-    ingest(plain, "corpus", SilentTracker())
-    label(plain, ["corpus"], SilentTracker())
+    with in_process():
+        ingest(plain, "corpus", SilentTracker())
+        label(plain, ["corpus"], SilentTracker())
     return Ordeal(
         run_dir, [line.split()[0] for line in calls.read_text().splitlines()], labels_at_kill,
-        logprobs_of(run_dir), logprobs_of(folder / "plain"), epochs_at_kill, output, addresses,
+        logprobs_of(run_dir / "labels"), logprobs_of(folder / "plain/labels"), epochs_at_kill,
+        output, addresses,
     )  # fmt: skip
 
 
@@ -316,7 +266,7 @@ def test_wrong_input_is_told_in_a_line_and_fails(
     write_config: WriteConfig, sections: dict[str, Any], overrides: list[str], status: int,
     message: str,
 ) -> None:  # fmt: skip
-    output = run("run", write_config(**sections), *overrides, status=status)
+    output = run_job("run", write_config(**sections), *overrides, status=status)
     what, todo = output.splitlines()
     assert message in what
     assert todo.startswith("  ")
@@ -329,7 +279,7 @@ def test_a_run_directory_in_use_is_refused_at_once(
     config = write_config()
     with held(str(tmp_path / "run")):
         (tmp_path / "run/.x.tmp").write_text("of the job that is at work")
-        output = run("run", config, status=1)
+        output = run_job("run", config, status=1)
         assert f"BusyError: {tmp_path}/run is in use by process {os.getpid()} on" in output
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", ".x.tmp", "logs"]
 
@@ -338,31 +288,34 @@ def test_a_cluster_that_is_not_there_is_told_at_once(
     write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "jobs/ingest.py", str(write_config())], cwd=ROOT, text=True, timeout=60,
+        [sys.executable, "jobs/ingest.py", str(write_config())], cwd=ROOT, text=True,
         env=environment(RAY_ADDRESS=f"127.0.0.1:{free_port()}"), capture_output=True,
     )  # fmt: skip
     assert done.returncode == 1
     assert "no Ray cluster answers there" in done.stdout
 
 
-def test_help_tells_what_a_job_does() -> None:
-    for job in (
-        "run",
-        "ingest",
-        "label",
-        "distill",
-        "evaluate",
-        "predict",
-        "export",
-        "plan",
-        "prepare_demo",
-    ):
-        output = run(job, "--help")
-        assert "usage:" in output
-        assert "Safe to run again" in output or "left alone" in output
-        assert "Exit status: 0" in output or job == "prepare_demo"
-    assert "teacher" in run("benchmark", "--help")
-    assert "--policies" in run("compare", "--help")
+JOBS = (
+    "run", "ingest", "label", "distill", "evaluate", "predict", "export", "plan", "prepare_demo",
+    "benchmark", "compare",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_tells_what_a_job_does(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", "--help"])
+    with pytest.raises(SystemExit) as ended_:
+        runpy.run_path(str(ROOT / f"jobs/{job}.py"), run_name="__main__")
+    assert ended_.value.code == 0
+    output = capsys.readouterr().out
+    if job in ("benchmark", "compare"):
+        assert {"benchmark": "teacher", "compare": "--policies"}[job] in output
+        return
+    assert "usage:" in output
+    assert "Safe to run again" in output or "left alone" in output
+    assert "Exit status: 0" in output or job == "prepare_demo"
 
 
 def listening_addresses(root: int) -> set[str]:

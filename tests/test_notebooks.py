@@ -12,7 +12,7 @@ from notebooks.execute import MOST_BYTES, executed, faults, linked_checkout
 from tests.conftest import ROOT
 from tests.demo import prepared
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.slow
 
 FOLDER = ROOT / "notebooks"
 ROWS = 64

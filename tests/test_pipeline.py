@@ -1,34 +1,26 @@
 """The stages in their order, in this process, on a local Ray."""
 
-import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from llkd import pipeline
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
-from llkd.distill.worker import read_stats
+from llkd.distill.epoch_stats import read_stats
 from llkd.errors import FingerprintError, IncompleteError, StudentError
 from llkd.ingest.stage import ingest
 from llkd.lab.benchmarks.overhead import account
-from llkd.pipeline import run_stage
 from llkd.store.folder import Folder
 from llkd.store.manifest import MANIFEST, Manifest
 from llkd.store.schema import RunLayout
 from tests.conftest import MakeConfig
+from tests.helpers import run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-def run(stage: str, config: RunConfig) -> str:
-    screen = io.StringIO()
-    run_stage(stage, config, Console(file=screen, width=120))
-    return screen.getvalue()
 
 
 def test_a_missing_student_fails_before_the_teacher_labels(
@@ -39,6 +31,7 @@ def test_a_missing_student_fails_before_the_teacher_labels(
     assert not (tmp_path / "run/labels").exists()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_temporary_files_of_killed_tasks_are_deleted(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +47,7 @@ def test_temporary_files_of_killed_tasks_are_deleted(
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.usefixtures("in_process", "no_report")
 def test_a_teacher_of_one_label_and_a_test_set_of_another(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
@@ -76,6 +70,7 @@ def test_a_teacher_of_one_label_and_a_test_set_of_another(
     assert re.search(r"trade\W+0\W+0.0%\W+-", predicted), predicted
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_stages_one_by_one(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config(student={"epochs": 1})
     with pytest.raises(IncompleteError, match=r"Run jobs/ingest.py"):

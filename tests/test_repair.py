@@ -1,14 +1,14 @@
 """A run whose files were damaged is made whole by the same command, and comes out the same."""
 
-import io
 import json
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from safetensors.numpy import load_file
 
 from llkd.errors import DataError
@@ -17,55 +17,47 @@ from llkd.lab.cost_model import RECORD_BYTES, estimate
 from llkd.lab.plan import TeacherSpeed, setup_of
 from llkd.lab.plan_sample import sample_rows, stored_bytes
 from llkd.lab.plan_student import StudentSample
-from llkd.pipeline import run_stage
 from llkd.repair import reopen_damaged
 from llkd.store.folder import Folder
-from tests.conftest import MakeConfig, config_maker
+from tests import helpers
+from tests.conftest import MadeRun
+from tests.fakes import KeywordTeacher, text_key
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "in_process", "no_report")
 
 
 @dataclass
 class Finished:
     """A finished run, not to be changed."""
 
-    run_dir: Path
-    make: MakeConfig
-    calls: Path
+    made: MadeRun
+    asked: set[str] = field(default_factory=set)
+    """Hashes of the texts that the teacher labelled since the last start."""
+
+    @property
+    def run_dir(self) -> Path:
+        return self.made.folder
 
 
-@pytest.fixture(scope="module")
-def finished(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
-    corpus_files: tuple[str, str],
-) -> Finished:  # fmt: skip
-    folder = tmp_path_factory.mktemp("finished")
-    corpus = shutil.copy(corpus_files[0], folder / "corpus.parquet")
-    make = config_maker(folder, tiny_student, (str(corpus), corpus_files[1]))
-    found = Finished(folder / "run", make, folder / "calls")
-    run(found, found.run_dir)
+@pytest.fixture
+def finished(finished_run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> Finished:
+    found, label = Finished(finished_run), KeywordTeacher.label
+
+    def counted(self: KeywordTeacher, texts: Sequence[str], *arguments: Any) -> Any:
+        found.asked.update(map(text_key, texts))
+        return label(self, texts, *arguments)
+
+    monkeypatch.setattr(KeywordTeacher, "label", counted)
     return found
 
 
-def run(finished: Finished, run_dir: Path, stage: str = "run") -> str:
-    screen = io.StringIO()
-    corpus = finished.make().corpus.path
-    config = finished.make(
-        run_dir=str(run_dir), teacher={"engine_args": {"calls": str(finished.calls)}},
-        selection={"class_floor": 0.2}, corpus={"path": corpus, "label_column": "label"},
-        student={"validation_fraction": 0.3},
-    )  # fmt: skip
-    finished.calls.write_text("")
-    run_stage(stage, config, Console(file=screen, width=300))
-    return screen.getvalue()
+def run(finished: Finished, run_dir: Path) -> str:
+    finished.asked.clear()
+    return helpers.run("run", finished.made.config(run_dir=str(run_dir)), width=300)
 
 
 def copied(finished: Finished, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished.run_dir, tmp_path / "run"))
-
-
-def asked(finished: Finished) -> set[str]:
-    return {line.split()[0] for line in finished.calls.read_text().splitlines()}
+    return finished.made.copy(tmp_path / "run").folder
 
 
 def cut(path: Path) -> None:
@@ -101,7 +93,7 @@ def assert_same(run_dir: Path, finished: Finished) -> None:
 
 def test_a_plan_tells_the_files_and_the_bytes_of_a_run(finished: Finished) -> None:
     """Here, for here is a finished run."""
-    config = finished.make(corpus={"path": finished.make().corpus.path, "label_column": "label"})
+    config = finished.made.make(corpus=finished.made.sections["corpus"])
     _, texts = sample_rows(config.corpus, 420, seed=0)
     setup = setup_of(
         config, 420, [TeacherSpeed(128.4, 1, 0)], StudentSample(100, 100, 0, 0),
@@ -167,7 +159,7 @@ def test_all_kinds_of_damage_to_a_finished_run(finished: Finished, tmp_path: Pat
     assert "training" not in output
     assert_same(run_dir, finished)
     # Of the teacher only the shard that was lost, and the texts without content.
-    assert len(asked(finished)) == 60 + 3
+    assert len(finished.asked) == 60 + 3
     flip(run_dir / "epochs/pseudo_labels/part-00006.parquet")
     held = next(run_dir.glob("epochs/validation/part-*"))
     cut(held)
@@ -176,7 +168,7 @@ def test_all_kinds_of_damage_to_a_finished_run(finished: Finished, tmp_path: Pat
     assert f"rows held out: 1 damaged shard ({held.name}) is made again" in output
     assert_same(run_dir, finished)
     assert "damaged" not in run(finished, run_dir)
-    assert not asked(finished)
+    assert not finished.asked
 
 
 def test_a_finished_student_is_not_trained_again_for_its_figures(
@@ -237,7 +229,7 @@ def test_shards_of_stages_that_were_not_at_their_end(finished: Finished, tmp_pat
     output = run(finished, run_dir)
     assert "corpus: 1 damaged shard (part-00005.parquet) is made again" in output
     assert "labels: 1 damaged shard (part-00005.parquet) is made again" in output
-    assert len(asked(finished)) == 120
+    assert len(finished.asked) == 120
     assert_same(run_dir, finished)
 
 
@@ -260,22 +252,21 @@ def test_a_shard_of_rows_whose_source_has_changed_is_not_made_up(
 ) -> None:
     import pyarrow.parquet as pq
 
-    run_dir, source = copied(finished, tmp_path), Path(finished.make().corpus.paths[0])
-    kept = source.read_bytes()
+    source, run_dir = tmp_path / "corpus.parquet", tmp_path / "run"
+    shutil.copy(corpus_files[0], source)
+    config = finished.made.config(run_dir=str(run_dir), corpus={"path": str(source)})
+    helpers.run("ingest", config)
+    size = source.stat().st_size
     cut(run_dir / "corpus/part-00001.parquet")
     table = pq.read_table(source)
-    try:
-        pq.write_table(table.slice(0, 400), source)
-        with pytest.raises(DataError, match=r"damaged.*cannot be read again.*have changed"):
-            run(finished, run_dir, "ingest")
-        size = len(kept)
-        texts = [text.replace("the", "eht") for text in table["text"].to_pylist()]
-        pq.write_table(table.set_column(0, "text", [texts]), source)
-        assert source.stat().st_size != size
-        listed = run_dir / "corpus/files.json"
-        entries = json.loads(listed.read_text())
-        listed.write_text(json.dumps([[entries[0][0], source.stat().st_size, 420]]))
-        with pytest.raises(DataError, match=r"corpus/(files.json|part-00001.parquet) was damaged"):
-            run(finished, run_dir, "ingest")
-    finally:
-        source.write_bytes(kept)
+    pq.write_table(table.slice(0, 400), source)
+    with pytest.raises(DataError, match=r"damaged.*cannot be read again.*have changed"):
+        helpers.run("ingest", config)
+    texts = [text.replace("the", "eht") for text in table["text"].to_pylist()]
+    pq.write_table(table.set_column(0, "text", [texts]), source)
+    assert source.stat().st_size != size
+    listed = run_dir / "corpus/files.json"
+    entries = json.loads(listed.read_text())
+    listed.write_text(json.dumps([[entries[0][0], source.stat().st_size, 420]]))
+    with pytest.raises(DataError, match=r"corpus/(files.json|part-00001.parquet) was damaged"):
+        helpers.run("ingest", config)

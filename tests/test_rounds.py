@@ -1,6 +1,5 @@
 """Labelling in rounds: the real stages on a real local Ray, with a teacher of known answers."""
 
-import io
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -10,13 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from llkd import rounds
 from llkd.config.run import RunConfig
 from llkd.errors import DataError, FingerprintError, RejectLimitError, StudentError
 from llkd.lab.compare.compare import variants
-from llkd.pipeline import run_stage
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import MANIFEST, read_manifest
@@ -24,17 +21,13 @@ from llkd.store.schema import RunLayout, shard_name
 from llkd.teacher.calibrate import calibrate
 from tests.conftest import MakeConfig, config_maker
 from tests.fakes import text_key
+from tests.helpers import calls_in, run
+from tests.in_process import in_process
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "in_process", "no_report")
 
 SHARDS = 7
 BUDGET = {"budget": 0.4, "rounds": 3, "first": 0.5}
-
-
-def run(stage: str, config: RunConfig) -> str:
-    screen = io.StringIO()
-    run_stage(stage, config, Console(file=screen, width=120))
-    return screen.getvalue()
 
 
 @dataclass
@@ -71,7 +64,7 @@ class Labelled:
         return RunLayout(str(self.folder)).round(number)
 
     def asked(self) -> Counter[str]:
-        return Counter(line.split()[0] for line in self.calls.read_text().splitlines())
+        return calls_in(self.calls)
 
     def keys(self, dataset: str, rows: list[list[int]]) -> Counter[str]:
         """The keys that `asked` has for these rows of each shard."""
@@ -90,7 +83,8 @@ def labelled(
     make = config_maker(folder, tiny_student, corpus_files)
     made = Labelled(make, folder / "calls", folder / "run")
     run("ingest", made.config())
-    made.screen = run("label", made.config())
+    with in_process():
+        made.screen = run("label", made.config())
     return made
 
 

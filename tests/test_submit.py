@@ -23,7 +23,7 @@ from llkd.teacher.stage import CONTENT_FREE
 from tests.conftest import ROOT, MakeConfig, config_maker
 from tests.heads import HEAD_TYPE, PATIENCE, Head, head, node_type
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

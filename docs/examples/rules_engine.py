@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llkd.config.run import TaskConfig, TeacherConfig
+from llkd.config import TaskConfig, TeacherConfig
 from llkd.errors import ConfigError
 from llkd.teacher.engine import LabelBatch
 
@@ -21,7 +21,8 @@ class RulesEngine:
         words = teacher.engine_args.get("words", {})
         if set(words) != set(task.labels):
             raise ConfigError(
-                f"teacher.engine_args.words: give words for each of {task.label_names}"
+                f"teacher.engine_args.words lacks words for some of {task.label_names}",
+                "Give words for each label.",
             )
         self._words = [set(words[name]) for name in task.label_names]
         self._trust = float(teacher.engine_args.get("trust", 2.0))

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from llkd.cluster.progress import duration
 from llkd.config.run import RunConfig
-from llkd.distill.worker import read_stats
+from llkd.distill.epoch_stats import read_stats
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import Manifest, require_complete
 from llkd.store.schema import REPORT, RunLayout

@@ -16,6 +16,8 @@ from llkd.ingest.stage import ingest
 from tests import spread
 from tests.conftest import ROOT, SilentTracker, config_maker
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_bundle_for_each_gpu_with_its_share_of_the_node() -> None:
     each = {"GPU": 1.0, "CPU": 3.5, "gpu_worker": 0.5}

@@ -35,8 +35,8 @@ from llkd.cluster.telemetry import (
     announce,
 )
 from llkd.config.run import RunConfig
+from llkd.distill.epoch_stats import read_stats
 from llkd.distill.stage import distill
-from llkd.distill.worker import read_stats
 from llkd.ingest.stage import ingest
 from llkd.results.predict import pass_over_test, predict
 from llkd.results.save_student import export
@@ -46,6 +46,7 @@ from llkd.teacher.calibrate import calibrate
 from llkd.teacher.stage import label
 from tests.conftest import ROOT, config_maker
 from tests.fakes import make_texts
+from tests.in_process import in_process
 
 PATIENCE = 120
 """Seconds that the agent may take to export; it does every ten."""
@@ -95,7 +96,8 @@ def watched(
         for dataset in ("corpus", "test"):
             ingest(config, dataset, tracker)
         label(config, ["corpus", "test"], tracker)
-        distill(config, calibrate(config), tracker)
+        with in_process():
+            distill(config, calibrate(config), tracker)
         export(config)
         predict(config, pass_over_test(config), tracker)
         tell_what_must_stay_bounded(tracker)

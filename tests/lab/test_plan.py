@@ -92,7 +92,7 @@ def test_the_sample_is_spread_over_the_corpus(make_config: MakeConfig) -> None:
     assert len(sample_rows(make_config().corpus, 100_000, seed=0)[1]) == 420
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "in_process")
 def test_a_plan_tells_a_whole_run_and_leaves_nothing_behind(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:

@@ -1,6 +1,5 @@
 """A finished run exported: cards, labelled rows and ONNX, read by the libraries that others read them by."""
 
-import io
 import re
 import shutil
 import subprocess
@@ -10,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from llkd.config.load import parse_config
 from llkd.config.run import RunConfig
 from llkd.errors import ConfigError, ExportError
-from llkd.pipeline import run_stage
 from llkd.preflight import require_inputs
 from llkd.results import export as publish
 from llkd.results import onnx
@@ -26,36 +23,20 @@ from llkd.store.folder import Folder
 from llkd.store.manifest import MANIFEST
 from llkd.store.schema import RunLayout
 from llkd.teacher.calibrate import calibrate
-from tests.conftest import MakeConfig, config_maker
+from tests.conftest import MadeRun, MakeConfig
+from tests.helpers import run
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "in_process", "no_report")
 
 WHOLE = {"onnx": True, "distribution": True, "gold": True, "license": "mit", "language": "en",
          "model_repo": "me/topics", "dataset_repo": "me/topics-labelled"}  # fmt: skip
 
 
-def run(stage: str, config: RunConfig) -> str:
-    screen = io.StringIO()
-    run_stage(stage, config, Console(file=screen, width=120))
-    return screen.getvalue()
-
-
 @pytest.fixture(scope="module")
-def make(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
-    corpus_files: tuple[str, str],
-) -> MakeConfig:  # fmt: skip
+def make(finished_run: MadeRun, tmp_path_factory: pytest.TempPathFactory) -> MakeConfig:
     """Configs of one finished run, whose teacher refused a few rows, with a section `export`."""
-    maker = config_maker(tmp_path_factory.mktemp("finished"), tiny_student, corpus_files)
-
-    def make_with(**export: Any) -> RunConfig:
-        return maker(
-            corpus={"id_column": "id", "label_column": "label"},
-            teacher={"engine_args": {"refuse": "n10"}}, student={"epochs": 1}, export=export,
-        )  # fmt: skip
-
-    run("run", make_with())
-    return make_with
+    copy = finished_run.copy(tmp_path_factory.mktemp("finished") / "run")
+    return lambda **export: copy.config(export=export)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +139,7 @@ def test_the_cards_way_to_serve_without_torch_works(exported: tuple[RunConfig, P
     assert repr(texts) in code
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.modules['torch'] = None\n{code}\nprint(labels)"],
-        cwd=folder / "model", capture_output=True, text=True, timeout=100,
+        cwd=folder / "model", capture_output=True, text=True,
     )  # fmt: skip
     classify = pipeline("text-classification", model=str(folder / "model"), truncation=True)
     expected = [classify(text)[0]["label"] for text in texts]
@@ -285,7 +266,7 @@ def test_export_and_trackers_change_no_fingerprint(
     run("run", parse_config(raw))
     assert times(student) == before
     events = {path.name for path in Path(config.run_dir, "tensorboard").iterdir()}
-    assert events == {event_file(0), event_file(1)}
+    assert events == {event_file(0), event_file(1), event_file(2)}
 
 
 def tokenizer_of(student: str) -> Any:

@@ -1,6 +1,5 @@
 """The finished student over whole corpora, on a real local Ray."""
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -12,52 +11,31 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rich.console import Console
 
 from llkd.cluster.progress import ProgressTracker
 from llkd.config.run import RunConfig
-from llkd.distill.stage import distill
 from llkd.errors import ConfigError, FingerprintError, IncompleteError, RejectLimitError
-from llkd.ingest.stage import ingest
-from llkd.pipeline import run_stage
 from llkd.results.predict import pass_over_corpus, predict
-from llkd.results.save_student import export
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import MANIFEST
 from llkd.store.schema import RunLayout, predictions_schema
 from llkd.student.model import load_finished
 from llkd.student.scoring import Scorer
-from llkd.teacher.calibrate import calibrate
-from llkd.teacher.stage import label
-from tests.conftest import MakeConfig, SilentTracker, config_maker
+from tests.conftest import MadeRun, MakeConfig, SilentTracker
 from tests.fakes import DeadlyTracker, make_texts
+from tests.helpers import run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-SETTINGS: dict[str, Any] = {
-    "test": None,
-    "corpus": {"id_column": "id", "label_column": "label"},
-    "student": {"epochs": 1},
-}
-
 
 @pytest.fixture(scope="module")
-def make(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
-    corpus_files: tuple[str, str],
-) -> MakeConfig:  # fmt: skip
+def make(finished_run: MadeRun, tmp_path_factory: pytest.TempPathFactory) -> MakeConfig:
     """Configs of one finished run; each test names its own predictions."""
-    maker = config_maker(tmp_path_factory.mktemp("finished"), tiny_student, corpus_files)
-    config = maker(**SETTINGS)
-    ingest(config, "corpus", SilentTracker())
-    label(config, ["corpus"], SilentTracker())
-    distill(config, calibrate(config), ProgressTracker.remote())  # type: ignore[attr-defined]
-    export(config)
+    copy = finished_run.copy(tmp_path_factory.mktemp("finished") / "run")
 
     def make_with(**predict: Any) -> RunConfig:
-        run_dir = predict.pop("run_dir", config.run_dir)
-        return maker(**SETTINGS, run_dir=run_dir, predict=predict)
+        return copy.config(run_dir=predict.pop("run_dir", str(copy.folder)), predict=predict)
 
     return make_with
 
@@ -67,12 +45,6 @@ def predicted(config: RunConfig, tracker: Any = None) -> Folder:
     wanted = pass_over_corpus(config)
     predict(config, wanted, tracker)
     return wanted.folder
-
-
-def run(config: RunConfig) -> str:
-    screen = io.StringIO()
-    run_stage("predict", config, Console(file=screen, width=120))
-    return screen.getvalue()
 
 
 def scored(config: RunConfig, texts: list[str]) -> np.ndarray:
@@ -123,6 +95,7 @@ def test_the_whole_distribution_on_request(make: MakeConfig) -> None:
         predicted(make(name="full"))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_only_missing_shards_are_predicted_and_a_complete_pass_is_kept(make: MakeConfig) -> None:
     config = make(name="resumed")
     folder = predicted(config)
@@ -150,6 +123,7 @@ def test_only_missing_shards_are_predicted_and_a_complete_pass_is_kept(make: Mak
     assert silent.calls == []
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_students_predictions_are_refused(tmp_path: Path, make: MakeConfig) -> None:
     shutil.copytree(make().run_dir, tmp_path / "copy")
     config = make(name="theirs", run_dir=str(tmp_path / "copy"))
@@ -160,7 +134,7 @@ def test_another_students_predictions_are_refused(tmp_path: Path, make: MakeConf
         predicted(config)
     student.delete()
     with pytest.raises(IncompleteError, match="Run jobs/distill.py"):
-        run(make(path=str(tmp_path / "nothing.csv"), run_dir=config.run_dir))
+        run("predict", make(path=str(tmp_path / "nothing.csv"), run_dir=config.run_dir))
 
 
 def written(path: Path, count: int, seed: int, bad: int = 0) -> str:
@@ -175,6 +149,7 @@ def written(path: Path, count: int, seed: int, bad: int = 0) -> str:
     return str(path)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_corpus_is_ingested_predicted_and_measured(
     tmp_path: Path, make: MakeConfig
 ) -> None:
@@ -185,7 +160,7 @@ def test_another_corpus_is_ingested_predicted_and_measured(
         "label_column": "topic", "id_column": "key", "rows_per_shard": 20,
     }  # fmt: skip
     config = make(**source)
-    output = run(config)
+    output = run("predict", config)
     folder = Folder(f"{config.run_dir}/predictions/new-rows")
     assert [folder.shard_rows(shard) for shard in range(3)] == [20, 20, 7]
     names, texts, gold, ids = config.task.label_names, [], [], []
@@ -210,31 +185,33 @@ def test_another_corpus_is_ingested_predicted_and_measured(
         "mean confidence", "Left out  3 rows", f"accuracy {right:.3f}", "predictions/new-rows",
     ):  # fmt: skip
         assert words in output
-    assert "student on" not in run(config)
+    assert "student on" not in run("predict", config)
     Path(path).rename(tmp_path / "b.jsonl")
     with pytest.raises(FingerprintError, match=r"(?s)predict.path: was .*another predict.name"):
-        run(make(**{**source, "path": str(tmp_path / "b.jsonl"), "name": "new-rows"}))
+        run("predict", make(**{**source, "path": str(tmp_path / "b.jsonl"), "name": "new-rows"}))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_rows_ingested_again_from_changed_files_are_other_rows(
     tmp_path: Path, make: MakeConfig
 ) -> None:
     path = tmp_path / "growing.jsonl"
     config = make(path=written(path, 30, seed=1), text_column="body")
-    run(config)
+    run("predict", config)
     written(path, 40, seed=2)
-    assert "30 rows" in run(config)  # done is done
+    assert "30 rows" in run("predict", config)  # done is done
     shutil.rmtree(f"{config.run_dir}/predict/growing")
     with pytest.raises(FingerprintError, match=r"predictions/growing.*\n  files: was"):
-        run(config)
+        run("predict", config)
     shutil.rmtree(f"{config.run_dir}/predictions/growing")
-    assert "Predictions, 40 rows" in run(config)
+    assert "Predictions, 40 rows" in run("predict", config)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_corpus_without_usable_rows_is_an_error(tmp_path: Path, make: MakeConfig) -> None:
     pq.write_table(pa.table({"text": ["", " "]}), tmp_path / "empty.parquet")
     with pytest.raises(RejectLimitError, match="2 of 2 predict/empty rows are unusable"):
-        run(make(path=str(tmp_path / "empty.parquet")))
+        run("predict", make(path=str(tmp_path / "empty.parquet")))
 
 
 def test_a_killed_actor_is_replaced_and_its_shard_predicted_again(

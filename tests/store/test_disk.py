@@ -10,10 +10,11 @@ import pytest
 from llkd.config.run import RunConfig
 from llkd.errors import LLKDError, StorageError
 from llkd.ingest.stage import ingest
-from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.teacher.stage import label
 from tests.conftest import MakeConfig, SilentTracker
+from tests.helpers import logprobs_of
+from tests.in_process import in_process
 
 
 class Disk:
@@ -45,19 +46,14 @@ def config(disk: Disk, make_config: MakeConfig) -> RunConfig:
     return make_config(run_dir=str(disk.path / "run"), corpus={"rows_per_shard": 20}, test=None)
 
 
-def labels_of(config: RunConfig) -> dict[int, np.ndarray]:
-    folder = Folder(f"{config.run_dir}/labels")
-    return {s: matrix(folder.read_shard(s)["logprobs"]) for s in sorted(folder.shards())}
-
-
 def check_it_goes_on(config: RunConfig, make_config: MakeConfig, tmp_path: Path) -> None:
     """The same stages end well now, with the labels of a run on a sound disk."""
-    ingest(config, "corpus", SilentTracker())
-    label(config, ["corpus"], SilentTracker())
     plain = make_config(run_dir=str(tmp_path / "plain"), corpus={"rows_per_shard": 20}, test=None)
-    ingest(plain, "corpus", SilentTracker())
-    label(plain, ["corpus"], SilentTracker())
-    ours, theirs = labels_of(config), labels_of(plain)
+    with in_process():
+        for each in (config, plain):
+            ingest(each, "corpus", SilentTracker())
+            label(each, ["corpus"], SilentTracker())
+    ours, theirs = (logprobs_of(f"{each.run_dir}/labels") for each in (config, plain))
     assert ours.keys() == theirs.keys() == set(range(21))
     assert all(np.array_equal(ours[shard], theirs[shard]) for shard in theirs)
     assert not list(Path(config.run_dir).rglob(".*.tmp"))

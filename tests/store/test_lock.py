@@ -16,7 +16,7 @@ from llkd.store import lock
 from llkd.store.folder import FileState, Folder
 from llkd.store.lock import LEASE, STALE_SECONDS, Lease, held
 
-HOLDER = "import sys, time; from llkd.store.lock import held\nwith held(sys.argv[1]): print(flush=True); time.sleep(99)"
+HOLDER = "import signal, sys; from llkd.store.lock import held\nwith held(sys.argv[1]): print(flush=True); signal.pause()"
 
 
 def test_a_second_process_is_told_who_holds_it_until_that_is_killed(tmp_path: Path) -> None:
@@ -41,7 +41,8 @@ def test_a_process_may_hold_it_twice_and_lets_go_after_an_error(tmp_path: Path) 
     run_dir = str(tmp_path / "run")
     with pytest.raises(ZeroDivisionError), held(run_dir), held(run_dir + "/"):
         raise ZeroDivisionError
-    done = subprocess.run([sys.executable, "-c", HOLDER.replace("99", "0"), run_dir], check=False)
+    taken = HOLDER.replace("signal.pause()", "pass")
+    done = subprocess.run([sys.executable, "-c", taken, run_dir], check=False)
     assert done.returncode == 0
 
 
@@ -167,7 +168,7 @@ def test_a_lease_is_renewed_beside_the_work_that_ends_when_it_is_lost(
         monkeypatch.setattr(lock, "STALE_SECONDS", 0.0)  # it was cut off
         other.take()
         monkeypatch.setattr(lock, "STALE_SECONDS", 60.0)
-        for _ in range(3000):  # it may be about to look by what it knew before
+        while True:  # it may be about to look by what it knew before
             one._renewed -= int(60e9)
             time.sleep(0.1)
     assert [claim.name for claim in (tmp_path / LEASE).iterdir()] == [other._name]

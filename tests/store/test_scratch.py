@@ -13,7 +13,7 @@ from llkd.errors import StorageError
 from llkd.store import scratch
 from llkd.store.scratch import clear_dead, make_scratch, scratch_folder
 
-OWNER = "import time; from llkd.store.scratch import make_scratch; print(make_scratch(), flush=True); time.sleep(99)"
+OWNER = "import signal; from llkd.store.scratch import make_scratch; print(make_scratch(), flush=True); signal.pause()"
 
 
 @pytest.fixture(autouse=True)

@@ -79,6 +79,7 @@ def test_the_rows_do_not_depend_on_the_shards(
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_most_uncertain_rows_of_each_cell_are_chosen(
     make_config: MakeConfig, corpus_files: tuple[str, str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_the_most_uncertain_rows_of_each_cell_are_chosen(
             assert uncertainty_n[taken].min() >= uncertainty_n[rest].max() - 1e-4
 
 
+@pytest.mark.usefixtures("in_process")
 def test_repeated_texts_are_chosen_last(tmp_path: Path, make_config: MakeConfig) -> None:
     texts = [f"a phone n{i}" for i in range(40)] + ["the same text"] * 60
     pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
@@ -114,6 +116,7 @@ def test_repeated_texts_are_chosen_last(tmp_path: Path, make_config: MakeConfig)
     assert all(position < 40 for position in second)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_finished_shards_are_kept(make_config: MakeConfig) -> None:
     config = make_config(test=None, label={"budget": 0.5})
     before = chosen(config)

@@ -210,15 +210,13 @@ def vllm_server() -> Iterator[str]:
     said: list[str] = []
     threading.Thread(target=lambda: said.extend(process.stdout or []), daemon=True).start()
     try:
-        deadline = time.monotonic() + 400
         while not _healthy(port):
             assert process.poll() is None, "".join(said)[-3000:]
-            assert time.monotonic() < deadline, "".join(said)[-3000:]
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        process.terminate()
-        process.wait(timeout=60)
+        process.kill()
+        process.wait()
 
 
 def _healthy(port: int) -> bool:
@@ -229,7 +227,7 @@ def _healthy(port: int) -> bool:
         return False
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_real_endpoint_agrees_with_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     from llkd.config.load import load_config
     from llkd.teacher.engines.transformers import TransformersEngine

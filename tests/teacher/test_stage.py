@@ -2,7 +2,6 @@
 
 import io
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from llkd.teacher.calibrate import calibrate
 from llkd.teacher.stage import CONTENT_FREE, label, manifest_of
 from tests.conftest import MakeConfig, SilentTracker
 from tests.fakes import KeywordTeacher, text_key
+from tests.helpers import calls_in, logprobs_of
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -45,10 +45,7 @@ def ingested(config: RunConfig, tracker: SilentTracker) -> RunConfig:
 
 
 def all_logprobs(config: RunConfig) -> np.ndarray:
-    folder = Folder(RunLayout(config.run_dir).labels("corpus"))
-    return np.concatenate(
-        [matrix(folder.read_shard(s)["logprobs"]) for s in sorted(folder.shards())]
-    )
+    return np.concatenate([*logprobs_of(RunLayout(config.run_dir).labels("corpus")).values()])
 
 
 def test_every_row_gets_the_teachers_logprobs(make_config: MakeConfig) -> None:
@@ -79,6 +76,7 @@ def test_every_row_gets_the_teachers_logprobs(make_config: MakeConfig) -> None:
     assert (state.name, state.rows, state.total) == ("label", 540, 540)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_calibration_removes_the_bias(make_config: MakeConfig, tracker: SilentTracker) -> None:
     config = ingested(make_config(test=None), tracker)
     label(config, ["corpus"], tracker)
@@ -88,6 +86,7 @@ def test_calibration_removes_the_bias(make_config: MakeConfig, tracker: SilentTr
     assert calibrated == pytest.approx([1 / 3] * 3, abs=1e-3)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_calibration_can_be_none(make_config: MakeConfig, tracker: SilentTracker) -> None:
     config = ingested(make_config(test=None, teacher={"calibration": "none"}), tracker)
     label(config, ["corpus"], tracker)
@@ -110,6 +109,7 @@ def test_labels_do_not_depend_on_the_shards_or_the_replicas(
         assert bias == pytest.approx(found[0][1], abs=1e-12)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_refused_rows_are_rejects_and_the_rest_is_labelled(
     make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -133,6 +133,7 @@ def test_refused_rows_are_rejects_and_the_rest_is_labelled(
     assert listed["id"].to_pylist() == [f"corpus-{i}" for i in refused[0]]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_rows_without_a_number_are_rejects(make_config: MakeConfig, tracker: SilentTracker) -> None:
     config = make_config(
         test=None, teacher={"engine_args": {"overflow": "goal"}}, max_reject_fraction=0.5
@@ -144,12 +145,14 @@ def test_rows_without_a_number_are_rejects(make_config: MakeConfig, tracker: Sil
     assert set(rejects.read_shard(0)["reason"].to_pylist()) == {"not_a_number"}
 
 
+@pytest.mark.usefixtures("in_process")
 def test_too_many_refusals_fail_the_stage(make_config: MakeConfig, tracker: SilentTracker) -> None:
     config = ingested(make_config(test=None, teacher={"engine_args": {"refuse": "n"}}), tracker)
     with pytest.raises(RejectLimitError, match="refused 420 of 420 corpus rows"):
         label(config, ["corpus"], tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_resuming_labels_only_the_missing_shards(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -157,7 +160,7 @@ def test_resuming_labels_only_the_missing_shards(
     config = make_config(test=None, teacher={"engine_args": {"calls": str(calls)}})
     label(ingested(config, tracker), ["corpus"], tracker)
     whole = all_logprobs(config)
-    assert set(Counter(line.split()[0] for line in calls.read_text().splitlines()).values()) == {1}
+    assert set(calls_in(calls).values()) == {1}
     labels = Path(RunLayout(config.run_dir).labels("corpus"))
     for name in (shard_name(1), shard_name(4)):
         (labels / name).unlink()
@@ -166,7 +169,7 @@ def test_resuming_labels_only_the_missing_shards(
     calls.unlink()
     label(config, ["corpus"], tracker)
     rows = Folder(RunLayout(config.run_dir).rows("corpus"))
-    again = {line.split()[0] for line in calls.read_text().splitlines()}
+    again = calls_in(calls).keys()
     missing = [*rows.read_shard(1)["text"].to_pylist(), *rows.read_shard(4)["text"].to_pylist()]
     assert again == {text_key(text) for text in missing}
     assert np.array_equal(all_logprobs(config), whole)
@@ -179,9 +182,7 @@ def test_resuming_labels_only_the_missing_shards(
     content_free.delete()
     label(config, ["corpus"], tracker)
     assert content_free.shards() == {0}
-    assert {x.split()[0] for x in calls.read_text().splitlines()} == set(
-        map(text_key, CONTENT_FREE)
-    )
+    assert calls_in(calls).keys() == set(map(text_key, CONTENT_FREE))
 
 
 def test_nodes_of_a_replica_do_not_shape_the_labels(make_config: MakeConfig) -> None:
@@ -195,6 +196,7 @@ def test_nodes_of_a_replica_do_not_shape_the_labels(make_config: MakeConfig) -> 
     assert alone.fingerprint == spread.fingerprint
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_prompt_is_refused_and_more_replicas_are_not(
     make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -251,6 +253,7 @@ def test_a_killed_replica_is_replaced_and_its_shard_done_again(
         assert np.array_equal(all_logprobs(config), all_logprobs(plain))
 
 
+@pytest.mark.slow
 def test_deaths_are_bounded_and_reported(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -267,6 +270,7 @@ def test_deaths_are_bounded_and_reported(
             label(ingested(config, tracker), ["corpus"], tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_equal_texts_are_labelled_once(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -277,7 +281,7 @@ def test_equal_texts_are_labelled_once(
         teacher={"engine_args": {"calls": str(tmp_path / "calls")}},
     )  # fmt: skip
     label(ingested(config, tracker), ["corpus"], tracker)
-    called = Counter(line.split()[0] for line in (tmp_path / "calls").read_text().splitlines())
+    called = calls_in(tmp_path / "calls")
     assert [called[text_key(text)] for text in ("a goal", "a chip", "a match")] == [1, 1, 1]
     found = all_logprobs(config)
     assert np.array_equal(found[0], found[2])
@@ -285,6 +289,7 @@ def test_equal_texts_are_labelled_once(
     assert not np.array_equal(found[0], found[4])
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_calibration_needs_no_new_labels(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, corpus_files: tuple[str, str]
 ) -> None:
@@ -320,6 +325,7 @@ def test_another_calibration_needs_no_new_labels(
     assert mean == pytest.approx([0.6, 0.3, 0.1], abs=2e-3)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_labels_made_elsewhere_are_joined_by_id(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, corpus_files: tuple[str, str]
 ) -> None:
@@ -339,6 +345,7 @@ def test_labels_made_elsewhere_are_joined_by_id(
         label(config, ["corpus"], tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_several_teachers_are_combined(make_config: MakeConfig) -> None:
     one = {"engine": "tests.fakes:KeywordTeacher", "model": "one", "resources": {"CPU": 1}}
     two = {**one, "model": "two", "weight": 3, "engine_args": {"refuse": "merger"}}

@@ -196,6 +196,7 @@ def test_a_text_without_tokens_is_refused(found: dict[str, Any]) -> None:
     assert found["refused"] == {"0": "no_tokens"}
 
 
+@pytest.mark.slow
 def test_an_adapter_is_as_good_as_its_weights_in_the_model(tmp_path: Path) -> None:
     from_merged, from_plain = run_script(ADAPTED, str(tmp_path))
     assert from_merged < 1e-4

@@ -1,5 +1,6 @@
 """The real vLLM in a pool of actors: an engine is killed while it starts, an actor as it labels."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -26,20 +27,33 @@ from tests.demo import prepared
 ROWS, SHARDS = 48, 3
 
 
-def engines() -> list[psutil.Process]:
-    """vLLM's engine processes on this machine that descend from this test's Ray."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "name"]):
-        said = " ".join([process.info["name"] or "", *(process.info["cmdline"] or [])])
-        if "EngineCore" in said:
-            found.append(process)
-    return found
+class Engines:
+    """vLLM's engine processes of this test's Ray; other tests may run engines at the same time."""
+
+    def __init__(self) -> None:
+        self._seen: set[psutil.Process] = set()
+
+    def alive(self) -> list[psutil.Process]:
+        """Those that run, also if the actor that started them was killed."""
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "EngineCore" in " ".join([process.name(), *process.cmdline()]):
+                    self._seen.add(process)
+        return [process for process in self._seen if _runs(process)]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def labelling_actor() -> psutil.Process:
-    for process in psutil.process_iter(["cmdline"]):
-        if "MapWorker" in " ".join(process.info["cmdline"] or []):
-            return process
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "MapWorker" in " ".join(process.cmdline()):
+                return process
     raise AssertionError("no actor labels")
 
 
@@ -91,14 +105,14 @@ def test_an_engine_that_was_killed_is_told_from_a_model_that_cannot_be_loaded(
         VLLMEngine(config.teacher, config.task)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_engine_is_started_again_and_a_killed_actor_leaves_none_and_loses_no_row(
     tmp_path: Path, tracker: SilentTracker
 ) -> None:
     table = pq.read_table(prepared() / "bbc/corpus.parquet").slice(0, ROWS)
     pq.write_table(table, tmp_path / "corpus.parquet")
-    before = {process.pid for process in engines()}
+    engines = Engines()
     config = absolute_paths(
         load_config(
             "jobs/configs/bbc.yaml",
@@ -116,29 +130,27 @@ def test_a_killed_engine_is_started_again_and_a_killed_actor_leaves_none_and_los
         target=lambda: manifests.append(label(config, ["corpus"], tracker)["corpus"]), daemon=True
     )
     worker.start()
-    deadline = time.monotonic() + 600
-    while not (starting := [process for process in engines() if process.pid not in before]):
+    while not (starting := engines.alive()):
         assert worker.is_alive()
-        assert time.monotonic() < deadline
         time.sleep(0.05)
     starting[0].kill()
-    psutil.wait_procs(starting, timeout=30)
+    while _runs(starting[0]):
+        time.sleep(0.05)
     assert labels.shards() == set()
     while len(labels.shards()) < 1:
         assert worker.is_alive()
-        assert time.monotonic() < deadline
         time.sleep(0.05)
-    first = [process for process in engines() if process.pid not in before]
+    first = engines.alive()
     assert len(first) == 1
     labelling_actor().kill()
-    psutil.wait_procs(first, timeout=30)
-    assert not first[0].is_running()
-    worker.join(timeout=600)
+    while _runs(first[0]):
+        time.sleep(0.05)
+    while worker.is_alive():
+        engines.alive()
+        time.sleep(0.2)
     assert manifests
     assert [labels.read_shard(shard).num_rows for shard in range(SHARDS)] == [
         ROWS // SHARDS
     ] * SHARDS
-    deadline = time.monotonic() + 60
-    while [process for process in engines() if process.pid not in before]:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    while engines.alive():
+        time.sleep(0.2)

@@ -191,8 +191,8 @@ def run_fine_tuned(
 def _borrow_first_scores(config: RunConfig, done: Sequence[RunConfig]) -> None:
     """Let a run begin with the first epoch's scores of one that is done: students of a seed start
     as the same."""
+    from llkd.distill.epoch_stats import read_stats
     from llkd.distill.stage import manifest_of
-    from llkd.distill.worker import read_stats
 
     layout, wanted = RunLayout(config.run_dir), _first_scores(config)
     mine = Folder(layout.uncertainty(0))
@@ -233,7 +233,7 @@ def _first_scores(config: RunConfig) -> tuple[tuple[Any, ...], bool] | None:
 
 def _read_result(what: str, config: RunConfig, metrics: dict[str, Any]) -> RunResult:
     """What a finished run came to."""
-    from llkd.distill.worker import read_stats
+    from llkd.distill.epoch_stats import read_stats
 
     tested, selection = metrics["student"]["test"], metrics["selection"]
     return RunResult(

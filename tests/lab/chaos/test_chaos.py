@@ -21,7 +21,7 @@ from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
 from tests.conftest import ROOT, config_maker
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.slow
 
 KINDS = ["actor", "trainer", "task", "node", "driver", "store"]
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from llkd.config.run import RunConfig
 from llkd.distill.holdout import best_epoch
 from llkd.errors import ConfigError, IncompleteError
-from llkd.ingest.stage import ingest
 from llkd.lab.compare.compare import (
     is_labelled,
     require_comparable,
@@ -25,26 +24,21 @@ from llkd.lab.compare.compare import (
 )
 from llkd.lab.compare.linear_probe import CheapRun, Head, read_problem
 from llkd.teacher.calibrate import calibrate
-from llkd.teacher.stage import label
-from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
-from tests.test_jobs import environment, written
+from tests.conftest import ROOT, MadeRun, MakeConfig
+from tests.helpers import environment, written
 
 CHEAP = ["llkd", "refined", "all", "small_loss", "confident_learning", "freematch", "softmatch"]
 
 
 @pytest.fixture(scope="module")
 def labelled(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
-    corpus_files: tuple[str, str],
-) -> tuple[RunConfig, MakeConfig]:  # fmt: skip
+    labelled_run: MadeRun, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunConfig, MakeConfig]:
     """A labelled run, not to be changed but for what comparing leaves."""
-    make = config_maker(tmp_path_factory.mktemp("labelled"), tiny_student, corpus_files)
-    config = make(corpus={"label_column": "label"}, student={"loss": "mix"})
-    for dataset in config.datasets:
-        ingest(config, dataset, SilentTracker())
-    label(config, config.datasets, SilentTracker())
+    copy = labelled_run.copy(tmp_path_factory.mktemp("labelled") / "run")
+    config = copy.config(student={"loss": "mix"})
     calibrate(config)
-    return config, make
+    return config, copy.make
 
 
 def silent() -> Console:
@@ -146,6 +140,7 @@ def test_what_cannot_be_compared_is_refused(
         run_cheap(empty, ["all"], 1, silent())
 
 
+@pytest.mark.usefixtures("in_process")
 def test_fine_tuned_runs_share_rows_and_labels_and_resume(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
@@ -166,6 +161,7 @@ def test_fine_tuned_runs_share_rows_and_labels_and_resume(
     assert [path.stat().st_mtime_ns for path in students] == written_at
 
 
+@pytest.mark.usefixtures("in_process")
 def test_students_of_a_seed_share_the_first_scores(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
@@ -190,7 +186,7 @@ def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None
         [sys.executable, "jobs/compare.py", *map(str, paths), "--policies", "llkd,all", "--seeds",
          "2", "--cheap", "--json", str(tmp_path / "figures.json"), "--plots",
          str(tmp_path / "plots"), "student.epochs=2"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -213,7 +209,7 @@ def test_two_configs_in_one_run_directory(
     paths = [written(tmp_path / f"{name}.yaml", labelled[0]) for name in ("one", "two")]
     done = subprocess.run(
         [sys.executable, "jobs/compare.py", *map(str, paths), "--cheap"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
     assert "run_dir of its own" in done.stderr
@@ -223,7 +219,7 @@ def test_a_policy_that_there_is_not(labelled: tuple[RunConfig, MakeConfig], tmp_
     path = written(tmp_path / "config.yaml", labelled[0])
     done = subprocess.run(
         [sys.executable, "jobs/compare.py", str(path), "--policies", "none"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
     assert "none" in done.stderr

@@ -10,8 +10,8 @@ from llkd.config.load import dump_config, parse_config
 from llkd.config.run import RunConfig
 from llkd.core.statistics import on_grid
 from llkd.core.thresholds import Thresholds
+from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.selection import Selector, policy_of
-from llkd.distill.worker import STATS, read_stats
 from llkd.store.arrays import fixed_lists, named
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, write_manifest

@@ -59,10 +59,10 @@ def test_many_shards_are_added_up_by_tasks(tmp_path: Path) -> None:
         reason = "odd" if shard % 2 else "empty text"
         made.rejected(config, "label-corpus", [{"row": 1, "reason": reason}], shard)
     facts = gather(config)
-    assert facts.troubles == []
+    assert facts.errors == []
     assert facts.corpus is not None
-    assert facts.corpus.tally["rows_c"].tolist() == [2 * times, 5 * times, 5 * times]
+    assert facts.corpus["rows_c"].tolist() == [2 * times, 5 * times, 5 * times]
     assert facts.epochs is not None
-    assert facts.epochs.tally["visits_ce"].sum() == 12 * times
+    assert facts.epochs["visits_ce"].sum() == 12 * times
     assert facts.rejects == {"label-corpus: empty text": times, "label-corpus: odd": times}
     assert "Which rows should I look at?" in shown(facts)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llkd.results.report import write_report
-from llkd.results.report.style import LONGEST_NAME
+from llkd.results.report.charts import MAX_NAME
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
 from tests.results.report import made
@@ -101,9 +101,9 @@ def test_texts_and_names_are_shown_as_they_are(desktop: Seen) -> None:
     assert page.locator(".task").inner_text() == HOSTILE[0]
     told = " ".join(page.locator("blockquote").all_text_contents())
     assert sum(f"{text} " in told for text in HOSTILE[:-1]) > 8
-    assert HOSTILE[0] in " ".join(page.locator("#examples .told").all_text_contents())
+    assert HOSTILE[0] in " ".join(page.locator("#examples .facts").all_text_contents())
     ticks = set(page.locator("[data-figure=teacher-labels] .ytick").all_text_contents())
-    cut = {name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in NAMES}
+    cut = {name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in NAMES}
     assert ticks <= cut
     assert any("<" in tick for tick in ticks)
     assert any("&amp;" in tick for tick in ticks)
