@@ -89,7 +89,8 @@ def choose(config: RunConfig, number: int, rows: int, basis: Manifest) -> Manife
         ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
         chooser = Chooser(config, number, shard_starts(ingested.results["rows"]))
         if number:
-            chooser.make_candidates(ShardedStage(candidates, stage.manifest))
+            candidate_stage = ShardedStage(candidates, stage.manifest)
+            candidate_stage.run(chooser.write_candidates, len(chooser.starts))
         chooser.write(stage, chooser.thresholds(rows))
     candidates.delete()
     return stage.manifest
@@ -135,11 +136,8 @@ class Chooser:
     def _own(self) -> RunLayout:
         return self._layout(self.number)
 
-    def make_candidates(self, stage: ShardedStage) -> None:
-        """Write the missing shards of the candidates."""
-        stage.run(self._write_candidates, len(self.starts))
-
-    def _write_candidates(self, shard: int) -> dict[str, Any]:
+    def write_candidates(self, shard: int) -> dict[str, Any]:
+        """Write the candidates of a shard; returns its counts."""
         predicted = Folder(self._layout(self.number - 1).predictions("corpus"))
         probs_nc = matrix(predicted.read_shard(shard, [PROBS])[PROBS])
         asked_n = np.zeros(len(probs_nc), dtype=bool)

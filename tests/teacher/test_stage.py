@@ -356,7 +356,8 @@ def test_several_teachers_are_combined(make_config: MakeConfig) -> None:
         (calibrate(alone), Folder(RunLayout(config.run_dir, number).labels("corpus")).read_shard(2))
         for number, alone in enumerate(config.of_each_teacher)
     ]
-    combined = Folder(RunLayout(config.run_dir).labels("corpus")).read_shard(2)
+    folder = Folder(RunLayout(config.run_dir).labels("corpus"))
+    combined = folder.read_shard(2)
     assert 0 < combined.num_rows < 60  # without the rows that one of them refused
     rows = combined["row"].to_pylist()
     assert rows == parts[1][1]["row"].to_pylist()
@@ -370,6 +371,13 @@ def test_several_teachers_are_combined(make_config: MakeConfig) -> None:
     expected -= np.logaddexp.reduce(expected, axis=1, keepdims=True)
     assert matrix(combined["logprobs"]) == pytest.approx(expected, abs=1e-5)
     assert (combined["disagreement"].to_numpy() >= 0).all()
+
+    whole, before = folder.read_json(MANIFEST), folder.files()
+    folder.delete_file(shard_name(3))
+    folder.write_json(MANIFEST, {**whole, "complete": False})
+    run_stage("label", config, Console(file=io.StringIO()))
+    assert folder.read_json(MANIFEST) == whole
+    assert folder.files()[shard_name(2)] == before[shard_name(2)]  # not written again
     other = make_config(
         teacher=None, teachers=[one, {**two, "weight": 1}], test=None, max_reject_fraction=0.9
     )
