@@ -59,8 +59,9 @@ def opened(path: Path, width: int) -> Iterator[Seen]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET, timeout=0)
         page = browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(0)  # the timeout of the test is the only one
         seen = Seen(page)
         note = seen.troubles.append
         page.on("console", lambda said: note(said.text) if said.type == "error" else None)
