@@ -25,6 +25,7 @@ from llkd.student.scoring import Scorer
 from tests.conftest import MadeRun, MakeConfig, SilentTracker
 from tests.fakes import DeadlyTracker, make_texts
 from tests.helpers import run
+from tests.in_process import in_process
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -84,6 +85,7 @@ def test_every_row_gets_the_students_label_by_name(make: MakeConfig) -> None:
     assert sum(sums) / 420 == pytest.approx(confidence)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_whole_distribution_where_it_is_asked_for(make: MakeConfig) -> None:
     config = make(name="full", probabilities=True, replicas=[2, 2], resources={"CPU": 1})
     folder = predicted(config)
@@ -217,7 +219,8 @@ def test_a_corpus_without_usable_rows_is_an_error(tmp_path: Path, make: MakeConf
 def test_a_killed_actor_is_replaced_and_its_shard_done_again(
     tmp_path: Path, make: MakeConfig
 ) -> None:
-    plain = predicted(make(name="undisturbed"))
+    with in_process():
+        plain = predicted(make(name="undisturbed"))
     folder = predicted(make(name="killed"), DeadlyTracker("3", str(tmp_path / "died")))
     assert (tmp_path / "died").exists()
     assert folder.shards() == set(range(7))
