@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 @pytest.fixture(scope="module")
 def make(finished_run: MadeRun, tmp_path_factory: pytest.TempPathFactory) -> MakeConfig:
-    """Configs of one finished run; each test gives its predictions a name of their own."""
+    """Configs of one finished run; each test names its own predictions."""
     copy = finished_run.copy(tmp_path_factory.mktemp("finished") / "run")
 
     def make_with(**predict: Any) -> RunConfig:
@@ -86,7 +86,7 @@ def test_every_row_gets_the_students_label_by_name(make: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
-def test_the_whole_distribution_where_it_is_asked_for(make: MakeConfig) -> None:
+def test_the_whole_distribution_on_request(make: MakeConfig) -> None:
     config = make(name="full", probabilities=True, replicas=[2, 2], resources={"CPU": 1})
     folder = predicted(config)
     table = folder.read_shard(3)
@@ -98,7 +98,7 @@ def test_the_whole_distribution_where_it_is_asked_for(make: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
-def test_only_missing_shards_are_done_and_a_complete_pass_not_again(make: MakeConfig) -> None:
+def test_only_missing_shards_are_predicted_and_a_complete_pass_is_kept(make: MakeConfig) -> None:
     config = make(name="resumed")
     folder = predicted(config)
     first = folder.read_json(MANIFEST)
@@ -194,7 +194,7 @@ def test_another_corpus_is_ingested_predicted_and_measured(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_rows_that_were_ingested_anew_are_not_taken_for_the_old_ones(
+def test_rows_ingested_again_from_changed_files_are_other_rows(
     tmp_path: Path, make: MakeConfig
 ) -> None:
     path = tmp_path / "growing.jsonl"
@@ -212,11 +212,11 @@ def test_rows_that_were_ingested_anew_are_not_taken_for_the_old_ones(
 @pytest.mark.usefixtures("in_process")
 def test_a_corpus_without_usable_rows_is_an_error(tmp_path: Path, make: MakeConfig) -> None:
     pq.write_table(pa.table({"text": ["", " "]}), tmp_path / "empty.parquet")
-    with pytest.raises(RejectLimitError, match="2 of 2 predict/empty rows cannot be used"):
+    with pytest.raises(RejectLimitError, match="2 of 2 predict/empty rows are unusable"):
         run("predict", make(path=str(tmp_path / "empty.parquet")))
 
 
-def test_a_killed_actor_is_replaced_and_its_shard_done_again(
+def test_a_killed_actor_is_replaced_and_its_shard_predicted_again(
     tmp_path: Path, make: MakeConfig
 ) -> None:
     with in_process():
