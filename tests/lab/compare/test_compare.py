@@ -24,6 +24,7 @@ from llkd.lab.compare.compare import (
     variants,
 )
 from llkd.lab.compare.linear_probe import CheapRun, Head, read_problem
+from llkd.lab.compare.plots import PLOTS
 from llkd.teacher.calibrate import calibrate
 from llkd.teacher.stage import label
 from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
@@ -200,8 +201,9 @@ def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None
         for name in ("one", "two") for policy in ("llkd", "all") for seed in (0, 1)
     ]  # fmt: skip
     for name in ("one", "two"):
-        plots = {path.name for path in (tmp_path / "plots" / name).iterdir()}
-        assert plots == {"score.png", "selected.png", "thresholds.png", "reliability.png"}
+        page = (tmp_path / "plots" / name / PLOTS).read_text()
+        for title in ("Score", "Share of each label", "Thresholds on", "How often the teacher"):
+            assert f"<h2>{title}" in page
     assert done.stdout.count("difference of macro-F1") == 2
     assert "gain" in done.stdout
     assert done.stdout.count("the teacher") == 3
