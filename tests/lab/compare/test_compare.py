@@ -218,7 +218,7 @@ def test_two_configs_in_one_run_directory(
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "run_dir of its own" in done.stderr
+    assert "its own run_dir" in done.stderr
 
 
 def test_a_policy_that_there_is_not(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
