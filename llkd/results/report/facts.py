@@ -107,6 +107,11 @@ class Facts:
         return self.config.task.label_names
 
     @property
+    def epoch_names(self) -> list[str]:
+        """Of the trained epochs, counted from 1."""
+        return [f"epoch {stats['epoch'] + 1}" for stats in self.stats]
+
+    @property
     def complete(self) -> bool:
         """Whether every step of the run is done."""
         return all(step.state == "done" for step in self.steps)

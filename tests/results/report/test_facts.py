@@ -168,7 +168,7 @@ def test_a_run_in_every_state_has_a_report(tmp_path: Path) -> None:
     facts = gather(config)
     assert [step.state for step in facts.steps if step.name.startswith("epoch")] == [
         "done",
-        "not begun",
+        "not started",
     ]
     page = shown(facts)
     assert "has not been measured on the test set yet" in page
