@@ -25,7 +25,7 @@ def main() -> None:
         try:
             config = recorded_config(config_of(arguments.config, arguments.overrides))
         except IncompleteError as error:  # the config names a directory without a run
-            raise ConfigError(str(error)) from error
+            raise ConfigError(error.what, error.remedy) from error
 
     def work(console: Console) -> None:
         from llkd.results.report import needs_ray, write_report
