@@ -1,4 +1,4 @@
-"""Policies compared: on a frozen student, by fine-tuning, and as a job."""
+"""Comparison of policies: on a frozen student, by fine-tuning, and as a job."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def labelled(
     local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
     corpus_files: tuple[str, str],
 ) -> tuple[RunConfig, MakeConfig]:  # fmt: skip
-    """A labelled run, not to be changed but for what comparing leaves."""
+    """A labelled run; tests may only add comparisons to it."""
     make = config_maker(tmp_path_factory.mktemp("labelled"), tiny_student, corpus_files)
     config = make(corpus={"label_column": "label"}, student={"loss": "mix"})
     for dataset in config.datasets:
@@ -52,7 +52,7 @@ def silent() -> Console:
     return Console(file=io.StringIO())
 
 
-def test_each_policy_and_seed_is_a_run_of_its_own(labelled: tuple[RunConfig, MakeConfig]) -> None:
+def test_each_policy_and_seed_has_its_own_run(labelled: tuple[RunConfig, MakeConfig]) -> None:
     policies = ["all", "refined:selection.beta=0.5;student.epochs=3"]
     found = list(variants(labelled[0], policies, 2))
     assert [run.run_dir.rsplit("/compare/", 1)[1] for _, run in found] == [
@@ -65,21 +65,21 @@ def test_each_policy_and_seed_is_a_run_of_its_own(labelled: tuple[RunConfig, Mak
     assert (run.selection.policy, run.selection.beta, run.student.epochs) == ("refined", 0.5, 3)
 
 
-def test_cheap_runs_learn_and_are_the_same_again(labelled: tuple[RunConfig, MakeConfig]) -> None:
+def test_cheap_runs_learn_and_are_reproducible(labelled: tuple[RunConfig, MakeConfig]) -> None:
     config, _ = labelled
     assert is_labelled(config)
     first = run_cheap(config, CHEAP, 2, silent())
     kept = sorted(Path(config.run_dir, "compare/embeddings").rglob("*.parquet"))
     assert len(kept) == 2  # of the corpus and of the test set
     written_at = [path.stat().st_mtime_ns for path in kept]
-    assert run_cheap(config, CHEAP, 2, silent()) == first  # as they were kept
+    assert run_cheap(config, CHEAP, 2, silent()) == first  # read from the cache
     shutil.rmtree(Path(config.run_dir, "compare/cheap"))
     again = run_cheap(config, CHEAP, 2, silent())
     assert [replace(run, seconds=0.0) for run in again] == [replace(r, seconds=0.0) for r in first]
     assert [path.stat().st_mtime_ns for path in kept] == written_at
     assert len({run.macro_f1 for run in first}) > 3
     for run in first:
-        assert run.macro_f1 > 0.6  # three topics, a teacher that is right most of the time
+        assert run.macro_f1 > 0.6  # three topics, a mostly correct teacher
         assert 0 < run.row_visits_fraction <= run.unique_rows_fraction <= 1
         assert len(run.epochs) == 2
         assert run.reliability["confidence"][-1][1] > run.reliability["confidence"][0][1]
@@ -87,7 +87,9 @@ def test_cheap_runs_learn_and_are_the_same_again(labelled: tuple[RunConfig, Make
     assert {run.row_visits_fraction for run in of_all} == {1.0}
 
 
-def test_gold_of_the_corpus_changes_no_run(labelled: tuple[RunConfig, MakeConfig]) -> None:
+def test_gold_of_the_corpus_does_not_affect_training(
+    labelled: tuple[RunConfig, MakeConfig],
+) -> None:
     config, _ = labelled
     problem = read_problem(config)
     assert problem.gold_n is not None
@@ -97,7 +99,7 @@ def test_gold_of_the_corpus_changes_no_run(labelled: tuple[RunConfig, MakeConfig
     assert runs[0].reliability != runs[1].reliability
 
 
-def test_a_cheap_run_keeps_the_best_epoch_by_rows_held_out(
+def test_a_cheap_run_keeps_the_best_epoch_on_the_validation_split(
     labelled: tuple[RunConfig, MakeConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _ = labelled
@@ -123,7 +125,7 @@ def test_the_best_epoch_is_the_first_of_the_highest_score() -> None:
     assert [best_epoch(scores) for scores in ([0.1, 0.3, 0.3], [0.5], [0.4, 0.2])] == [1, 0, 0]
 
 
-def test_passes_with_dropout_are_a_mean() -> None:
+def test_passes_with_dropout_are_averaged() -> None:
     head = Head(4, 8, 3, 0.5)
     features = np.ones((2, 4), dtype=np.float32)
     plain = head.probabilities(features)
@@ -133,7 +135,7 @@ def test_passes_with_dropout_are_a_mean() -> None:
     assert not np.allclose(mixed, plain)
 
 
-def test_what_cannot_be_compared_is_refused(
+def test_unsuitable_runs_are_refused(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
     _, make = labelled
@@ -178,7 +180,7 @@ def test_students_of_a_seed_share_the_first_scores(
         [path.read_bytes() for path in sorted(folder.glob("epochs/00/uncertainty/part-*"))]
         for folder in (Path(run.run_dir) for _, run in variants(config, policies, 1))
     )
-    assert llkd == refined  # with the distributions, which only the refined policy asks for
+    assert llkd == refined  # including the distributions, which only the refined policy needs
     assert len(margin) == len(llkd)
     assert margin != llkd
 
@@ -221,7 +223,7 @@ def test_two_configs_in_one_run_directory(
     assert "its own run_dir" in done.stderr
 
 
-def test_a_policy_that_there_is_not(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
+def test_an_unknown_policy(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
     path = written(tmp_path / "config.yaml", labelled[0])
     done = subprocess.run(
         [sys.executable, "jobs/compare.py", str(path), "--policies", "none"],
