@@ -17,6 +17,7 @@ from llkd.results.report.charts import (
 from llkd.store.folder import Folder
 
 PLOTS = "plots.html"
+SETTINGS = {"responsive": True, "displaylogo": False}
 SIGNALS = ("confidence", "uncertainty")
 MAX_LEGEND = 12
 """Lines that a legend can tell apart."""
@@ -36,7 +37,7 @@ figure { margin: 0; }
 <section>
 {% for caption, figure in figures.items() %}
 <figure><figcaption>{{ caption }}</figcaption>
-{{ figure.to_html(full_html=False, include_plotlyjs=False)|safe }}</figure>
+{{ figure.to_html(config=settings, full_html=False, include_plotlyjs=False)|safe }}</figure>
 {% endfor %}
 </section>
 {% endfor %}
@@ -71,7 +72,8 @@ def draw_all(folder: Folder, results: Sequence[RunResult], summaries: Sequence[S
         }
     sections["How often the teacher is right"] = _reliability(first)
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
-    folder.write_bytes(PLOTS, page.render(sections=sections, plotlyjs=get_plotlyjs()).encode())
+    html = page.render(sections=sections, settings=SETTINGS, plotlyjs=get_plotlyjs())
+    folder.write_bytes(PLOTS, html.encode())
 
 
 def _score(results: Sequence[RunResult], summaries: Sequence[Summary]) -> go.Figure:

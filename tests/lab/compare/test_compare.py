@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,15 +186,20 @@ def test_students_of_a_seed_share_the_first_scores(
     assert margin != llkd
 
 
+def compare(*arguments: Any) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "jobs/compare.py", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400
+    )
+
+
 def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
     other = labelled[0].model_copy(update={"run_dir": str(tmp_path / "other")})
     shutil.copytree(labelled[0].run_dir, other.run_dir)
     paths = [written(tmp_path / "one.yaml", labelled[0]), written(tmp_path / "two.yaml", other)]
-    done = subprocess.run(
-        [sys.executable, "jobs/compare.py", *map(str, paths), "--policies", "llkd,all", "--seeds",
-         "2", "--cheap", "--json", str(tmp_path / "figures.json"), "--plots",
-         str(tmp_path / "plots"), "student.epochs=2"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
+    done = compare(
+        *paths, "--policies", "llkd,all", "--seeds", "2", "--cheap", "--json",
+        tmp_path / "figures.json", "--plots", tmp_path / "plots", "student.epochs=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -215,19 +221,13 @@ def test_two_configs_in_one_run_directory(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
     paths = [written(tmp_path / f"{name}.yaml", labelled[0]) for name in ("one", "two")]
-    done = subprocess.run(
-        [sys.executable, "jobs/compare.py", *map(str, paths), "--cheap"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    done = compare(*paths, "--cheap")
     assert done.returncode == 2
     assert "its own run_dir" in done.stderr
 
 
 def test_an_unknown_policy(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
     path = written(tmp_path / "config.yaml", labelled[0])
-    done = subprocess.run(
-        [sys.executable, "jobs/compare.py", str(path), "--policies", "none"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    done = compare(path, "--policies", "none")
     assert done.returncode == 2
     assert "none" in done.stderr

@@ -43,13 +43,23 @@ def config_of(run_dir: Path, **sections: Any) -> RunConfig:
     )
 
 
+def teacher_probs() -> list[np.ndarray]:
+    return [made.answers(part, 0.8, 3) for part in TEACHER]
+
+
+def labelled(config: RunConfig, probs: list[np.ndarray] | None = None) -> None:
+    """Two shards of labelled corpus."""
+    made.ingested(config, "corpus", rows())
+    made.labelled(config, "corpus", teacher_probs() if probs is None else probs)
+
+
 def finished(run_dir: Path, **sections: Any) -> RunConfig:
     """Two shards of corpus and test set, the same rows; two epochs."""
     config = config_of(run_dir, **sections)
     for dataset in ("corpus", "test"):
         if config.source(dataset) is not None:
             made.ingested(config, dataset, rows())
-            made.labelled(config, dataset, [made.answers(part, 0.8, 3) for part in TEACHER])
+            made.labelled(config, dataset, teacher_probs())
     for epoch in range(2):
         made.trained(config, epoch, UNSURE)
     made.distilled(config, 2)
@@ -98,10 +108,9 @@ def test_selected_rows_and_reasons_for_the_others(tmp_path: Path) -> None:
         selection={"thresholds": "fixed", "confidence_threshold": 0.7, "uncertainty_threshold": 0.5,
                    "class_floor": 0.0},
     )  # fmt: skip
-    made.ingested(config, "corpus", rows())
-    sure = [made.answers(part, 0.8, 3) for part in TEACHER]
+    sure = teacher_probs()
     sure[0][0] = [0.6, 0.2, 0.2]  # below the threshold
-    made.labelled(config, "corpus", sure)
+    labelled(config, sure)
     for epoch in range(2):
         made.trained(config, epoch, UNSURE)
     facts = gather(config)
@@ -158,7 +167,7 @@ def test_a_report_exists_in_every_state_of_a_run(tmp_path: Path) -> None:
     assert "No row is labelled yet" in shown(gather(config))
     made.ingested(config, "corpus", rows())
     assert "label corpus" in shown(gather(config))
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    made.labelled(config, "corpus", teacher_probs())
     (run_dir / "labels/calibration.json").unlink()
     page = shown(gather(config))
     assert "There is no gold to check against. The teacher hesitates most between" in page
@@ -177,8 +186,7 @@ def test_a_report_exists_in_every_state_of_a_run(tmp_path: Path) -> None:
 
 def test_missing_shards_are_left_out(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", test=None)
-    made.ingested(config, "corpus", rows())
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    labelled(config)
     labels = tmp_path / "run/labels"
     (labels / "part-00001.parquet").unlink()
     (labels / "manifest.json").write_text(
@@ -209,8 +217,7 @@ def test_policies_without_thresholds_show_none(tmp_path: Path, policy: str) -> N
     config = config_of(
         tmp_path / "run", test=None, selection={"policy": policy, "class_floor": 0.0}
     )
-    made.ingested(config, "corpus", rows())
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    labelled(config)
     for epoch in range(2):
         made.trained(config, epoch, [made.answers(part, 0.7, 3) for part in STUDENT])
     facts = gather(config)
@@ -227,7 +234,7 @@ def test_findings(tmp_path: Path) -> None:
     made.ingested(config, "corpus", rows())
     made.ingested(config, "test", [*rows()] * 4)
     for dataset, times in (("corpus", 1), ("test", 4)):
-        made.labelled(config, dataset, [made.answers(part, 0.8, 3) for part in TEACHER] * times)
+        made.labelled(config, dataset, teacher_probs() * times)
     made.trained(config, 0, UNSURE)
     made.tested(config, [made.answers([0] * 6, 0.99, 3) for _ in range(8)])
     found = {text: kind for kind, text in findings(gather(config))}
@@ -245,10 +252,9 @@ def test_a_label_that_is_never_selected_comes_first(tmp_path: Path) -> None:
         tmp_path / "run", test=None, student={"model": "s", "epochs": 1},
         selection={"thresholds": "fixed", "confidence_threshold": 0.7, "class_floor": 0.0},
     )  # fmt: skip
-    made.ingested(config, "corpus", rows())
-    sure = [made.answers(part, 0.8, 3) for part in TEACHER]
+    sure = teacher_probs()
     sure[0][:2] = [0.5, 0.25, 0.25]  # all rows labelled sport
-    made.labelled(config, "corpus", sure)
+    labelled(config, sure)
     made.trained(config, 0, UNSURE)
     assert findings(gather(config))[0] == (
         "bad", "No row of “sport” was ever selected: the student cannot learn this label.",
@@ -303,8 +309,7 @@ def test_every_section_has_content(tmp_path: Path) -> None:
 def test_figures_cannot_end_their_script_element(tmp_path: Path) -> None:
     names = ["</script><script>alert(1)</script>", "<!--", "&amp;"]
     config = made.a_config(tmp_path / "run", names, test=None)
-    made.ingested(config, "corpus", rows())
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    labelled(config)
     plots = {p.key: p.variants for s in sections_of(gather(config)) for p in s.plots}
     assert plots
     assert not set("<>&") & set(embedded(plots))

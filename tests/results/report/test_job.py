@@ -16,7 +16,7 @@ from llkd.pipeline import make_report
 from llkd.results.report.facts import gather
 from tests.conftest import ROOT
 from tests.results.report import made
-from tests.results.report.test_facts import TEACHER, config_of, rows, shown
+from tests.results.report.test_facts import config_of, rows, shown, teacher_probs
 
 
 def test_a_missing_run(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_tasks_sum_over_many_shards(tmp_path: Path) -> None:
     times = FEW_SHARDS // 2 + 2
     config = config_of(tmp_path / "run", test=None)
     made.ingested(config, "corpus", [*rows()] * times)
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER] * times)
+    made.labelled(config, "corpus", teacher_probs() * times)
     made.trained(config, 0, [np.linspace(0, 1, 6)] * (2 * times))
     for shard in range(2 * times):
         reason = "odd" if shard % 2 else "empty text"
