@@ -1,6 +1,7 @@
 """Plots of compared runs, in one HTML file that needs no network."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -21,7 +22,8 @@ SETTINGS = {"responsive": True, "displaylogo": False}
 SIGNALS = ("confidence", "uncertainty")
 MAX_LEGEND = 12
 """Lines that a legend can tell apart."""
-SHARE_AXIS = {**PERCENT_AXIS, "range": [0, 1.02]}
+UNIT_RANGE = [0, 1.02]
+SHARE_AXIS = {**PERCENT_AXIS, "range": UNIT_RANGE}
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -60,13 +62,15 @@ def draw_all(folder: Folder, results: Sequence[RunResult], summaries: Sequence[S
     sections: dict[str, dict[str, go.Figure]] = {
         "Score against rows trained on": {"mean and deviation over the seeds": score},
         "Share of each label's rows selected": {
-            policy: _epoch_lines(result, "share selected", _fractions(result))
+            policy: _epoch_lines(result, _fractions(result), "share selected", SHARE_AXIS)
             for policy, result in first.items()
         },
     }
     for signal in SIGNALS:
         sections[f"Thresholds on {signal}"] = {
-            policy: _epoch_lines(result, f"threshold on {signal}", _thresholds(result, signal))
+            policy: _epoch_lines(
+                result, _thresholds(result, signal), "threshold", {"range": UNIT_RANGE}
+            )
             for policy, result in first.items()
             if any(value is not None for values in _thresholds(result, signal) for value in values)
         }
@@ -120,7 +124,7 @@ def _thresholds(result: RunResult, signal: str) -> Lines:
     return list(zip(*by_epoch, strict=True))
 
 
-def _epoch_lines(result: RunResult, title: str, lines: Lines) -> go.Figure:
+def _epoch_lines(result: RunResult, lines: Lines, title: str, axis: dict[str, Any]) -> go.Figure:
     """A line for each label."""
     epochs = list(range(1, len(result.epochs) + 1))
     names = [shown(name, MAX_HOVER_NAME) for name in result.epochs[0]["classes"]]
@@ -132,7 +136,7 @@ def _epoch_lines(result: RunResult, title: str, lines: Lines) -> go.Figure:
         data,
         showlegend=len(data) <= MAX_LEGEND,
         xaxis=epoch_axis(epochs),
-        yaxis={**SHARE_AXIS, "title": {"text": title}},
+        yaxis={**axis, "title": {"text": title}},
     )
 
 
