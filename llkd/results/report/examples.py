@@ -33,8 +33,8 @@ def examples_section(facts: Facts) -> Section:
     notes = []
     if facts.stats and not facts.rows["mistakes"] and facts.agreement is None:
         notes.append(
-            "To see likely mistakes of the teacher in the corpus, run jobs/predict.py, then "
-            "jobs/report.py."
+            "Likely mistakes of the teacher are shown once jobs/predict.py has labelled the corpus: "
+            "run it, then jobs/report.py."
         )
     if not facts.rejects:
         notes.append("No row was rejected.")
