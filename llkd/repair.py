@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from llkd.cluster.integrity import damaged_files, forget, write_record
 from llkd.config.run import RunConfig
+from llkd.distill.epoch_stats import STATS
 from llkd.distill.selection import STATISTICS, policy_of
 from llkd.distill.selection_counts import COUNTS
 from llkd.distill.state import begun_epochs, trained_epochs
-from llkd.distill.worker import STATS
 from llkd.errors import DamageError
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, read_manifest, write_manifest

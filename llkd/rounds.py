@@ -12,10 +12,10 @@ from typing import Any
 
 from llkd.config.run import RunConfig
 from llkd.core.acquisition import round_sizes
+from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import best_epoch
 from llkd.distill.stage import distill
 from llkd.distill.stage import manifest_of as distill_manifest
-from llkd.distill.worker import read_stats
 from llkd.errors import DataError, RejectLimitError
 from llkd.results.predict import Pass, predict
 from llkd.results.predict import manifest_of as predict_manifest

@@ -10,7 +10,7 @@ import pytest
 from llkd import pipeline
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
-from llkd.distill.worker import read_stats
+from llkd.distill.epoch_stats import read_stats
 from llkd.errors import FingerprintError, IncompleteError, StudentError
 from llkd.ingest.stage import ingest
 from llkd.lab.benchmarks.overhead import account

@@ -16,12 +16,13 @@ import ray
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
+from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import best_epoch
 from llkd.distill.precision import chosen_precision
 from llkd.distill.selection import Selector
 from llkd.distill.shard_queue import ShardQueue
 from llkd.distill.state import prepare_epochs, record_epoch, trained_epochs
-from llkd.distill.worker import read_stats, run_worker, scores_until
+from llkd.distill.worker import run_worker, scores_until
 from llkd.errors import LLKDError, ResourceError, StudentError
 from llkd.store.folder import Folder, filesystem
 from llkd.store.manifest import Manifest, begun, open_stage, require_complete, write_manifest

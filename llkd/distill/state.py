@@ -3,10 +3,10 @@
 from llkd.cluster.integrity import read_record, write_record
 from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
+from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import holdout_of, make_validation
 from llkd.distill.selection import Selector
 from llkd.distill.selection_counts import COUNTS
-from llkd.distill.worker import STATS, read_stats
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout, shard_name
 

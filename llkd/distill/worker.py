@@ -19,6 +19,7 @@ from llkd.cluster.telemetry import Work
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
 from llkd.core.thresholds import Thresholds
+from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import best_epoch, holdout_of, read_validation, write_predictions
 from llkd.distill.idle_time import Waits
 from llkd.distill.scoring_pass import UncertaintyPass
@@ -30,15 +31,8 @@ from llkd.store.scratch import clear_dead, make_scratch
 from llkd.store.transfer import local_copy
 from llkd.student.prefetch import Ahead
 
-STATS = "stats.json"
 STEPS_AHEAD = 8
 """Optimiser steps whose batches are read and tokenised before they are needed."""
-
-
-def read_stats(config: RunConfig, epoch: int) -> dict[str, Any]:
-    """An epoch's stats.json."""
-    stats: dict[str, Any] = Folder(RunLayout(config.run_dir).epoch(epoch)).read_json(STATS)
-    return stats
 
 
 def scores_until(config: RunConfig, epochs: int) -> list[float]:

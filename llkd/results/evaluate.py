@@ -14,8 +14,8 @@ from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.metrics import Evaluation
 from llkd.core.metrics import evaluate as compare_with_gold
+from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import read_predictions
-from llkd.distill.worker import read_stats
 from llkd.store.arrays import class_indices, matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete

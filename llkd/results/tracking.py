@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from llkd.config.run import RunConfig
-from llkd.distill.worker import STATS
+from llkd.distill.epoch_stats import STATS
 from llkd.errors import ConfigError
 from llkd.results.tracked_figures import epoch_figures, final_figures
 from llkd.results.trackers import KINDS, TENSORBOARD, Sink, TensorBoard, event_file

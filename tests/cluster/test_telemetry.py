@@ -35,8 +35,8 @@ from llkd.cluster.telemetry import (
     announce,
 )
 from llkd.config.run import RunConfig
+from llkd.distill.epoch_stats import read_stats
 from llkd.distill.stage import distill
-from llkd.distill.worker import read_stats
 from llkd.ingest.stage import ingest
 from llkd.results.predict import pass_over_test, predict
 from llkd.results.save_student import export

@@ -15,10 +15,10 @@ from llkd.config.run import RunConfig
 from llkd.core.statistics import on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import entropy
+from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import holdout_of
 from llkd.distill.selection import Selector, policy_of
 from llkd.distill.stage import distill, largest_share
-from llkd.distill.worker import read_stats
 from llkd.errors import FingerprintError, ResourceError, StorageError, StudentError
 from llkd.ingest.stage import ingest
 from llkd.lab.compare.linear_probe import CheapRun, Problem

@@ -184,7 +184,7 @@ def test_another_corpus_is_ingested_predicted_and_measured(
     assert figures.keys() >= {"macro_f1", "ece", "per_class"}
     for words in (
         "student on predict/new-rows: 47 rows", "empty: 3", "Predictions, 47 rows",
-        "mean confidence", "Left out  3 rows", f"accuracy {right:.3f}", "predictions/new-rows",
+        "mean confidence", "Rejected  3 rows", f"accuracy {right:.3f}", "predictions/new-rows",
     ):  # fmt: skip
         assert words in output
     assert "student on" not in run("predict", config)

