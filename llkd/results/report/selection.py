@@ -1,4 +1,4 @@
-"""The section on selection and training: did the selection do something sensible?"""
+"""The section on selection and training: was the selection sensible?"""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def selection_section(facts: Facts) -> Section:
         findings = _findings(facts)
     return Section(
         key="selection",
-        title="Did the selection do something sensible?",
+        title="Was the selection sensible?",
         short="Selection",
         lead="" if facts.epochs is None else f"Policy {policy}.",
         notes=notes,
