@@ -100,7 +100,7 @@ class Mortal:
 
 def test_a_death_within_a_run_of_items_costs_that_item_alone(tmp_path: Path) -> None:
     items, calls = list(range(200)), tmp_path / "calls"
-    runs = actor_pool.falling_runs(items, 1)
+    runs = actor_pool.guided_batches(items, 1)
     deadly = runs[0][3]
     assert len(runs[0]) > 4
     results = actor_pool.run_on_actors(
@@ -116,28 +116,28 @@ def test_a_death_within_a_run_of_items_costs_that_item_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize("actors", [1, 3, 64])
 @pytest.mark.parametrize("count", [0, 1, 17, 1000, 100_000])
 def test_runs_are_long_first_few_and_single_at_the_end(actors: int, count: int) -> None:
-    runs = actor_pool.falling_runs(range(count), actors)
+    runs = actor_pool.guided_batches(range(count), actors)
     lengths = [len(run) for run in runs]
     assert [item for run in runs for item in run] == list(range(count))
     assert lengths == sorted(lengths, reverse=True)
-    assert all(length <= actor_pool.LONGEST_RUN for length in lengths)
+    assert all(length <= actor_pool.MAX_BATCH for length in lengths)
     assert lengths[-16:] == [1] * min(16, count)
     # Those of full length, and for each actor so many of each length below.
-    assert len(runs) <= count / actor_pool.LONGEST_RUN + actors * 16 * 6
+    assert len(runs) <= count / actor_pool.MAX_BATCH + actors * 16 * 6
 
 
 def test_replicas_that_bring_their_nodes_are_no_more_than_worth_them() -> None:
-    assert [actor_pool.most_actors((1, 8), items, at_once=False) for items in (2, 20, 99)] == [
+    assert [actor_pool.max_actors((1, 8), items, one_node_each=False) for items in (2, 20, 99)] == [
         2,
         8,
         8,
     ]
-    assert [actor_pool.most_actors((1, 8), items, at_once=True) for items in (2, 20, 99)] == [
+    assert [actor_pool.max_actors((1, 8), items, one_node_each=True) for items in (2, 20, 99)] == [
         1,
         5,
         8,
     ]
-    assert [actor_pool.most_actors((3, 8), items, at_once=True) for items in (2, 4, 99)] == [
+    assert [actor_pool.max_actors((3, 8), items, one_node_each=True) for items in (2, 4, 99)] == [
         2,
         3,
         8,

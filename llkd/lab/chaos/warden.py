@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from llkd.cluster import ray_internals
+from llkd.cluster.ray_internals import JOB_CONFIG_VARIABLE
 
 TITLES = {
     "actor": "ray::MapWorker",
@@ -109,11 +111,11 @@ def _has(process: psutil.Process, mark: str) -> bool:
 def marked_environment(mark: str) -> dict[str, str]:
     """This process's environment, for a driver that has the mark and whose workers get it on any
     cluster: Ray gives them what the job's config says. A submitted job has one already."""
-    config = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    config = json.loads(os.environ.get(JOB_CONFIG_VARIABLE, "{}"))
     runtime_env = config.get("runtime_env") or {}
     variables = {**(runtime_env.get("env_vars") or {}), MARK: mark}
     config["runtime_env"] = {**runtime_env, "env_vars": variables}
-    return {**os.environ, MARK: mark, RAY_JOB_CONFIG_JSON_ENV_VAR: json.dumps(config)}
+    return {**os.environ, MARK: mark, JOB_CONFIG_VARIABLE: json.dumps(config)}
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -123,19 +125,9 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 def other_jobs() -> list[str]:
     """The commands of the other jobs that this cluster runs, without Ray's own."""
-    from ray._private.worker import global_worker
-
     own = ray.get_runtime_context().get_job_id()
-    jobs = global_worker.gcs_client.get_all_job_info(
-        skip_submission_job_info_field=True, skip_is_running_tasks_field=True
-    )
-    return [
-        info.entrypoint or f"job {job.hex()}"
-        for job, info in jobs.items()
-        if not info.is_dead
-        and job.hex() != own
-        and not info.config.ray_namespace.startswith("_ray_internal_")
-    ]
+    jobs = ray_internals.running_jobs()
+    return [command or f"job {job}" for job, command in jobs.items() if job != own]
 
 
 class Wardens:
