@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 
 from llkd.cluster.integrity import close_stage, lost_files, read_record, shard_crcs
-from llkd.cluster.progress import now_and_then
+from llkd.cluster.progress import throttled
 from llkd.cluster.shard_tasks import run_on_shards
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
@@ -124,12 +124,12 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     rows: dict[int, int] = {}
     reasons: Counter[str] = Counter()
     tell, done = partial(tracker.update.remote, "shards"), 0
-    now_and_then_ = now_and_then(tell)
+    report = throttled(tell)
     for shard, result in run_on_shards(work, missing):
         crcs[shard], rows[shard] = result["crc"], result["rows"]
         reasons.update(result["rejects"])
         done += result["rows"] + sum(result["rejects"].values())
-        now_and_then_(done)
+        report(done)
     tell(done)
     if absent := sorted(set(range(plan.shards)) - folder.shards()):
         raise IncompleteError(

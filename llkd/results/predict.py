@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from llkd.cluster import actor_pool, connection, shard_tasks
 from llkd.cluster.integrity import close_stage, require_recorded, shard_crcs
-from llkd.cluster.progress import Pace, now_and_then
+from llkd.cluster.progress import Pace, throttled
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.core.tally import Tally
@@ -193,7 +193,7 @@ class StudentActor:
         rows = self._rows.read_shard(shard, [ROW, TEXT, *([ID] if self._with_id else [])])
         tell = partial(self._tracker.update.remote, f"{shard}")
         with self._turn:
-            probs_nc = self._scorer.probabilities(rows[TEXT].to_pylist(), now_and_then(tell))
+            probs_nc = self._scorer.probabilities(rows[TEXT].to_pylist(), throttled(tell))
         table = self._table(rows, probs_nc)
         crc = self._wanted.folder.write_shard(shard, table)
         tell(len(table))

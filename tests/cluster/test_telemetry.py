@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from llkd.cluster.progress import ProgressDisplay
+from llkd.cluster.display import ProgressDisplay
 from llkd.cluster.telemetry import (
     LOSS,
     METRICS,
