@@ -132,6 +132,7 @@ def test_what_has_a_node_is_given_back_and_not_asked_for_again_at_once(
     from ray.util.placement_group import placement_group_table
 
     monkeypatch.setattr(autoscaling, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(autoscaling, "CLAIM_SECONDS", 1e9)
     before = len(placement_group_table())
     with autoscaling.demand([{"CPU": 4}], lambda: 1):
         wait_for(lambda: len(placement_group_table()) > before)

@@ -1,7 +1,6 @@
 """Faults injected into a run on a Ray of four nodes; and that the checks find each damage."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from llkd.lab.chaos.harness import FaultPlan
 from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
 from tests.conftest import ROOT, config_maker
+from tests.heads import reaped
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -50,12 +50,13 @@ def disturbed(
     )
     path, figures = folder / "config.yaml", folder / "figures.json"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(
-        [sys.executable, "jobs/chaos.py", path, "--kills", "6", "--runs", "1", "--json", figures],
-        cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)}, text=True, timeout=1100,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    with reaped() as env:
+        env.pop("RAY_ADDRESS", None)
+        done = subprocess.run(
+            [sys.executable, "jobs/chaos.py", path, "--kills", "6", "--runs", "1", "--json", figures],
+            cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     assert done.returncode == 0, done.stdout
     chaos = f"{config.run_dir}/chaos"
     both = [
