@@ -315,20 +315,18 @@ def _local_folder(config: RunConfig) -> Path:
 def _harness(config: RunConfig, console: Console) -> Iterator[Harness]:
     """A harness on a cluster that is started, or joined, for the block."""
     address, mark = os.environ.get(ADDRESS_VARIABLE), uuid.uuid4().hex
-    os.environ[MARK] = mark  # of a cluster on this machine too
-    cluster = None if address else LocalCluster()
-    if cluster is not None:
-        address = cluster.address
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    try:
+    with contextlib.ExitStack() as stack:
+        os.environ[MARK] = mark  # of a cluster on this machine too
+        stack.callback(os.environ.pop, MARK)
+        cluster = None if address else LocalCluster()
+        if cluster is not None:
+            stack.callback(cluster.shutdown)
+            address = cluster.address
+        stack.callback(ray.shutdown)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         yield Harness(
             config, Injector(mark), cluster, str(address), mark, _local_folder(config), console
         )
-    finally:
-        ray.shutdown()
-        if cluster is not None:
-            cluster.shutdown()
-        del os.environ[MARK]
 
 
 def _left_running(injector: Injector, patience: float = 60.0) -> list[str]:
