@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from llkd.cluster.display import ProgressDisplay
 from llkd.cluster.integrity import is_whole_file
-from llkd.cluster.progress import ProgressDisplay
 from llkd.config.load import dump_config
 from llkd.config.run import RunConfig
 from llkd.core.metrics import Evaluation

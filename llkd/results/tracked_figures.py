@@ -13,7 +13,7 @@ from llkd.cluster.telemetry import (
     LABEL_SELECTED,
     LABEL_THRESHOLD,
     LOSS,
-    MOST_VALUES,
+    MAX_TAG_VALUES,
     SELECTED,
     THRESHOLD,
     Metric,
@@ -26,7 +26,7 @@ NAME_LENGTH = 100
 def epoch_figures(stats: Mapping[str, Any]) -> dict[str, float]:
     """What is told of an epoch, by name, from its stats.json."""
     classes, labels = stats["classes"], _parts(list(stats["classes"]))
-    by_label = len(labels) <= MOST_VALUES
+    by_label = len(labels) <= MAX_TAG_VALUES
     found: dict[str, float | None] = {
         _name(LOSS): stats["training_loss"],
         _name(SELECTED): stats["fraction"],
