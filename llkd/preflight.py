@@ -3,7 +3,7 @@
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
 from llkd.config.sources import section_of
-from llkd.distill.selection import policy_of
+from llkd.distill.policy import policy_of
 from llkd.distill.stage import worker_resources
 from llkd.ingest.sources import DATASETS_PREFIX, check_columns, list_files
 from llkd.results.hub import require_hub

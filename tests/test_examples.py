@@ -8,7 +8,9 @@ from docs.examples.rules_engine import RulesEngine
 from llkd.core.policies import PolicySettings, Rule, Signals, select_rows
 from llkd.core.statistics import class_statistics
 from llkd.core.thresholds import Thresholds
-from llkd.distill.selection import Selector, policy_of
+from llkd.distill.policy import policy_of
+from llkd.distill.pseudo_labels import make_pseudo_labels, teacher_statistics
+from llkd.distill.selection import Selector
 from llkd.distill.stage import manifest_of
 from llkd.errors import ConfigError
 from llkd.ingest.stage import ingest
@@ -106,10 +108,10 @@ def test_both_over_shards(make_config: MakeConfig) -> None:
     assert labelled.settings["teacher.engine"] == ENGINE
     assert manifest_of(config, labelled).settings["selection.policy"] == POLICY
     selector = Selector(config, shard_starts([60] * 7))
-    selector.make_pseudo_labels(calibrate(config))
+    make_pseudo_labels(selector.config, selector.shards, calibrate(config))
     shares, previous = [], None
     for epoch in range(2):
-        stats = selector.select(epoch, selector.teacher_statistics(), None, previous)
+        stats = selector.select(epoch, teacher_statistics(selector.config), None, previous)
         previous = Thresholds.from_json(stats["thresholds"])
         folder = Folder(RunLayout(config.run_dir).selection(epoch))
         rows = sum(len(folder.read_shard(shard)) for shard in range(7))

@@ -15,6 +15,7 @@ from llkd.cluster.shard_tasks import run_on_shards
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout, draw_holdout
 from llkd.core.metrics import evaluate
+from llkd.distill.pseudo_labels import teacher_statistics
 from llkd.distill.selection import Selector
 from llkd.errors import DataError
 from llkd.store.arrays import fixed_lists, matrix
@@ -27,7 +28,7 @@ def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:
     """Which rows are held out; None if there are none."""
     return draw_holdout(
         config.student.validation_fraction,
-        selector.teacher_statistics(),
+        teacher_statistics(selector.config),
         selector.shards,
         config.seed,
     )

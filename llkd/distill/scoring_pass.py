@@ -16,7 +16,8 @@ from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.core.statistics import on_grid
 from llkd.core.uncertainty import MEASURES
-from llkd.distill.selection import Selector, policy_of, sums_by_class
+from llkd.distill.policy import policy_of
+from llkd.distill.selection import Selector, sums_by_class
 from llkd.distill.shard_queue import Piece
 from llkd.store.arrays import fixed_lists
 from llkd.store.folder import Folder

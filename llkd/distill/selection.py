@@ -1,94 +1,46 @@
 """The distributed selection step: thresholds from merged statistics, then a pass over shards.
 
-The calibrated labels and confidences are worked out once, into sidecars of their own. Each shard
-is then decided on alone, from these and its uncertainty; only small statistics cross shards.
+Each shard is decided on its own, from its pseudo-labels and its uncertainty; only small statistics
+cross shards.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster.integrity import write_record
 from llkd.cluster.shard_tasks import sum_over_shards
-from llkd.config.plugins import imported_class
 from llkd.config.run import RunConfig
-from llkd.core.calibration import Calibration
 from llkd.core.holdout import Holdout
 from llkd.core.policies import (
     ROWS,
     Policy,
-    PolicyName,
-    PolicySettings,
-    Rule,
     Signals,
     filled,
-    make_policy,
     settle,
 )
-from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
+from llkd.core.statistics import ClassStatistics
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
+from llkd.distill.policy import keeps_teacher_probs, policy_of
 from llkd.distill.selection_counts import COUNTS, Counts, Sums
-from llkd.errors import ConfigError, StorageError
+from llkd.errors import StorageError
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import (
     CONFIDENCE,
     LABEL,
-    LOGPROBS,
     PROBS,
-    PSEUDO_LABELS_SCHEMA,
     ROW,
     SELECTION_SCHEMA,
     UNCERTAINTY,
     WEIGHT,
     RunLayout,
-    shard_name,
     with_probs,
 )
-
-STATISTICS = "statistics.json"
-
-
-def policy_of(config: RunConfig) -> Policy:
-    """The policy that the config asks for.
-
-    Raises:
-        ConfigError: it is one of the user's own, and cannot be imported or is none.
-    """
-    selection = config.selection
-    rule = Rule(
-        thresholds=selection.thresholds,
-        fraction=selection.fraction,
-        confidence=selection.confidence_threshold,
-        uncertainty=selection.uncertainty_threshold,
-        momentum=selection.momentum,
-        weights=selection.weights,
-    )
-    settings = PolicySettings(
-        rule=rule,
-        sides=selection.sides,
-        warmup_epochs=selection.warmup_epochs,
-        class_floor=selection.class_floor,
-        beta=selection.beta,
-        parts=min(selection.parts, config.student.epochs),
-        keep=selection.keep,
-        clean_probability=selection.clean_probability,
-        seed=config.seed,
-    )
-    if selection.policy in get_args(PolicyName):
-        return make_policy(cast(PolicyName, selection.policy), settings)
-    own = imported_class(selection.policy, "selection.policy")
-    if not (isinstance(own, type) and issubclass(own, Policy)):
-        raise ConfigError(
-            f"selection.policy: {selection.policy} is no policy",
-            "Make it a class that inherits from llkd.core.policies.Policy.",
-        )
-    return own(settings)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -110,55 +62,8 @@ class Selector:
         return len(self.config.task.labels)
 
     @property
-    def keeps_teacher_probs(self) -> bool:
-        """Whether the policy or the loss needs the teacher's distributions."""
-        return policy_of(self.config).uses_teacher_probs or self.config.student.loss.uses_targets
-
-    @property
     def _layout(self) -> RunLayout:
         return RunLayout(self.config.run_dir)
-
-    def make_pseudo_labels(self, calibration: Calibration) -> None:
-        """Write each shard's calibrated labels and confidences, and their statistics.
-
-        What is there is not made again.
-        """
-        folder = Folder(self._layout.pseudo_labels)
-        if folder.exists(STATISTICS):
-            return
-        there = folder.shards()
-
-        def work(shard: int) -> ClassStatistics:
-            table = (
-                folder.read_shard(shard, [LABEL, CONFIDENCE])
-                if shard in there
-                else self._label_shard(folder, calibration, shard)
-            )
-            label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
-            return class_statistics(label_n, confidence_n, None, self.classes)
-
-        total = sum_over_shards(ClassStatistics, work, range(self.shards))
-        write_record(folder, dict.fromkeys(map(shard_name, range(self.shards))))
-        folder.write_json(STATISTICS, total.to_json())
-
-    def _label_shard(self, folder: Folder, calibration: Calibration, shard: int) -> pa.Table:
-        table = Folder(self._layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
-        probs_nc = calibration.apply(matrix(table[LOGPROBS]))
-        columns, schema = {
-            ROW: table[ROW],
-            LABEL: probs_nc.argmax(axis=1).astype(np.int32),
-            CONFIDENCE: on_grid(probs_nc.max(axis=1)),
-        }, PSEUDO_LABELS_SCHEMA  # fmt: skip
-        if self.keeps_teacher_probs:
-            columns[PROBS] = fixed_lists(probs_nc)
-            schema = with_probs(schema, pa.float32(), self.classes)
-        made = pa.table(columns, schema=schema)
-        folder.write_shard(shard, made)
-        return made
-
-    def teacher_statistics(self) -> ClassStatistics:
-        """Counts and confidence by class over the corpus; the same in every epoch."""
-        return ClassStatistics.from_json(Folder(self._layout.pseudo_labels).read_json(STATISTICS))
 
     def signals(
         self, shard: int, epoch: int | None, policy: Policy | None = None
@@ -174,7 +79,7 @@ class Selector:
             StorageError: the sidecars do not belong together.
         """
         folder = Folder(self._layout.pseudo_labels)
-        teacher = policy is not None and self.keeps_teacher_probs
+        teacher = policy is not None and keeps_teacher_probs(self.config)
         table = folder.read_shard(shard, [ROW, LABEL, CONFIDENCE, *([PROBS] if teacher else [])])
         row_n = table[ROW].to_numpy()
         uncertainty_n = student_nc = None

@@ -5,6 +5,7 @@ from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
 from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import holdout_of, make_validation
+from llkd.distill.pseudo_labels import make_pseudo_labels
 from llkd.distill.selection import Selector
 from llkd.distill.selection_counts import COUNTS
 from llkd.store.folder import Folder
@@ -34,7 +35,7 @@ def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
         StorageError: what they are made of is damaged too.
     """
     layout = RunLayout(selector.config.run_dir)
-    selector.make_pseudo_labels(calibration)
+    make_pseudo_labels(selector.config, selector.shards, calibration)
     make_validation(selector.config, selector)
     for epoch in begun_epochs(layout):
         folder = Folder(layout.selection(epoch))

@@ -22,8 +22,10 @@ from llkd.core.thresholds import Thresholds
 from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import best_epoch, holdout_of, read_validation, write_predictions
 from llkd.distill.idle_time import Waits
+from llkd.distill.policy import policy_of
+from llkd.distill.pseudo_labels import teacher_statistics
 from llkd.distill.scoring_pass import UncertaintyPass
-from llkd.distill.selection import Selector, policy_of
+from llkd.distill.selection import Selector
 from llkd.errors import LLKDError, StorageError, StudentError
 from llkd.store.folder import Folder, filesystem
 from llkd.store.schema import RunLayout
@@ -194,7 +196,7 @@ class EpochLoop:
                 previous = Thresholds.from_json(read_stats(self.config, epoch - 1)["thresholds"])
             stats = self.selector.select(
                 epoch,
-                self.selector.teacher_statistics(),
+                teacher_statistics(self.selector.config),
                 self.uncertainty.merged(epoch) if self.policy.uses_uncertainty else None,
                 previous,
                 self.holdout,

@@ -14,7 +14,7 @@ from rich.console import Console
 from llkd.cluster import actor_pool, connection
 from llkd.config.run import RunConfig
 from llkd.config.sources import SourceConfig
-from llkd.distill.selection import policy_of
+from llkd.distill.policy import policy_of
 from llkd.ingest.sources import count_rows, list_files
 from llkd.lab.cost_model import Setup, estimate, selected_shares
 from llkd.lab.plan_sample import PlanActor, Sample, sample_rows, stored_bytes

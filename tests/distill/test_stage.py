@@ -17,7 +17,9 @@ from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import entropy
 from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import holdout_of
-from llkd.distill.selection import Selector, policy_of
+from llkd.distill.policy import policy_of
+from llkd.distill.pseudo_labels import make_pseudo_labels, teacher_statistics
+from llkd.distill.selection import Selector
 from llkd.distill.stage import distill, largest_share
 from llkd.errors import FingerprintError, ResourceError, StorageError, StudentError
 from llkd.ingest.stage import ingest
@@ -173,7 +175,7 @@ def test_the_same_selection_for_1_2_and_7_shards(
         )  # fmt: skip
         labelled(config, tracker)
         selector = Selector(config, shard_starts([420 // shards] * shards))
-        selector.make_pseudo_labels(calibrate(config))
+        make_pseudo_labels(selector.config, selector.shards, calibrate(config))
         layout = RunLayout(config.run_dir)
         # The student's uncertainty, as if scored: a number that depends on the text alone.
         for shard in range(shards):
@@ -181,7 +183,7 @@ def test_the_same_selection_for_1_2_and_7_shards(
             values = on_grid(np.array([(hash_of(text) % 1000) / 1000 for text in texts]))
             write_uncertainty(config, 1, shard, values)
         sums = selector.uncertainty_sums(range(shards), 1)
-        selector.select(1, selector.teacher_statistics(), sums, None)
+        selector.select(1, teacher_statistics(selector.config), sums, None)
         found.append(selected_rows(config, 1))
     assert 20 < len(found[0]) < 400
     for other in found[1:]:
@@ -200,10 +202,10 @@ def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
     labelled(config, tracker)
     selector = Selector(config, shard_starts([60] * 7))
     calibration = calibrate(config)
-    selector.make_pseudo_labels(calibration)
+    make_pseudo_labels(selector.config, selector.shards, calibration)
     holdout = holdout_of(config, selector)
     assert holdout is not None
-    stats = selector.select(0, selector.teacher_statistics(), None, None, holdout)
+    stats = selector.select(0, teacher_statistics(selector.config), None, None, holdout)
     trainable_c = np.zeros(3)
     for shard in range(7):
         _, signals = selector.signals(shard, None)

@@ -140,7 +140,7 @@ def _config(run_dir: str) -> RunConfig:
 def make_sidecars(config: RunConfig, sizes: Sequence[int]) -> None:
     """Pseudo-labels, their statistics, and the uncertainty of one epoch, of so many rows a shard."""
     from llkd.cluster import shard_tasks
-    from llkd.distill.selection import STATISTICS
+    from llkd.distill.pseudo_labels import STATISTICS
 
     work = functools.partial(_make_shard, config, tuple(sizes))
     total = shard_tasks.sum_over_shards(ClassStatistics, work, range(len(sizes)))
@@ -167,10 +167,12 @@ def select_once(selector: Any) -> tuple[float, int]:
     In a run the sums of the uncertainty come with the scoring; here they are read again, and that
     is in the time.
     """
+    from llkd.distill.pseudo_labels import teacher_statistics
+
     Folder(RunLayout(selector.config.run_dir).selection(EPOCH)).delete()
     started = time.perf_counter()
     sums_c = selector.uncertainty_sums(range(selector.shards), EPOCH)
-    stats = selector.select(EPOCH, selector.teacher_statistics(), sums_c, None)
+    stats = selector.select(EPOCH, teacher_statistics(selector.config), sums_c, None)
     return time.perf_counter() - started, stats["selected"]
 
 

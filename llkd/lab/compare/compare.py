@@ -20,7 +20,8 @@ from llkd.config.load import changed
 from llkd.config.run import RunConfig
 from llkd.core.policies import PolicyName, Signals
 from llkd.distill.epoch_stats import read_stats
-from llkd.distill.selection import Selector, policy_of
+from llkd.distill.policy import policy_of
+from llkd.distill.selection import Selector
 from llkd.errors import ConfigError
 from llkd.lab.compare.results import Comparison, RunResult, reliability, summarise
 from llkd.store.folder import Folder

@@ -22,7 +22,8 @@ from llkd.core.statistics import class_statistics, on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import MEASURES
 from llkd.distill.holdout import Validation, best_epoch
-from llkd.distill.selection import epoch_stats, policy_of
+from llkd.distill.policy import policy_of
+from llkd.distill.selection import epoch_stats
 from llkd.errors import StudentError
 from llkd.lab.compare.embeddings import embeddings
 from llkd.lab.compare.results import RunResult, reliability

@@ -11,7 +11,9 @@ from llkd.config.run import RunConfig
 from llkd.core.statistics import on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.distill.epoch_stats import STATS, read_stats
-from llkd.distill.selection import Selector, policy_of
+from llkd.distill.policy import policy_of
+from llkd.distill.pseudo_labels import make_pseudo_labels, teacher_statistics
+from llkd.distill.selection import Selector
 from llkd.store.arrays import fixed_lists, named
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, write_manifest
@@ -97,7 +99,7 @@ def trained(
     """
     layout = RunLayout(config.run_dir)
     selector = Selector(config, shard_starts([len(part) for part in uncertainty]))
-    selector.make_pseudo_labels(calibrate(config))
+    make_pseudo_labels(selector.config, selector.shards, calibrate(config))
     for shard, part in enumerate(uncertainty):
         columns: dict[str, Any] = {"row": np.arange(len(part), dtype=np.int32)}
         schema, unsure_n = UNCERTAINTY_SCHEMA, part
@@ -113,7 +115,7 @@ def trained(
     before = None
     if epoch:
         before = Thresholds.from_json(read_stats(config, epoch - 1)["thresholds"])
-    stats = selector.select(epoch, selector.teacher_statistics(), sums, before)
+    stats = selector.select(epoch, teacher_statistics(selector.config), sums, before)
     stats |= {
         "training_loss": 1.0 / (epoch + 1), "dropped": 0, "validation": None, "stopped": False,
         "seconds": {"score": 4.0, "select": 0.5, "train": 8.0},

@@ -1,0 +1,79 @@
+"""Pseudo-labels: the calibrated teacher's most probable label of each row, and its confidence.
+
+They are computed once, into sidecars from which all epochs select.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from llkd.cluster.integrity import write_record
+from llkd.cluster.shard_tasks import sum_over_shards
+from llkd.config.run import RunConfig
+from llkd.core.calibration import Calibration
+from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
+from llkd.distill.policy import keeps_teacher_probs
+from llkd.store.arrays import fixed_lists, matrix
+from llkd.store.folder import Folder
+from llkd.store.schema import (
+    CONFIDENCE,
+    LABEL,
+    LOGPROBS,
+    PROBS,
+    PSEUDO_LABELS_SCHEMA,
+    ROW,
+    RunLayout,
+    shard_name,
+    with_probs,
+)
+
+STATISTICS = "statistics.json"
+
+
+def make_pseudo_labels(config: RunConfig, shards: int, calibration: Calibration) -> None:
+    """Write the pseudo-labels of each shard, and their statistics; existing shards are kept."""
+    layout = RunLayout(config.run_dir)
+    folder, labels = Folder(layout.pseudo_labels), Folder(layout.labels("corpus"))
+    if folder.exists(STATISTICS):
+        return
+    existing, classes = folder.shards(), len(config.task.labels)
+    with_distributions = keeps_teacher_probs(config)
+
+    def work(shard: int) -> ClassStatistics:
+        if shard in existing:
+            table = folder.read_shard(shard, [LABEL, CONFIDENCE])
+        else:
+            logprobs = labels.read_shard(shard, [ROW, LOGPROBS])
+            table = pseudo_labels(logprobs, calibration, with_distributions)
+            folder.write_shard(shard, table)
+        label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
+        return class_statistics(label_n, confidence_n, None, classes)
+
+    total = sum_over_shards(ClassStatistics, work, range(shards))
+    write_record(folder, dict.fromkeys(map(shard_name, range(shards))))
+    folder.write_json(STATISTICS, total.to_json())
+
+
+def pseudo_labels(table: pa.Table, calibration: Calibration, with_distributions: bool) -> pa.Table:
+    """Label and confidence of each row, on request with the calibrated distribution.
+
+    Args:
+        table: `row`, and the teacher's raw log-probabilities.
+        calibration: of the corpus's labels.
+        with_distributions: whether the policy or the loss reads them.
+    """
+    probs_nc = calibration.apply(matrix(table[LOGPROBS]))
+    columns, schema = {
+        ROW: table[ROW],
+        LABEL: probs_nc.argmax(axis=1).astype(np.int32),
+        CONFIDENCE: on_grid(probs_nc.max(axis=1)),
+    }, PSEUDO_LABELS_SCHEMA  # fmt: skip
+    if with_distributions:
+        columns[PROBS] = fixed_lists(probs_nc)
+        schema = with_probs(schema, pa.float32(), probs_nc.shape[1])
+    return pa.table(columns, schema=schema)
+
+
+def teacher_statistics(config: RunConfig) -> ClassStatistics:
+    """Counts and confidence by class over the corpus; the same in every epoch."""
+    folder = Folder(RunLayout(config.run_dir).pseudo_labels)
+    return ClassStatistics.from_json(folder.read_json(STATISTICS))
