@@ -148,17 +148,15 @@ def outcome_of(call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def results_of(dataset: Any) -> Iterator[Any]:
-    """The results in a data set of outcomes, each as soon as its task has ended. (`iter_rows` would
-    hold a result, or an error, back until the next one arrives.)
+    """The results in a data set of outcomes, in the order in which they arrive.
 
     Raises:
         LLKDError: that a call raised.
     """
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in table.to_pylist():
-            if row["error"]:
-                raise pickle.loads(row["error"])
-            yield json.loads(row["result"])
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
+        yield json.loads(row["result"])
 
 
 def _fair_length(shards: int) -> int:

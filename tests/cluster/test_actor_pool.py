@@ -98,29 +98,6 @@ def test_an_actor_has_two_items_and_the_one_that_kills_it_is_named(tmp_path: Pat
         )  # fmt: skip
 
 
-class Failing:
-    """Fails on an item while another waits for a file."""
-
-    def __init__(self, file: str) -> None:
-        self.file = Path(file)
-
-    def __call__(self, item: str) -> None:
-        if item == "bad":
-            raise DataError("bad item")
-        while not self.file.exists():
-            time.sleep(0.1)
-
-
-def test_an_error_is_raised_while_other_items_are_still_running(tmp_path: Path) -> None:
-    file = tmp_path / "raised"
-    results = actor_pool.run_on_actors(
-        Failing, (str(file),), ["waits", "bad"], pool=(1, 1), resources={"CPU": 1}
-    )
-    with pytest.raises(DataError, match="bad item"):
-        next(results)
-    file.touch()
-
-
 class Mortal:
     """Appends its items to a file, and dies of one item, once."""
 
