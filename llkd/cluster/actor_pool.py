@@ -13,7 +13,7 @@ import ray
 from llkd.cluster import autoscaling
 from llkd.cluster.connection import Resources, actors_of, autoscales, here
 from llkd.cluster.placement import bundles_of, reserved
-from llkd.cluster.shard_tasks import data_of, outcome_of, result_of
+from llkd.cluster.shard_tasks import data_of, outcome_of, results_of
 from llkd.errors import ActorError, LLKDError
 
 ITEMS_PER_NODE = 4
@@ -76,8 +76,7 @@ def run_on_actors(
             compute=_pool_of(fewest, size),
             **reservation,
         )
-        for row in dataset.iter_rows():
-            results = result_of(row)
+        for results in results_of(dataset):
             returned += len(results)
             yield from results
 

@@ -47,8 +47,8 @@ def run_on_shards(
         return outcome_of(lambda: [(shard, work(shard)) for shard in json.loads(row["item"])])
 
     dataset = data_of(_batches(shards, length)).map(run, **options_of(resources or {"CPU": 1}))
-    for row in dataset.iter_rows():
-        yield from result_of(row)
+    for results in results_of(dataset):
+        yield from results
 
 
 FEW_SHARDS = 16
@@ -109,7 +109,7 @@ def sum_over_shards(
         cpus = max(int(ray.cluster_resources().get("CPU", 1)), 1)
         options = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=cpus)}
     dataset = data_of(_batches(shards, _fair_length(len(shards)))).map(run, **options)
-    parts = sorted((result_of(row) for row in dataset.iter_rows()), key=itemgetter(0))
+    parts = sorted(results_of(dataset), key=itemgetter(0))
     return _merged(kind.from_json(part) for _, part in parts)
 
 
@@ -147,15 +147,16 @@ def outcome_of(call: Callable[[], Any]) -> dict[str, Any]:
         return {"result": "null", "error": pickle.dumps(error)}
 
 
-def result_of(row: dict[str, Any]) -> Any:
-    """The inverse of `outcome_of`.
+def results_of(dataset: Any) -> Iterator[Any]:
+    """The results in a data set of outcomes, in the order in which they arrive.
 
     Raises:
-        LLKDError: that the call raised.
+        LLKDError: that a call raised.
     """
-    if row["error"]:
-        raise pickle.loads(row["error"])
-    return json.loads(row["result"])
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
+        yield json.loads(row["result"])
 
 
 def _fair_length(shards: int) -> int:

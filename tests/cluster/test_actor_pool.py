@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -68,25 +67,35 @@ def test_a_pool_grows_while_items_wait(tmp_path: Path) -> None:
 
 
 class Pair:
-    """Returns only when it is called for a second item at the same time."""
+    """Has a poisonous item, which raises once another item is in the same actor."""
 
-    def __init__(self) -> None:
-        self.both = threading.Barrier(2)
+    def __init__(self, calls: str) -> None:
+        self.calls = Path(calls)
+        self.others = self.poisoned = False
 
     def __call__(self, item: Any) -> Any:
-        self.both.wait()
         if item == "poison":
+            self.poisoned = True
+            with self.calls.open("a") as file:
+                file.write("x")
+            while not self.others:
+                time.sleep(0.01)
             raise ZeroDivisionError("a bug")
-        threading.Event().wait(20)
+        self.others = True
+        while self.poisoned or len(self.calls.read_text()) < 2:
+            time.sleep(0.01)
 
 
-def test_an_actor_has_two_items_and_the_one_that_kills_it_is_named() -> None:
+def test_an_actor_has_two_items_and_the_one_that_kills_it_is_named(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    calls.touch()
     with pytest.raises(ActorError, match='Work on "poison" failed 2 times.*a bug'):
         list(
             actor_pool.run_on_actors(
-                Pair, (), ["poison", "good"], pool=(1, 1), resources={"CPU": 1}, max_failures=1
+                Pair, (str(calls),), ["poison", "good"], pool=(1, 1), resources={"CPU": 1},
+                max_failures=1,
             )
-        )
+        )  # fmt: skip
 
 
 class Mortal:
