@@ -47,7 +47,6 @@ def test_temporary_files_of_killed_tasks_are_deleted(
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.usefixtures("in_process", "no_report")
 def test_a_teacher_of_one_label_and_a_test_set_of_another(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:

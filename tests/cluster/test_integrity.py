@@ -135,7 +135,7 @@ def test_a_damaged_manifest_is_read_from_its_copy(folder: Folder) -> None:
         read_manifest(folder)
     path.write_bytes(b"")
     folder.delete_file("checksums.json")
-    with pytest.raises(StorageError, match=r"labels/manifest.json is damaged.*delete that folder"):
+    with pytest.raises(StorageError, match=r"labels/manifest.json is damaged.*delete the folder"):
         read_manifest(folder)
 
 

@@ -158,7 +158,7 @@ def test_an_interrupt_leaves_the_old_file_or_the_new_one(
             self._file.write(data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folder, "filesystem", lambda uri: (Interrupted(), path))
+        patched.setattr(store_folder, "filesystem", lambda uri: (Interrupted(), path))
         with pytest.raises(KeyboardInterrupt):
             folder.write_bytes("x", b"new")
     signal.signal(signal.SIGINT, heard)
@@ -332,11 +332,11 @@ def test_of_two_jobs_at_the_same_moment_one_gives_way_however_slow_the_store(
 ) -> None:
     """The second comes when the first has put its claim, and its listing is still under way."""
     first, second = Lease(folder.uri), Lease(folder.uri)
-    refused: list[BusyError] = []
+    refused: list[BusyError | None] = []
 
     def second_comes(request: Request) -> None:
         if request.kind == "LIST" and not refused:
-            refused.append(BusyError())
+            refused.append(None)
             with pytest.raises(BusyError) as caught:
                 second.take()
             refused[0] = caught.value
