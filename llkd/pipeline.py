@@ -1,8 +1,8 @@
-"""The order of the stages, what stands between them, and the figures at the end."""
+"""The order of the stages, the checks between them, and the metrics at the end."""
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from llkd.cluster.display import ProgressDisplay
 from llkd.cluster.integrity import is_whole_file
-from llkd.cluster.progress import ProgressDisplay
 from llkd.config.load import dump_config
 from llkd.config.run import RunConfig
 from llkd.core.metrics import Evaluation
@@ -30,7 +30,7 @@ from llkd.results.predict import manifest_of as predict_manifest
 from llkd.results.save_student import export
 from llkd.results.save_student import manifest_of as export_manifest
 from llkd.results.summary import show_predictions, show_summary
-from llkd.results.tracking import followed, tell_figures
+from llkd.results.tracking import log_final_metrics, logged_epochs
 from llkd.rounds import label_in_rounds
 from llkd.store.folder import Folder, portable_path
 from llkd.store.lock import held
@@ -48,11 +48,11 @@ from llkd.teacher.stage import manifest_of as label_manifest
 def run_ingest(config: RunConfig, console: Console) -> None:
     """Cut the corpus and the test set into shards."""
     with _stage(config, console) as tracker:
-        _ingest(config, tracker, console)
+        _ingest(config, config.datasets, tracker, console)
 
 
 def run_label(config: RunConfig, console: Console) -> None:
-    """Label both, from their shards."""
+    """Label the ingested corpus and test set."""
     with _stage(config, console) as tracker:
         if config.label.in_part:
             require_room(config)
@@ -61,13 +61,13 @@ def run_label(config: RunConfig, console: Console) -> None:
 
 
 def run_distill(config: RunConfig, console: Console) -> None:
-    """Train the student and save it."""
+    """Train and save the student."""
     with _stage(config, console) as tracker:
         _distill(config, tracker, console)
 
 
 def run_evaluate(config: RunConfig, console: Console) -> None:
-    """Measure, write metrics.json, and show the summary."""
+    """Measure; write metrics.json and the report; show the summary."""
     started = time.monotonic()
     with _stage(config, console) as tracker:
         metrics = _evaluate(config, tracker, started, console)
@@ -76,11 +76,11 @@ def run_evaluate(config: RunConfig, console: Console) -> None:
 
 
 def run_predict(config: RunConfig, console: Console) -> None:
-    """Label a whole corpus with the finished student, and show what came out.
+    """Label a whole corpus with the finished student; show the counts by label.
 
     Raises:
         IncompleteError: the student is not finished.
-        FingerprintError: the predictions of that name are another student's, or of other rows.
+        FingerprintError: predictions of that name exist, of another student or of other rows.
     """
     layout, dataset = RunLayout(config.run_dir), config.predict.dataset
     with _stage(config, console) as tracker:
@@ -91,7 +91,7 @@ def run_predict(config: RunConfig, console: Console) -> None:
         wanted = pass_over_corpus(config)
         try:
             if config.source(dataset) is not config.corpus:
-                _say(console, f"ingest {dataset}", ingest(config, dataset, tracker))
+                _ingest(config, [dataset], tracker, console)
             predicted = predict(config, wanted, tracker)
         except FingerprintError as error:
             raise FingerprintError(
@@ -104,11 +104,11 @@ def run_predict(config: RunConfig, console: Console) -> None:
 
 
 def run_export(config: RunConfig, console: Console) -> None:
-    """Make student and labelled rows ready for others, and push them if that is asked for.
+    """Export the student and the labelled rows; push them if the config says so.
 
     Raises:
         IncompleteError: the student is not finished.
-        ExportError: they cannot be exported as they should be, or not be pushed.
+        ExportError: the export or the push fails.
     """
     with _stage(config, console):
         published = publish(config, partial(_line, console))
@@ -118,7 +118,8 @@ def run_export(config: RunConfig, console: Console) -> None:
 
 
 def _measured(config: RunConfig, wanted: Pass) -> dict[str, Any] | None:
-    """The student's figures on the rows that it predicted, kept beside them; None without gold."""
+    """The student's metrics on the predicted rows, written beside the predictions; None without
+    gold."""
     source = config.source(wanted.dataset)
     if source is None or source.label_column is None:
         return None
@@ -129,14 +130,14 @@ def _measured(config: RunConfig, wanted: Pass) -> dict[str, Any] | None:
 
 
 def run_all(config: RunConfig, console: Console) -> None:
-    """All stages; each leaves what is done as it is."""
+    """Run all stages; finished work is not repeated."""
     started = time.monotonic()
     with _stage(config, console) as tracker, ThreadPoolExecutor(1) as beside:
         loadable = beside.submit(_require_loadable, config)
         beside.submit(_import_ahead, config)
         try:
             require_room(config)
-            _ingest(config, tracker, console)
+            _ingest(config, config.datasets, tracker, console)
             loadable.result()
         except BaseException:
             beside.shutdown(wait=False, cancel_futures=True)
@@ -149,7 +150,11 @@ def run_all(config: RunConfig, console: Console) -> None:
 
 
 def _require_loadable(config: RunConfig) -> None:
-    """See that the student can be loaded, if it still has to be."""
+    """Load the student once if it is still to be trained.
+
+    Raises:
+        StudentError: it cannot be loaded.
+    """
     if not needs_student(config):
         return
     from llkd.student.model import require_loadable
@@ -158,8 +163,8 @@ def _require_loadable(config: RunConfig) -> None:
 
 
 def _import_ahead(config: RunConfig) -> None:
-    """Import what takes seconds, and what this process would otherwise wait for later. Where that
-    fails, it fails again where it is used, and is told there."""
+    """Import slow modules while other work goes on. An import that fails here fails again where it
+    is needed, which reports it."""
     if not needs_student(config):
         return
     import ray.train.torch  # noqa: F401
@@ -171,7 +176,8 @@ def _import_ahead(config: RunConfig) -> None:
 
 @contextmanager
 def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
-    """Hold the run directory, check it against the config, freeze the config, show progress."""
+    """Lock the run directory, check it against the config, repair it, write run.yaml, and show
+    progress."""
     root = Folder(RunLayout(config.run_dir).root)
     with held(root.uri):
         check_run(config)
@@ -182,7 +188,7 @@ def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
         mend(config, config.datasets, partial(_line, console))
         with ProgressDisplay(console) as display:
             yield display.tracker
-        root.delete_temporary()  # of tasks that were killed on the way
+        root.delete_temporary()  # of tasks that were killed
 
 
 def _line(console: Console, text: str) -> None:
@@ -190,10 +196,10 @@ def _line(console: Console, text: str) -> None:
 
 
 def check_run(config: RunConfig) -> None:
-    """Compare every stage that was begun with the config, before any work is done.
+    """Compare the config with every stage that has begun, before any work is done.
 
     Raises:
-        FingerprintError: naming the setting that differs.
+        FingerprintError: a setting differs; the error names it.
     """
     layout = RunLayout(config.run_dir)
     for dataset in config.datasets:
@@ -212,7 +218,7 @@ def check_run(config: RunConfig) -> None:
 
 
 def _check_labels(config: RunConfig, dataset: str, ingested: Manifest) -> Manifest:
-    """Check the labels of each teacher; returns the manifest of those the student learns from."""
+    """Check the labels of each teacher; returns the manifest of those that the student trains on."""
     apart = []
     for alone in config.of_each_teacher:
         labelled = label_manifest(alone, dataset, ingested)
@@ -225,9 +231,12 @@ def _check_labels(config: RunConfig, dataset: str, ingested: Manifest) -> Manife
     return labelled
 
 
-def _ingest(config: RunConfig, tracker: Any, console: Console) -> None:
-    for dataset in config.datasets:
-        _say(console, f"ingest {dataset}", ingest(config, dataset, tracker))
+def _ingest(config: RunConfig, datasets: Sequence[str], tracker: Any, console: Console) -> None:
+    for dataset in datasets:
+        rejects = ingest(config, dataset, tracker).results.get("rejects") or {}
+        if rejects:
+            listed = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(rejects.items()))
+            _line(console, f"ingest {dataset}: rows left out ({listed}), listed in rejects/")
 
 
 def _label(config: RunConfig, tracker: Any, console: Console) -> None:
@@ -246,16 +255,9 @@ def _label(config: RunConfig, tracker: Any, console: Console) -> None:
 
 def _distill(config: RunConfig, tracker: Any, console: Console) -> None:
     require_complete(Folder(RunLayout(config.run_dir).labels("corpus")), "label")
-    with followed(config, tracker, partial(_line, console)):
+    with logged_epochs(config, tracker, partial(_line, console)):
         distill(config, calibrate(config), tracker)
     export(config)
-
-
-def _say(console: Console, name: str, manifest: Manifest) -> None:
-    rejects = manifest.results.get("rejects") or {}
-    if rejects:
-        listed = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(rejects.items()))
-        console.print(f"  {name}: rows left out ({listed}), listed in rejects/")
 
 
 def _evaluate(config: RunConfig, tracker: Any, started: float, console: Console) -> dict[str, Any]:
@@ -268,12 +270,12 @@ def _evaluate(config: RunConfig, tracker: Any, started: float, console: Console)
     now = time.monotonic()
     metrics = collect_metrics(config, found, now - begun_evaluation, now - started)
     Folder(RunLayout(config.run_dir).root).write_json(METRICS, metrics)
-    tell_figures(config, metrics, partial(_line, console))
+    log_final_metrics(config, metrics, partial(_line, console))
     return metrics
 
 
 def make_report(config: RunConfig, console: Console) -> None:
-    """Write the report. All else is done: what goes wrong here is told and no more."""
+    """Write the report. The run is finished, so an error is only printed."""
     try:
         from llkd.results.report import write_report
 
@@ -283,19 +285,19 @@ def make_report(config: RunConfig, console: Console) -> None:
         _line(
             console,
             f"{REPORT} could not be made ({type(error).__name__}: {str(error)[:300]}); the "
-            "traceback is in the log. jobs/report.py tries again.",
+            "traceback is in the log. Run jobs/report.py to try again.",
         )
 
 
 def collect_metrics(
     config: RunConfig, found: dict[str, Evaluation], evaluating: float, total: float
 ) -> dict[str, Any]:
-    """The content of metrics.json; keys that do not apply are absent.
+    """The content of metrics.json, without the keys that do not apply.
 
     Args:
         config: the run.
-        found: what `evaluate` returned.
-        evaluating: seconds that took, the student's predictions among them.
+        found: the result of `evaluate`.
+        evaluating: seconds of the evaluation, including the student's predictions.
         total: seconds of this command.
     """
     layout = RunLayout(config.run_dir)
@@ -361,7 +363,7 @@ def _figures(evaluation: Evaluation, names: list[str], auroc: bool) -> dict[str,
 
 
 def run_stage(name: str, config: RunConfig, console: Console) -> None:
-    """Run the job of a name, with the examples that its config has drawn."""
+    """Run a job by name, with the examples drawn for its config."""
     STAGES[name](with_drawn_examples(config), console)
 
 

@@ -234,7 +234,7 @@ def mend_rounds(config: RunConfig, shards: int, say: Say) -> None:
     for number in rounds.names():
         run = config.model_copy(update={"run_dir": f"{rounds.uri}/{number}"})
         layout, name = RunLayout(run.run_dir), f"round {int(number) + 1}"
-        folders = (layout.wanted, layout.answers("corpus"), layout.labels("corpus"))
+        folders = (layout.wanted, layout.answers, layout.labels("corpus"))
         for uri in (*folders, layout.predictions("corpus")):
             reopen_damaged(Folder(uri), f"{name} {uri.rpartition('/')[2]}", say)
         EpochsMender(run, shards, lambda line, name=name: say(f"{name} {line}")).mend()  # type: ignore[misc]

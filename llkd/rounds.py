@@ -1,9 +1,9 @@
-"""Labelling a part of the corpus, in rounds: rows are chosen, the teacher labels them, and a
-student learns from all labels so far to choose the next ones.
+"""Label a part of the corpus in rounds. Each round chooses rows and the teacher labels them; a
+student trained on all labels so far then guides the next round's choice.
 
-Round NN is a run of its own in <run_dir>/rounds/NN, on the rows of <run_dir>. It holds the rows
-that were wanted, the teacher's answers to them, and the labels of all rounds up to it; its student
-is made by the same stages as the run's. In the end the answers of all rounds are the run's labels.
+Round NN is a run in <run_dir>/rounds/NN, on the rows of <run_dir>. It holds the chosen rows, the
+teacher's answers for them, and the labels of all rounds up to and including it. The stages that
+train the run's student train its student too. The answers of all rounds become the run's labels.
 """
 
 import time
@@ -39,17 +39,17 @@ from llkd.teacher.stage import manifest_of as label_manifest
 
 
 def label_in_rounds(config: RunConfig, datasets: Sequence[str], tracker: Any) -> None:
-    """Make the labels of a part of the corpus, and of all other data sets; what is there is left
-    alone.
+    """Label a part of the corpus and all of the other data sets; finished work is not repeated.
 
     Args:
         config: the run; `label.budget` is below 1.
-        datasets: `corpus`, and those that are labelled whole.
+        datasets: `corpus`, and those to label as a whole.
         tracker: the progress tracker.
 
     Raises:
-        DataError: the budget is less than a row.
+        DataError: the budget is less than one row.
         FingerprintError: a round was made with other settings.
+        RejectLimitError: the teacher refused too many rows of the budget.
     """
     started = time.monotonic()
     layout = RunLayout(config.run_dir)
@@ -57,30 +57,30 @@ def label_in_rounds(config: RunConfig, datasets: Sequence[str], tracker: Any) ->
     wanted = label_manifest(config, "corpus", ingested)
     found = read_manifest(Folder(layout.labels("corpus")))
     if found is None or not found.complete:
-        is_chosen(config, 0, ingested)  # refuses other settings before anything is touched
+        is_chosen(config, 0, ingested)  # refuses other settings before any work is done
     if not open_stage(Folder(layout.labels("corpus")), wanted).complete:
         done = _run_rounds(config, datasets, ingested, tracker)
-        rounds = [RunLayout(layout.round(number)) for number in range(done)]
         results = {**_random_slice(layout), "seconds": time.monotonic() - started}
-        merge(layout, rounds, wanted, results)
+        labels, rejects = Folder(layout.labels("corpus")), Folder(layout.label_rejects("corpus"))
+        merge(labels, rejects, [layout.round(number) for number in range(done)], wanted, results)
     label(config, [dataset for dataset in datasets if dataset != "corpus"], tracker)
     for name in Folder(layout.rounds).names():
-        _forget_student(RunLayout(f"{layout.rounds}/{name}"))
+        _delete_student(RunLayout(f"{layout.rounds}/{name}"))
 
 
 def of_round(config: RunConfig, number: int) -> RunConfig:
-    """The config of a round's run."""
-    return config.model_copy(update={"run_dir": RunLayout(config.run_dir).round(number)})
+    """The config of a round."""
+    return config.model_copy(update={"run_dir": RunLayout(config.run_dir).round(number).root})
 
 
 def _run_rounds(
     config: RunConfig, datasets: Sequence[str], ingested: Manifest, tracker: Any
 ) -> int:
-    """Label round by round; returns how many there were."""
+    """Label round by round; returns the number of rounds."""
     sizes = _sizes(config, sum(ingested.results["rows"]))
     layout = RunLayout(config.run_dir)
-    if not begun(Folder(RunLayout(layout.round(0)).answers("corpus"))):
-        Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()  # of labels that were deleted
+    if not begun(Folder(layout.round(0).answers)):
+        Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()  # beside deleted labels
     for number, size in enumerate(sizes):
         basis = _basis(config, number, ingested)
         if not is_chosen(config, number, basis):
@@ -90,51 +90,50 @@ def _run_rounds(
             chosen = f"{size:,} of {sum(ingested.results['rows']):,} rows chosen"
             tracker.note.remote(f"round {number + 1}/{len(sizes)}: {chosen}")
         if number:
-            _forget_student(RunLayout(layout.round(number - 1)))
-        # The other data sets are labelled beside the first rows, by the same engines.
+            _delete_student(layout.round(number - 1))
+        # The first round's engines label the other data sets too.
         label(of_round(config, number), ["corpus"] if number else datasets, tracker)
         _require_few_rejects(config, number, sum(sizes))
-        if number + 1 < len(sizes):  # a student learns from them
+        if number + 1 < len(sizes):  # a student trains on them
             _merge_until(layout, number)
     return len(sizes)
 
 
 def _require_few_rejects(config: RunConfig, number: int, rows: int) -> None:
-    """See that the rounds so far left no more rows out than all of them may, of so many rows.
-
+    """
     Raises:
-        RejectLimitError: they did.
+        RejectLimitError: the rounds so far rejected more than is allowed of all rounds' `rows`.
     """
     layout = RunLayout(config.run_dir)
-    rounds = [RunLayout(layout.round(earlier)) for earlier in range(number + 1)]
-    answered = [require_complete(Folder(each.answers("corpus")), "label") for each in rounds]
+    rounds = [layout.round(earlier) for earlier in range(number + 1)]
+    answered = [require_complete(Folder(each.answers), "label") for each in rounds]
     rejected = sum(each.results["rejected"] for each in answered)
     if rejected > config.max_reject_fraction * rows:
         raise RejectLimitError(
             f"The teacher refused {rejected:,} of the {rows:,} rows of label.budget, more than "
             f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
-            f"{rounds[-1].label_rejects('corpus')} and those of the rounds before."
+            f"{rounds[-1].label_rejects('corpus')} and the same folder of earlier rounds."
         )
 
 
 def _sizes(config: RunConfig, rows: int) -> list[int]:
-    """Rows of each round."""
-    asked = config.label
-    sizes = round_sizes(rows, asked.budget, asked.rounds, asked.first)
+    """The number of rows of each round."""
+    wanted = config.label
+    sizes = round_sizes(rows, wanted.budget, wanted.rounds, wanted.first)
     if not sizes:
         raise DataError(
-            f"label.budget = {asked.budget:g} of {rows:,} rows is less than a row",
+            f"label.budget = {wanted.budget:g} of {rows:,} rows is less than a row",
             "Raise it.",
         )
     return sizes
 
 
 def _basis(config: RunConfig, number: int, ingested: Manifest) -> Manifest:
-    """The manifest of what the rows of a round are chosen by: of the first the corpus's, later
-    that of the predictions which the student of the round before makes.
+    """The manifest that the choice of a round's rows depends on: the corpus's in the first round,
+    later that of the predictions of the previous round's student.
 
     Raises:
-        FingerprintError: that student was begun with other settings.
+        FingerprintError: that student's training was begun with other settings.
     """
     if number == 0:
         return ingested
@@ -147,34 +146,34 @@ def _basis(config: RunConfig, number: int, ingested: Manifest) -> Manifest:
 
 
 def _pass(layout: RunLayout) -> Pass:
-    """What the student of a round is asked."""
+    """The prediction pass of a round's student."""
     return Pass("corpus", Folder(layout.predictions("corpus")), probabilities=True)
 
 
 def _merge_until(layout: RunLayout, number: int) -> None:
-    """Write the labels of a round: the answers of all rounds up to and with it."""
-    rounds = [RunLayout(layout.round(earlier)) for earlier in range(number + 1)]
-    answered = require_complete(Folder(rounds[-1].answers("corpus")), "label")
+    """Write the labels of a round: the answers of all rounds up to and including it."""
+    rounds = [layout.round(earlier) for earlier in range(number + 1)]
+    answered = require_complete(Folder(rounds[-1].answers), "label")
     wanted = Manifest("label", {"label.round": number}, answered.fingerprint)
-    merge(rounds[-1], rounds, wanted, _random_slice(layout))
+    merge(Folder(rounds[-1].labels("corpus")), None, rounds, wanted, _random_slice(layout))
 
 
 def _random_slice(layout: RunLayout) -> dict[str, Any]:
-    """What tells the rows of the first round from the others."""
-    chosen = require_complete(Folder(RunLayout(layout.round(0)).wanted), "label")
+    """The rule by which the first round's rows were drawn, which tells them from the others."""
+    chosen = require_complete(Folder(layout.round(0).wanted), "label")
     return {RANDOM_SLICE: chosen.results[RANDOM_SLICE]}
 
 
 def _learn(config: RunConfig, number: int, tracker: Any) -> bool:
-    """Train the student of a round and let it predict the corpus; returns whether there is a round
-    after it."""
+    """Train the student of a round and predict the corpus with it; returns whether another round
+    follows."""
     run = of_round(config, number)
     layout = RunLayout(run.run_dir)
     epochs = Folder(layout.epochs)
     trained = read_manifest(epochs)
-    forgotten = not Folder(layout.checkpoints).names() and not Folder(layout.student).names()
-    if trained is not None and trained.complete and forgotten:
-        epochs.delete()  # the choice that it was made for is gone: it is made again
+    deleted = not Folder(layout.checkpoints).names() and not Folder(layout.student).names()
+    if trained is not None and trained.complete and deleted:
+        epochs.delete()  # the next round's choice is lost, so its student is trained again
     distill(run, calibrate(run), tracker)
     patience = config.label.patience
     scores = (
@@ -189,13 +188,14 @@ def _learn(config: RunConfig, number: int, tracker: Any) -> bool:
 
 
 def _score(run: RunConfig) -> float:
-    """How far the student of a round agrees with the teacher on the rows held out: macro-F1."""
+    """The agreement of a round's student with the teacher on the held-out rows: macro-F1."""
     distilled = require_complete(Folder(RunLayout(run.run_dir).epochs), "distill")
     return float(read_stats(run, distilled.results["epoch"])["validation"]["macro_f1"])
 
 
-def _forget_student(layout: RunLayout) -> None:
-    """Delete what only served to choose the rows after a round; how it was trained stays told."""
+def _delete_student(layout: RunLayout) -> None:
+    """Delete a round's student and predictions, which served only to choose the next round's rows.
+    Training statistics are kept."""
     served = (layout.checkpoints, layout.student, layout.predictions("corpus"), layout.candidates)
     for uri in served:
         Folder(uri).delete()

@@ -23,7 +23,7 @@ from tests.helpers import run
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def test_a_student_that_is_not_there_is_told_before_the_teacher_labels(
+def test_a_missing_student_fails_before_the_teacher_labels(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     with pytest.raises(StudentError, match="student.model: cannot load demo/nosuch"):
@@ -32,7 +32,7 @@ def test_a_student_that_is_not_there_is_told_before_the_teacher_labels(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_what_a_task_that_was_killed_left_is_cleared_in_the_end(
+def test_temporary_files_of_killed_tasks_are_deleted(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leaving(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
@@ -58,8 +58,8 @@ def test_a_teacher_of_one_label_and_a_test_set_of_another(
         teacher={"engine_args": {"only": "sport"}, "calibration": "none"},
         student={"epochs": 2},
     )
-    told = run("run", config)
-    assert told.count("warning: no row selected of tech (of 0 labelled so), trade (of 0") == 2
+    screen = run("run", config)
+    assert screen.count("warning: no row selected of tech (of 0 labelled so), trade (of 0") == 2
     figures = Folder(config.run_dir).read_json("metrics.json")
     for who in ("teacher", "student"):
         assert figures[who]["test"]["accuracy"] == 0

@@ -32,15 +32,15 @@ BUDGET = {"budget": 0.4, "rounds": 3, "first": 0.5}
 
 @dataclass
 class Labelled:
-    """A run that is labelled in rounds, and how often its teacher was asked about each text."""
+    """A run that is labelled in rounds, and how often its teacher labelled each text."""
 
     make: MakeConfig
     calls: Path
     folder: Path
-    told: str = ""
+    screen: str = ""
 
     def config(self, **sections: Any) -> RunConfig:
-        """The config of the run, with some other settings."""
+        """The config of the run, with other settings."""
         return self.make(
             run_dir=str(self.folder),
             corpus={"label_column": "label", **sections.pop("corpus", {})},
@@ -51,23 +51,23 @@ class Labelled:
         )
 
     def another(self, folder: Path) -> "Labelled":
-        """A run that is not there yet; its teacher is counted anew."""
+        """A new run; the teacher's calls are counted afresh."""
         self.calls.write_text("")
         return Labelled(self.make, self.calls, folder)
 
     def copy(self, folder: Path) -> "Labelled":
-        """The same run in another place; its teacher is counted anew."""
+        """A copy of the run; the teacher's calls are counted afresh."""
         shutil.copytree(self.folder, folder)
         return self.another(folder)
 
     def round(self, number: int) -> RunLayout:
-        return RunLayout(RunLayout(str(self.folder)).round(number))
+        return RunLayout(str(self.folder)).round(number)
 
     def asked(self) -> Counter[str]:
         return calls_in(self.calls)
 
     def keys(self, dataset: str, rows: list[list[int]]) -> Counter[str]:
-        """What `asked` calls the texts of these rows of each shard."""
+        """The keys that `asked` has for these rows of each shard."""
         folder = Folder(RunLayout(str(self.folder)).rows(dataset))
         texts = [folder.read_shard(shard)["text"].to_pylist() for shard in range(len(rows))]
         return Counter(text_key(texts[s][row]) for s, part in enumerate(rows) for row in part)
@@ -78,13 +78,13 @@ def labelled(
     local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
     corpus_files: tuple[str, str],
 ) -> Labelled:  # fmt: skip
-    """Made once; tests that change anything do so in a copy."""
+    """Made once; tests change copies only."""
     folder = tmp_path_factory.mktemp("rounds")
     make = config_maker(folder, tiny_student, corpus_files)
     made = Labelled(make, folder / "calls", folder / "run")
     run("ingest", made.config())
     with in_process():
-        made.told = run("label", made.config())
+        made.screen = run("label", made.config())
     return made
 
 
@@ -93,9 +93,9 @@ def rows_in(uri: str) -> list[list[int]]:
     return [Folder(uri).read_shard(shard, ["row"])["row"].to_pylist() for shard in range(SHARDS)]
 
 
-def test_a_part_of_the_corpus_is_labelled_each_row_once(labelled: Labelled) -> None:
+def test_each_row_of_the_budget_is_labelled_once(labelled: Labelled) -> None:
     for line in ("round 1/3: 84 of", "round 2/3: 42 of", "round 3/3: 42 of 420 rows chosen"):
-        assert line in labelled.told
+        assert line in labelled.screen
     layout = RunLayout(str(labelled.folder))
     found = rows_in(layout.labels("corpus"))
     assert sum(map(len, found)) == 168  # 0.4 of 420
@@ -107,37 +107,39 @@ def test_a_part_of_the_corpus_is_labelled_each_row_once(labelled: Labelled) -> N
     expected = labelled.keys("corpus", found) + labelled.keys("test", [list(range(120))])
     asked = labelled.asked()
     assert {key: asked[key] for key in expected} == dict.fromkeys(expected, 1)
-    assert len(asked) == len(expected) + 3  # texts without content
+    assert len(asked) == len(expected) + 3  # the content-free texts
     manifest = read_manifest(Folder(layout.labels("corpus")))
     assert manifest is not None
     assert manifest.results["rows"] == [len(part) for part in found]
     assert manifest.results["label_mass"] == pytest.approx(np.exp(-0.5), abs=1e-6)
-    answers = Folder(labelled.round(2).answers("corpus")).read_shard(3).to_pylist()
+    answers = Folder(labelled.round(2).answers).read_shard(3).to_pylist()
     merged = Folder(layout.labels("corpus")).read_shard(3).to_pylist()
     assert answers
     assert all(row in merged for row in answers)
 
 
-def test_the_students_of_rounds_go_and_their_figures_stay(labelled: Labelled) -> None:
+def test_students_of_rounds_are_deleted_and_their_statistics_kept(labelled: Labelled) -> None:
     left = {name for n in range(3) for name in Folder(labelled.round(n).root).names()}
     assert left == {"wanted", "answers", "labels", "epochs", "predictions"}
     assert Folder(f"{labelled.round(0).root}/predictions").names() == []
     assert Folder(labelled.round(0).epoch(0)).exists("stats.json")
 
 
-def test_calibration_goes_by_the_random_rows(labelled: Labelled) -> None:
+def test_calibration_uses_the_random_rows(labelled: Labelled) -> None:
     config = labelled.config()
     for number in range(3):
         own = calibrate(rounds.of_round(config, number) if number < 2 else config)
-        first = Folder(labelled.round(0).answers("corpus"))
+        first = Folder(labelled.round(0).answers)
         logprobs = np.concatenate([matrix(first.read_shard(s)["logprobs"]) for s in range(SHARDS)])
         assert own.apply(logprobs).mean(axis=0) == pytest.approx([1 / 3] * 3, abs=1e-3)
 
 
-def test_a_run_goes_on_from_there(tmp_path: Path, labelled: Labelled) -> None:
+def test_the_run_continues_from_the_labels_of_its_rounds(
+    tmp_path: Path, labelled: Labelled
+) -> None:
     again = labelled.copy(tmp_path / "run")
-    told = run("run", again.config(student={"learning_rate": 1e-3}))  # of another student
-    assert "round" not in told
+    screen = run("run", again.config(student={"learning_rate": 1e-3}))  # of another student
+    assert "round" not in screen
     assert again.asked() == {}
     metrics = Folder(str(again.folder)).read_json("metrics.json")
     assert (metrics["teacher"]["rows"], metrics["selection"]["rows"]) == (168, 168)
@@ -153,17 +155,17 @@ def test_a_run_goes_on_from_there(tmp_path: Path, labelled: Labelled) -> None:
         run("label", again.config(label={"budget": 0.5}))
 
 
-def test_a_killed_run_asks_for_what_is_missing_only(tmp_path: Path, labelled: Labelled) -> None:
+def test_a_killed_run_labels_only_the_missing_rows(tmp_path: Path, labelled: Labelled) -> None:
     again = labelled.copy(tmp_path / "run")
     layout, middle = RunLayout(str(again.folder)), again.round(1)
     before = rows_in(layout.labels("corpus"))
     for uri in (layout.labels("corpus"), middle.labels("corpus")):
         Folder(uri).delete()
-    answers = Folder(middle.answers("corpus"))
+    answers = Folder(middle.answers)
     answers.delete_file(shard_name(2))
     answers.write_json(MANIFEST, {**answers.read_json(MANIFEST), "complete": False})
-    told = run("label", again.config())
-    assert "epoch" not in told  # the rows of the next round were chosen: no student is trained
+    screen = run("label", again.config())
+    assert "epoch" not in screen  # the rows of the next round were chosen: no student is trained
     missing: list[list[int]] = [[] for _ in range(SHARDS)]
     missing[2] = rows_in(middle.wanted)[2]
     assert again.asked() == again.keys("corpus", missing)
@@ -172,7 +174,7 @@ def test_a_killed_run_asks_for_what_is_missing_only(tmp_path: Path, labelled: La
         assert rows_in(again.round(number).wanted) == rows_in(labelled.round(number).wanted)
 
 
-def test_a_run_killed_between_rounds_ends_as_one_that_was_not(
+def test_a_run_killed_between_rounds_ends_like_an_undisturbed_one(
     tmp_path: Path, labelled: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = labelled.copy(tmp_path / "run")
@@ -197,9 +199,9 @@ def test_a_run_killed_between_rounds_ends_as_one_that_was_not(
     ):  # fmt: skip
         with pytest.raises(FingerprintError, match=message):
             run("label", again.config(**changes))
-    told = run("label", again.config())
-    assert "round 3/3" in told
-    assert "epoch" not in told
+    screen = run("label", again.config())
+    assert "round 3/3" in screen
+    assert "epoch" not in screen
     assert again.asked() == again.keys("corpus", rows_in(labelled.round(2).wanted))
     theirs = Folder(RunLayout(str(labelled.folder)).labels("corpus"))
     for shard in range(SHARDS):
@@ -224,7 +226,7 @@ def test_a_whole_corpus_has_no_rounds(tmp_path: Path, labelled: Labelled) -> Non
     }  # fmt: skip
 
 
-def test_one_round_is_at_random_and_refused_rows_are_spent(
+def test_a_single_round_is_random_and_refused_rows_use_up_the_budget(
     tmp_path: Path, labelled: Labelled
 ) -> None:
     again = labelled.another(tmp_path / "run")
@@ -234,9 +236,9 @@ def test_one_round_is_at_random_and_refused_rows_are_spent(
         max_reject_fraction=0.5, corpus={"id_column": "id"},
     )  # fmt: skip
     run("ingest", config)
-    told = run("label", config)
-    assert "round 1/1: 42 of 420 rows chosen" in told
-    assert "epoch" not in told
+    screen = run("label", config)
+    assert "round 1/1: 42 of 420 rows chosen" in screen
+    assert "epoch" not in screen
     layout = RunLayout(str(again.folder))
     manifest = read_manifest(Folder(layout.labels("corpus")))
     assert manifest is not None
@@ -254,7 +256,7 @@ def test_one_round_is_at_random_and_refused_rows_are_spent(
     assert sorted(Folder(layout.rounds).names()) == ["00"]
 
 
-def test_refused_rows_are_judged_by_the_budget(tmp_path: Path, labelled: Labelled) -> None:
+def test_refused_rows_are_limited_by_the_budget(tmp_path: Path, labelled: Labelled) -> None:
     again = labelled.another(tmp_path / "run")
     arguments = {"calls": str(again.calls), "refuse": "goal"}
     config = again.config(
@@ -270,7 +272,7 @@ def test_refused_rows_are_judged_by_the_budget(tmp_path: Path, labelled: Labelle
     assert not Folder(again.round(0).labels("corpus")).names()  # no student learns from them
 
 
-def test_labels_made_elsewhere_can_be_taken_in_part(
+def test_a_part_of_labels_from_a_table(
     tmp_path: Path, labelled: Labelled, corpus_files: tuple[str, str]
 ) -> None:
     table = pq.read_table(corpus_files[0])
@@ -286,8 +288,10 @@ def test_labels_made_elsewhere_can_be_taken_in_part(
     names, gold = config.task.label_names, table["label"].to_pylist()
     for shard in range(SHARDS):
         found = Folder(RunLayout(config.run_dir).labels("corpus")).read_shard(shard)
-        said = matrix(found["logprobs"]).argmax(axis=1)
-        assert [names[i] for i in said] == [gold[60 * shard + r] for r in found["row"].to_pylist()]
+        label_n = matrix(found["logprobs"]).argmax(axis=1)
+        assert [names[i] for i in label_n] == [
+            gold[60 * shard + r] for r in found["row"].to_pylist()
+        ]
 
 
 def test_labelling_stops_without_a_better_student(
@@ -307,8 +311,8 @@ def test_labelling_stops_without_a_better_student(
         return -float(run.run_dir[-2:])
 
     monkeypatch.setattr(rounds, "_score", falling)
-    told = run("label", config)
-    assert "round 2: no better student, labelling stops" in told
+    screen = run("label", config)
+    assert "round 2: no better student, labelling stops" in screen
     layout = RunLayout(config.run_dir)
     # 0.8 * 420 = 336: 235 in the first round, a third of the rest in the second.
     assert sum(map(len, rows_in(layout.labels("corpus")))) == 235 + 33
@@ -316,7 +320,7 @@ def test_labelling_stops_without_a_better_student(
     assert "round" not in run("label", config)
 
 
-def test_what_cannot_be_done_is_told_first(tmp_path: Path, labelled: Labelled) -> None:
+def test_impossible_settings_are_refused_first(tmp_path: Path, labelled: Labelled) -> None:
     again = labelled.another(tmp_path / "run")
     run("ingest", again.config())
     with pytest.raises(StudentError, match="student.model: cannot load demo/nosuch"):

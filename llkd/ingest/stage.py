@@ -1,14 +1,14 @@
-"""Cut the caller's files into shards of rows, and set aside what cannot be used.
+"""Cut the user's files into shards of rows, and reject the rows that are unusable.
 
-A shard covers `rows_per_shard` consecutive rows of the source, so that any worker can make any
-shard, and the rows of a shard do not depend on how many workers there are.
+A shard covers `rows_per_shard` consecutive rows of the source. So any worker can write any shard,
+and a shard's rows do not depend on the number of workers.
 """
 
 import bisect
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from llkd.cluster.integrity import close_stage, lost_files, read_record, shard_crcs
-from llkd.cluster.progress import now_and_then
+from llkd.cluster.integrity import lost_files, read_record
+from llkd.cluster.progress import throttled
 from llkd.cluster.shard_tasks import run_on_shards
+from llkd.cluster.stage import ShardedStage
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.config.sources import CorpusConfig, SourceConfig, TestConfig, section_of
-from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
+from llkd.errors import DataError, FingerprintError, RejectLimitError
 from llkd.ingest.sources import (
     SourceFile,
     SourceRow,
@@ -33,11 +34,20 @@ from llkd.ingest.sources import (
     read_rows,
 )
 from llkd.store.folder import Folder, portable_path
-from llkd.store.manifest import FILES, Manifest, begun, open_stage
-from llkd.store.rejects import delete_shards, require_all_told
-from llkd.store.schema import GOLD, ID, REJECTS_SCHEMA, ROW, TEXT, RunLayout, corpus_schema
+from llkd.store.manifest import FILES, Manifest, begun
+from llkd.store.schema import (
+    GOLD,
+    ID,
+    REJECTS_SCHEMA,
+    ROW,
+    TEXT,
+    RunLayout,
+    corpus_schema,
+    shard_starts,
+)
 
 TEST_ROWS_PER_SHARD = 4096
+"""Rows per shard of every data set but the corpus."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +59,27 @@ class ShardPlan:
     source: SourceConfig
     files: tuple[SourceFile, ...]
     starts: tuple[int, ...]
-    """Position of each file's first row among all rows; one more entry for the end."""
+    """Position of each file's first row among all rows; the last entry is the number of rows."""
     rows_per_shard: int
 
     @property
+    def rows(self) -> int:
+        """The number of rows of the source."""
+        return self.starts[-1]
+
+    @property
     def shards(self) -> int:
-        """How many shards there are."""
-        return -(-self.starts[-1] // self.rows_per_shard)
+        """The number of shards."""
+        return -(-self.rows // self.rows_per_shard)
 
     def rows_of(self, shard: int) -> int:
         """How many rows of the source a shard covers."""
-        return min(self.rows_per_shard, self.starts[-1] - shard * self.rows_per_shard)
+        return min(self.rows_per_shard, self.rows - shard * self.rows_per_shard)
 
     def pieces(self, shard: int) -> Iterator[tuple[SourceFile, int, int]]:
-        """(file, start, stop) of the row ranges that make up a shard."""
+        """The row ranges that make up a shard, as (file, start, stop)."""
         low = shard * self.rows_per_shard
-        high = min(low + self.rows_per_shard, self.starts[-1])
+        high = low + self.rows_of(shard)
         number = bisect.bisect_right(self.starts, low) - 1
         while self.starts[number] < high:
             first, end = self.starts[number], self.starts[number + 1]
@@ -74,7 +89,7 @@ class ShardPlan:
 
 
 def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
-    """Make the shards of a data set from its source; shards that are there are left alone.
+    """Write the missing shards of a data set from its source.
 
     Args:
         config: the run.
@@ -82,99 +97,88 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
         tracker: the progress tracker.
 
     Raises:
-        DataError: the source cannot be read, or has no usable rows.
+        DataError: the source is unreadable or has no rows.
         FingerprintError: the run directory was made from another source.
+        IncompleteError: a shard is absent, or rows of it are lost.
         RejectLimitError: too many rows are unusable.
     """
     started = time.monotonic()
     layout = RunLayout(config.run_dir)
-    folder = Folder(layout.rows(dataset))
     source = config.source(dataset)
     assert source is not None
-    rejects = Folder(layout.rejects(f"ingest-{dataset}"))
-    if not begun(folder):
-        rejects.delete()  # of shards that were deleted
-    manifest = open_stage(folder, manifest_of(config, dataset))
-    if manifest.complete:
-        return manifest
-
-    tracker.doing.remote(f"ingest {dataset}: the files are counted")
-    plan = _plan(source, dataset)
-    _check_plan(folder, plan)
-    missing = sorted(set(range(plan.shards)) - folder.shards())
-    delete_shards(rejects, rejects.shards().intersection(missing))
-    tracker.begin.remote(
-        f"ingest {dataset}",
-        plan.starts[-1],
-        min((plan.shards - len(missing)) * plan.rows_per_shard, plan.starts[-1]),
+    stage = ShardedStage(
+        Folder(layout.rows(dataset)),
+        manifest_of(config, dataset),
+        Folder(layout.rejects(f"ingest-{dataset}")),
     )
-    labels, of = config.task.label_names, Work(layout.name, "ingest", dataset)
-    announce(tracker, of, missing)
-
-    def work(shard: int) -> dict[str, Any]:
-        begun_at = time.monotonic()
-        result = _write_shard(plan, shard, labels, layout)
-        seconds = time.monotonic() - begun_at
-        told = ShardDone(of, shard, result["rows"], seconds, result["rejects"])
-        # Ray may end the process of a task before it has sent what nobody waits for.
-        ray.wait([tracker.shard.remote(told)])
-        return result
-
-    crcs: dict[int, int] = {}
-    rows: dict[int, int] = {}
+    if stage.complete:
+        return stage.manifest
+    tracker.doing.remote(f"ingest {dataset}: counting rows")
+    plan = _plan(source, dataset)
+    _check_plan(stage.folder, plan)
+    _write_missing(config, plan, stage, tracker)
+    counts = stage.counts([plan.rows_of(shard) for shard in range(plan.shards)])
     reasons: Counter[str] = Counter()
-    tell, done = partial(tracker.update.remote, "shards"), 0
-    now_and_then_ = now_and_then(tell)
-    for shard, result in run_on_shards(work, missing):
-        crcs[shard], rows[shard] = result["crc"], result["rows"]
-        reasons.update(result["rejects"])
-        done += result["rows"] + sum(result["rejects"].values())
-        now_and_then_(done)
-    tell(done)
-    if absent := sorted(set(range(plan.shards)) - folder.shards()):
-        raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {plan.shards} shards, first {absent[0]}"
-        )
-    earlier = [shard for shard in range(plan.shards) if shard not in rows]
-    lost = []
-    for shard, result in run_on_shards(_counter(layout, dataset), earlier):
-        rows[shard] = result["rows"]
-        reasons.update(result["rejects"])
-        if rows[shard] + sum(result["rejects"].values()) != plan.rows_of(shard):
-            lost.append(shard)
-    require_all_told(folder, rejects, lost)
-    _require_few_rejects(config, plan, reasons, layout)
+    for shard in counts:
+        reasons.update(shard.rejects)
+    _require_few_rejects(config, plan, reasons)
     results = {
-        "rows": [rows[shard] for shard in range(plan.shards)],
+        "rows": [shard.rows for shard in counts],
         "rejects": dict(reasons),
         "seconds": time.monotonic() - started,
     }
-    finished = manifest.finished(results)
-    files = {**shard_crcs(folder, plan.shards, crcs), FILES: folder.crc32(FILES)}
-    _require_unchanged(folder, files, plan)
-    return close_stage(folder, finished, files, rejects)
+    crcs = {**stage.crcs(), FILES: stage.folder.crc32(FILES)}
+    _require_unchanged(stage.folder, crcs, plan)
+    return stage.close(results, crcs)
+
+
+def _write_missing(config: RunConfig, plan: ShardPlan, stage: ShardedStage, tracker: Any) -> None:
+    """Write the missing shards in Ray tasks."""
+    layout, labels = RunLayout(config.run_dir), config.task.label_names
+    missing = stage.missing(plan.shards)
+    skipped = min((plan.shards - len(missing)) * plan.rows_per_shard, plan.rows)
+    tracker.begin.remote(f"ingest {plan.dataset}", plan.rows, skipped)
+    work = Work(layout.name, "ingest", plan.dataset)
+    announce(tracker, work, missing)
+
+    def write(shard: int) -> dict[str, Any]:
+        started = time.monotonic()
+        written = _write_shard(plan, shard, labels, layout)
+        seconds = time.monotonic() - started
+        done = ShardDone(work, shard, written["rows"], seconds, written["rejects"])
+        # Ray may end a task's process before it has sent a call that nothing waits for.
+        ray.wait([tracker.shard.remote(done)])
+        return written
+
+    update, done = partial(tracker.update.remote, "shards"), 0
+    update_rarely = throttled(update)
+    for shard, written in run_on_shards(write, missing):
+        stage.add(shard, written)
+        done += written["rows"] + sum(written["rejects"].values())
+        update_rarely(done)
+    update(done)
 
 
 def _require_unchanged(folder: Folder, crcs: dict[str, int], plan: ShardPlan) -> None:
-    """See that what was damaged and made again is what it was.
+    """Compare shards that replace damaged ones with the records of those.
 
     Raises:
-        DataError: it is not.
+        DataError: a shard has other content than the one that it replaces.
     """
     known = {**(read_record(folder) or {}), **lost_files(folder)}
     changed = [name for name in crcs if name in known and known[name].crc != crcs[name]]
     if changed:
         raise DataError(
-            f"{folder.uri}/{changed[0]} was damaged, and what was made in its place "
-            f"from {section_of(plan.dataset)}.path holds something else: those files have "
-            "changed, or another version of pyarrow writes them otherwise.",
-            f"Put them back as they were and delete {changed[0]}, or delete {folder.uri} "
-            "and all that was made of it to ingest them as they are now.",
+            f"{folder.uri}/{changed[0]} was damaged, and its replacement from "
+            f"{section_of(plan.dataset)}.path has other content: those files have changed, or "
+            "another version of pyarrow writes shards differently.",
+            f"Restore the files and delete {changed[0]}, or delete {folder.uri} and all later "
+            "stages to ingest the files as they are now.",
         )
 
 
 def manifest_of(config: RunConfig, dataset: str) -> Manifest:
-    """What determines the shards of a data set."""
+    """The manifest of a data set's shards: the settings that determine them."""
     source = config.source(dataset)
     assert source is not None
     section = section_of(dataset)
@@ -190,29 +194,31 @@ def _plan(source: SourceConfig, dataset: str) -> ShardPlan:
     section = section_of(dataset)
     files = list_files(source, section)
 
-    def look(number: int) -> dict[str, Any]:
+    def count(number: int) -> dict[str, Any]:
         check_columns(files[number], source, section)
         return {"rows": count_rows(files[number], source)}
 
-    # A first look from here: a wrong column is told at once, and without a worker's traceback.
+    # Checked here first: a wrong column fails at once and without a worker's traceback.
     check_columns(files[0], source, section)
-    counts = {number: result["rows"] for number, result in run_on_shards(look, range(len(files)))}
-    starts = [0]
-    for number in range(len(files)):
-        starts.append(starts[-1] + counts[number])
-    if starts[-1] == 0:
+    counts = {
+        number: counted["rows"] for number, counted in run_on_shards(count, range(len(files)))
+    }
+    rows = [counts[number] for number in range(len(files))]
+    if not any(rows):
         raise DataError(f"{section}.path: {source.path} holds no rows")
-    rows = source.rows_per_shard if isinstance(source, CorpusConfig) else TEST_ROWS_PER_SHARD
-    return ShardPlan(dataset, source, tuple(files), tuple(starts), rows)
+    starts = (*shard_starts(rows), sum(rows))
+    per_shard = source.rows_per_shard if isinstance(source, CorpusConfig) else TEST_ROWS_PER_SHARD
+    return ShardPlan(dataset, source, tuple(files), starts, per_shard)
 
 
 def _check_plan(folder: Folder, plan: ShardPlan) -> None:
-    """Keep which files the shards are cut from, and see that a resumed run finds the same.
+    """Record the files that the shards are cut from; compare them with the record if resumed.
 
     Raises:
-        DataError: naming the first file that differs, where shards were damaged.
-        FingerprintError: naming it, where not all were made yet.
+        DataError: a file differs and a damaged shard has to be read from it again.
+        FingerprintError: a file differs and the stage is incomplete.
     """
+    section = section_of(plan.dataset)
     now = [
         [portable_path(file.uri), file.size, end - start]
         for file, start, end in zip(plan.files, plan.starts, plan.starts[1:], strict=False)
@@ -220,27 +226,28 @@ def _check_plan(folder: Folder, plan: ShardPlan) -> None:
     if not begun(folder) or not folder.exists(FILES):
         folder.write_json(FILES, now)
         return
-    for old, new in itertools.zip_longest(folder.read_json(FILES), now):
-        if old != new and read_record(folder) is not None:
-            raise DataError(
-                f"A shard of {folder.uri} is damaged, and cannot be read again: the files "
-                f"of {section_of(plan.dataset)}.path have changed ([file, bytes, rows] "
-                f"was {old}, now {new}).",
-                "Put them back as they were, or delete that folder and all that was made "
-                "of it to ingest them as they are now.",
-            )
-        if old != new:
-            raise FingerprintError(
-                f"The files of {section_of(plan.dataset)}.path have changed since "
-                f"{folder.uri} was begun: [file, bytes, rows] was {old}, now {new}.",
-                "Delete that folder to ingest the files as they are now.",
-            )
+    pairs = itertools.zip_longest(folder.read_json(FILES), now)
+    changed = next(((old, new) for old, new in pairs if old != new), None)
+    if changed is None:
+        return
+    difference = "[file, bytes, rows] was {}, now {}".format(*changed)
+    if read_record(folder) is not None:
+        raise DataError(
+            f"A shard of {folder.uri} is damaged and cannot be read again, because the files of "
+            f"{section}.path have changed: {difference}.",
+            "Restore the files, or delete that folder and all later stages to ingest the files "
+            "as they are now.",
+        )
+    raise FingerprintError(
+        f"The files of {section}.path have changed since {folder.uri} was begun: {difference}.",
+        "Delete that folder to ingest the files as they are now.",
+    )
 
 
 def _write_shard(
     plan: ShardPlan, shard: int, labels: list[str], layout: RunLayout
 ) -> dict[str, Any]:
-    """Read one shard's rows, write the usable ones and the rejects."""
+    """Read one shard's rows; write the usable ones and the rejects."""
     classes = {name: index for index, name in enumerate(labels)}
     with_id = plan.source.id_column is not None
     with_gold = plan.source.label_column is not None
@@ -273,7 +280,7 @@ def _write_shard(
 
 
 def usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
-    """(text, None, None) of a row, or (None, reason, detail)."""
+    """The text of a row as (text, None, None), or why it is rejected as (None, reason, detail)."""
     if row.reason is not None:
         return None, row.reason, row.detail
     text = row.text
@@ -300,48 +307,34 @@ def usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
 def _gold_class(
     row: SourceRow, classes: dict[str, int], file: SourceFile, plan: ShardPlan
 ) -> int | None:
-    """The class index of a gold label; null stays null, but not where rows only serve to measure."""
+    """The class index of a gold label; None if the label is null, which a test set may not have."""
     name = as_text(row.gold)
     where = f"{file.uri}, row {row.number + 1}, column {plan.source.label_column!r}"
     if not name:
         if isinstance(plan.source, TestConfig):
-            raise DataError(f"{where}: the gold label is missing")
+            raise DataError(
+                f"{where}: the gold label is missing",
+                "Label the row or remove it, and run the same command again.",
+            )
         return None
     if name not in classes:
         raise DataError(
-            f"{where}: label {name!r} is not one of task.labels ({', '.join(classes)}), which "
-            "must be spelt as in the file"
+            f"{where}: label {name!r} is not one of task.labels ({', '.join(classes)})",
+            "Spell task.labels as in the file.",
         )
     return classes[name]
 
 
-def _counter(layout: RunLayout, dataset: str) -> Callable[[int], dict[str, Any]]:
-    """What tells of a shard that an earlier command made how many rows it has, and how many were
-    left out of it by reason."""
-    folder, rejects = Folder(layout.rows(dataset)), Folder(layout.rejects(f"ingest-{dataset}"))
-    listed = rejects.shards()
-
-    def count(shard: int) -> dict[str, Any]:
-        reasons: list[str] = []
-        if shard in listed:
-            reasons = rejects.read_shard(shard, ["reason"])["reason"].to_pylist()
-        return {"rows": folder.shard_rows(shard), "rejects": Counter(reasons)}
-
-    return count
-
-
-def _require_few_rejects(
-    config: RunConfig, plan: ShardPlan, reasons: Counter[str], layout: RunLayout
-) -> None:
-    """See that enough rows can be used.
-
-    Raises:
-        RejectLimitError: they cannot.
+def _require_few_rejects(config: RunConfig, plan: ShardPlan, reasons: Counter[str]) -> None:
     """
-    total, rejected = plan.starts[-1], reasons.total()
-    if rejected > config.max_reject_fraction * total or rejected == total:
+    Raises:
+        RejectLimitError: more rows are rejected than the config allows, or all.
+    """
+    rejected = reasons.total()
+    if rejected > config.max_reject_fraction * plan.rows or rejected == plan.rows:
+        folder = Folder(RunLayout(config.run_dir).rejects(f"ingest-{plan.dataset}"))
         raise RejectLimitError(
-            f"{rejected:,} of {total:,} {plan.dataset} rows cannot be used ({dict(reasons)}), more "
-            f"than max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
-            f"{Folder(layout.rejects(f'ingest-{plan.dataset}')).uri}."
+            f"{rejected:,} of {plan.rows:,} {plan.dataset} rows are unusable ({dict(reasons)}), "
+            f"more than max_reject_fraction = {config.max_reject_fraction} allows. They are "
+            f"listed in {folder.uri}."
         )

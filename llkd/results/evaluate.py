@@ -1,7 +1,7 @@
-"""How good teacher and student are, where there is gold to measure by.
+"""Measure the teacher and the student against gold.
 
-The teacher is measured on the corpus (where it has gold) and on the test set, both with the
-corpus's calibration; the student by the labels that it gave.
+The teacher is measured on the corpus, if it has gold, and on the test set, both times with the
+corpus's calibration. The student is measured by its stored predictions.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from llkd.cluster import shard_tasks
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.metrics import Evaluation
-from llkd.core.metrics import evaluate as count
+from llkd.core.metrics import evaluate as compare_with_gold
 from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import read_predictions
 from llkd.store.arrays import class_indices, matrix
@@ -23,13 +23,13 @@ from llkd.store.schema import CONFIDENCE, GOLD, LABEL, LOGPROBS, ROW, RunLayout
 
 
 def evaluate(config: RunConfig, calibration: Calibration) -> dict[str, Evaluation]:
-    """Measure what can be measured.
+    """Measure wherever gold exists.
 
     Returns:
-        By `teacher.corpus`, `teacher.test` and `student.test`, those that apply.
+        The evaluations that apply, by `teacher.corpus`, `teacher.test` and `student.test`.
 
     Raises:
-        IncompleteError: the labels, or the student's predictions of the test set, are not there.
+        IncompleteError: the labels or the student's predictions of the test set are incomplete.
     """
     found: dict[str, Evaluation] = {}
     if config.corpus.label_column is not None:
@@ -45,7 +45,7 @@ def measure_teacher(config: RunConfig, dataset: str, calibration: Calibration) -
     """Compare the calibrated labels of a data set with its gold.
 
     Raises:
-        IncompleteError: they are not there.
+        IncompleteError: the labels are incomplete.
     """
     layout = RunLayout(config.run_dir)
     folder = Folder(layout.labels(dataset))
@@ -62,14 +62,14 @@ def measure_predictions(config: RunConfig, dataset: str, folder: Folder) -> Eval
     """Compare the student's predictions of a data set with its gold.
 
     Raises:
-        IncompleteError: not all of the predictions are there.
+        IncompleteError: the predictions are incomplete.
     """
     predicted = require_complete(folder, "predict")
     names = config.task.label_names
 
     def probabilities(shard: int) -> tuple[np.ndarray, np.ndarray]:
         table = folder.read_shard(shard, [ROW, LABEL, CONFIDENCE])
-        # The label and its probability are all that is measured.
+        # The metrics read only the most probable label and its probability.
         probs_nc = np.zeros((len(table), len(names)), dtype=np.float32)
         class_n = class_indices(table[LABEL], names)
         probs_nc[np.arange(len(table)), class_n] = table[CONFIDENCE].to_numpy()
@@ -80,7 +80,7 @@ def measure_predictions(config: RunConfig, dataset: str, folder: Folder) -> Eval
 
 
 def _measure(layout: RunLayout, dataset: str, shards: int, probabilities: Any) -> Evaluation:
-    """Compare with gold, shard by shard; rows without gold are left out."""
+    """Compare the rows that have gold with it, shard by shard."""
     rows = Folder(layout.rows(dataset))
 
     def work(shard: int) -> Evaluation:
@@ -93,13 +93,13 @@ def _measure(layout: RunLayout, dataset: str, shards: int, probabilities: Any) -
 
 def _against(probs_nc: np.ndarray, gold_n: pa.ChunkedArray) -> Evaluation:
     known_n = gold_n.is_valid().to_numpy()
-    return count(probs_nc[known_n], gold_n.drop_null().to_numpy())
+    return compare_with_gold(probs_nc[known_n], gold_n.drop_null().to_numpy())
 
 
 def measure_held_out(config: RunConfig, epochs: int) -> list[dict[str, Any]]:
-    """For each epoch's student its agreement with the teacher on the rows held out of training,
-    and, beside it, with gold where the corpus has any and its predictions are still there. Nothing
-    was chosen by gold."""
+    """The agreement of each epoch's student with the teacher on the rows held out of training. Where
+    the corpus has gold and the epoch's predictions still exist, also with gold, which chooses
+    nothing."""
     gold_v = None if config.corpus.label_column is None else _gold_held_out(config)
     found = []
     for epoch in range(epochs):
@@ -113,7 +113,7 @@ def measure_held_out(config: RunConfig, epochs: int) -> list[dict[str, Any]]:
 
 
 def _gold_held_out(config: RunConfig) -> pa.ChunkedArray:
-    """Gold of the rows held out, in their order."""
+    """The gold of the held-out rows, in their order."""
     layout = RunLayout(config.run_dir)
     held, rows = Folder(layout.validation), Folder(layout.rows("corpus"))
     parts = [

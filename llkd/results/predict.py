@@ -1,7 +1,7 @@
 """The finished student labels every row of a data set: a pool of actors over the shards.
 
-An actor is handed shard numbers; it reads the shard, scores it and writes the sidecar itself. The
-same pass labels the test set, by which the student is measured.
+An actor receives shard numbers; it reads the shard, scores it and writes the sidecar itself. The
+same code labels the test set, on which the student is measured.
 """
 
 import hashlib
@@ -16,16 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from llkd.cluster import actor_pool, connection, shard_tasks
-from llkd.cluster.integrity import close_stage, require_recorded, shard_crcs
-from llkd.cluster.progress import Pace, now_and_then
+from llkd.cluster.integrity import require_recorded
+from llkd.cluster.progress import Pace, throttled
+from llkd.cluster.stage import ShardedStage
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.core.tally import Tally
 from llkd.distill.precision import chosen_precision
-from llkd.errors import DataError, IncompleteError
+from llkd.errors import DataError
 from llkd.store.arrays import class_indices, fixed_lists, named
 from llkd.store.folder import Folder
-from llkd.store.manifest import FILES, Manifest, open_stage, require_complete
+from llkd.store.manifest import FILES, Manifest, require_complete
 from llkd.store.schema import (
     CONFIDENCE,
     ID,
@@ -38,69 +39,70 @@ from llkd.store.schema import (
 )
 
 FEW_ROWS = 16384
-"""A test set of so many rows is scored by the process that has just exported the student: an actor
-would take longer to start."""
+"""A test set of at most this many rows is scored in this process: starting an actor takes
+longer."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What the student is asked."""
+    """One prediction pass."""
 
     dataset: str
     """The rows: `corpus`, `test` or `predict/NAME`."""
     folder: Folder
-    """Where its answers go."""
+    """The folder of the predictions."""
     probabilities: bool
-    """Whether they hold the whole distribution."""
+    """Whether the predictions include the whole distribution."""
 
 
 def pass_over_test(config: RunConfig) -> Pass:
-    """The pass over the test set, from which the student is measured."""
+    """The pass over the test set, on which the student is measured."""
     return Pass("test", Folder(RunLayout(config.run_dir).test_predictions), True)
 
 
 def pass_over_corpus(config: RunConfig) -> Pass:
-    """The pass that the section `predict` asks for."""
+    """The pass that the config's section `predict` describes."""
     wanted = config.predict
     folder = Folder(RunLayout(config.run_dir).predictions(wanted.folder))
     return Pass(wanted.dataset, folder, wanted.probabilities)
 
 
 def predict(config: RunConfig, wanted: Pass, tracker: Any) -> Manifest:
-    """Write the finished student's labels of a data set; shards that are there are left alone.
+    """Write the missing shards of the finished student's predictions of a data set.
 
     Returns:
-        The manifest, whose results hold `rows` by shard, by label its `rows` and its mean
-        `confidence`, and `rows_per_second` of the model at work.
+        The manifest. Its results have `rows` by shard, `labels` with the `rows` and the mean
+        `confidence` of each, and `rows_per_second`, without the actors' start.
 
     Raises:
-        IncompleteError: the student is not finished, or shards are missing at the end.
-        FingerprintError: the folder was made by another student, or of other rows.
-        DataError: there are no rows.
+        IncompleteError: the student is not finished, or a shard is absent.
+        FingerprintError: the folder holds predictions of another student or of other rows.
+        DataError: the data set is empty.
         ActorError: actors died too often.
     """
     started = time.monotonic()
     exported = require_complete(Folder(RunLayout(config.run_dir).student), "distill")
     rows = Folder(RunLayout(config.run_dir).rows(wanted.dataset))
     ingested = require_complete(rows, "ingest")
-    manifest = open_stage(wanted.folder, manifest_of(wanted, exported, ingested, rows))
-    if manifest.complete:
-        return manifest
+    stage = ShardedStage(wanted.folder, manifest_of(wanted, exported, ingested, rows))
+    if stage.complete:
+        return stage.manifest
     expected = ingested.results["rows"]
     if not sum(expected):
         raise DataError(f"{rows.uri} holds no rows to predict")
-    missing = sorted(set(range(len(expected))) - wanted.folder.shards())
+    missing = stage.missing(len(expected))
     skipped = sum(expected) - sum(expected[shard] for shard in missing)
     tracker.begin.remote(f"student on {wanted.dataset}", sum(expected), skipped, "replica")
     announce(tracker, _work_on(config, wanted), missing)
-    pace, written = Pace(), {}
+    pace = Pace()
     for item in _run_pool(config, wanted, missing, sum(expected) - skipped, tracker):
         pace.add(item)
-        written[item["shard"]] = item["crc"]
+        stage.add(item["shard"], item)
     tracker.end.remote()
     times = {"seconds": time.monotonic() - started, "rows_per_second": pace.rows_per_second}
-    finished = _finished(config, wanted, manifest, expected, times)
-    return close_stage(wanted.folder, finished, shard_crcs(wanted.folder, len(expected), written))
+    stage.require_all()
+    labels = _by_label(wanted.folder, config.task.label_names, len(expected))
+    return stage.close({"rows": list(expected), "labels": labels, **times})
 
 
 def _work_on(config: RunConfig, wanted: Pass) -> Work:
@@ -108,8 +110,8 @@ def _work_on(config: RunConfig, wanted: Pass) -> Work:
 
 
 def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Folder) -> Manifest:
-    """What determines the predictions. The files count beside the settings of ingest: rows that
-    were deleted to be ingested anew, from files that have changed, are other rows."""
+    """The manifest of predictions: the settings that determine them. The source files count beside
+    the settings of ingest, because rows ingested again from changed files are other rows."""
     settings = {
         "student": exported.fingerprint,
         "rows": ingested.fingerprint,
@@ -122,8 +124,8 @@ def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Fold
 def _run_pool(
     config: RunConfig, wanted: Pass, missing: Sequence[int], rows: int, tracker: Any
 ) -> Iterable[dict[str, Any]]:
-    """Map the pool of students over the shards that are missing, of so many rows; returns what
-    is told of each."""
+    """Map a pool of students over the missing shards, which have `rows` rows; yields the counts of
+    each."""
     if not missing:
         return []
     resources = config.predict.resources or _default_resources(config)
@@ -144,20 +146,20 @@ def _run_pool(
 
 
 def _alone_on_cpus() -> bool:
-    """Whether this process may compute: on a Ray of its own, whose CPUs nobody uses by now. On a
-    GPU it would keep the memory from whoever comes next."""
+    """Whether this process may score: on its own local Ray the CPUs are idle by now. A GPU's memory
+    it would withhold from the next stage."""
     return connection.is_local() and not connection.cluster_has_gpus("predict.resources")
 
 
 def _default_resources(config: RunConfig) -> connection.Resources:
-    """What one replica reserves when the config does not say."""
+    """The resources that one replica reserves unless the config sets them."""
     if connection.cluster_has_gpus("predict.resources"):
         return {"GPU": 1.0}
     return {"CPU": connection.cpus_each(config.predict.replicas[1])}
 
 
 class StudentActor:
-    """The finished student, and the shards that come to it."""
+    """One replica: the finished student, which scores the shards it receives."""
 
     def __init__(
         self, config: RunConfig, wanted: Pass, precision: str, threads: int, tracker: Any
@@ -174,7 +176,7 @@ class StudentActor:
         self._names = config.task.label_names
         source = config.source(wanted.dataset)
         self._with_id = source is not None and source.id_column is not None
-        # Two shards come at once, to overlap their files; a fast tokenizer serves one thread only.
+        # Two shards arrive at once, to overlap their I/O, but a fast tokenizer is not thread-safe.
         self._turn = threading.Lock()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
@@ -188,15 +190,15 @@ class StudentActor:
         )
 
     def __call__(self, shard: int) -> dict[str, Any]:
-        """Predict one shard; returns how many rows, and when it began and ended."""
+        """Predict one shard; returns its counts, and its start and end times."""
         started = time.time()
         rows = self._rows.read_shard(shard, [ROW, TEXT, *([ID] if self._with_id else [])])
-        tell = partial(self._tracker.update.remote, f"{shard}")
+        update = partial(self._tracker.update.remote, f"{shard}")
         with self._turn:
-            probs_nc = self._scorer.probabilities(rows[TEXT].to_pylist(), now_and_then(tell))
+            probs_nc = self._scorer.probabilities(rows[TEXT].to_pylist(), throttled(update))
         table = self._table(rows, probs_nc)
         crc = self._wanted.folder.write_shard(shard, table)
-        tell(len(table))
+        update(len(table))
         self._tracker.shard.remote(ShardDone(self._work, shard, len(table), time.time() - started))
         times = {"started": started, "ended": time.time()}
         return {"shard": shard, "rows": len(table), "crc": crc, **times}
@@ -216,7 +218,7 @@ class StudentActor:
 
 
 def _tally(folder: Folder, names: Sequence[str], shard: int) -> Tally:
-    """Rows by predicted label, and the sum of their confidence."""
+    """Rows and summed confidence, by predicted label."""
     table = folder.read_shard(shard, [LABEL, CONFIDENCE])
     class_n, confidence_n = class_indices(table[LABEL], names), table[CONFIDENCE].to_numpy()
     return Tally(
@@ -227,26 +229,12 @@ def _tally(folder: Folder, names: Sequence[str], shard: int) -> Tally:
     )
 
 
-def _finished(
-    config: RunConfig,
-    wanted: Pass,
-    manifest: Manifest,
-    expected: Sequence[int],
-    times: dict[str, Any],
-) -> Manifest:
-    """See that all shards are there, and add up their counts."""
-    folder, names = wanted.folder, config.task.label_names
-    if absent := sorted(set(range(len(expected))) - folder.shards()):
-        raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}.",
-            "Run the same command again.",
-        )
-    work = partial(_tally, folder, names)
-    tally: Tally = shard_tasks.sum_over_shards(Tally, work, range(len(expected)))
+def _by_label(folder: Folder, names: Sequence[str], shards: int) -> dict[str, Any]:
+    """The rows predicted as each label, and their mean confidence."""
+    tally: Tally = shard_tasks.sum_over_shards(Tally, partial(_tally, folder, names), range(shards))
     rows_c = tally["rows_c"]
     mean_c = tally["confidence_c"] / np.maximum(rows_c, 1)
-    labels = {
+    return {
         name: {"rows": int(rows_c[i]), "confidence": float(mean_c[i])}
         for i, name in enumerate(names)
     }
-    return manifest.finished({"rows": list(expected), "labels": labels, **times})

@@ -1,7 +1,7 @@
-"""The finished student, as a directory that `transformers` loads, with a model card.
+"""Save the finished student as a directory that `transformers` loads, with a model card.
 
-The card is one of the files that are recorded, and made before anything is measured; the one with
-the figures is made by `jobs/export.py` (llkd/results/export.py).
+This card is written before the student is measured, because it is among the recorded files;
+`jobs/export.py` writes the one with the metrics (llkd/results/export.py).
 """
 
 from pathlib import Path
@@ -20,10 +20,11 @@ from llkd.store.transfer import local_copy, upload_folder
 
 
 def export(config: RunConfig) -> Manifest:
-    """Write `student/` from the chosen epoch's checkpoint; its manifest comes last and makes it count.
+    """Write `student/` from the chosen epoch's checkpoint, its manifest last.
 
     Raises:
-        IncompleteError: distillation has not run to its end.
+        IncompleteError: distillation is incomplete.
+        StorageError: the student cannot be written.
     """
     from llkd.student.checkpoints import load_checkpoint
     from llkd.student.model import load_student, without_adapters
@@ -38,7 +39,7 @@ def export(config: RunConfig) -> Manifest:
     with local_copy(f"{layout.checkpoints}/{distilled.results['checkpoint']}") as directory:
         load_checkpoint(Path(directory), model)
     model = without_adapters(model)
-    tokenizer.model_max_length = config.student.max_length  # what it was trained with
+    tokenizer.model_max_length = config.student.max_length  # as in training
     with scratch_folder() as local:
         try:
             model.save_pretrained(local)
@@ -47,8 +48,8 @@ def export(config: RunConfig) -> Manifest:
         except (OSError, SafetensorError) as error:
             raise StorageError(
                 f"Cannot write the student into {local}: {error}.",
-                "Make room there, or name another directory in TMPDIR, and run the same "
-                "command again.",
+                "Free space there or set TMPDIR to another directory, and run the same command "
+                "again.",
             ) from error
         upload_folder(local, layout.student)
         written = Folder(str(local)).files()
@@ -58,5 +59,5 @@ def export(config: RunConfig) -> Manifest:
 
 
 def manifest_of(distilled: Manifest) -> Manifest:
-    """What determines the exported student."""
+    """The manifest of the saved student, which depends on distillation alone."""
     return Manifest("export", {}, distilled.fingerprint)

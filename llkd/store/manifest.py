@@ -1,8 +1,8 @@
-"""A stage's manifest: what determined its output, and what came out of it.
+"""A stage's manifest: the settings that determine its output, and its results.
 
-The settings are flat `dotted.key -> value`; their hash, with that of the stage before, is the
-stage's fingerprint. A run directory made with other settings is refused, naming the first that
-differs.
+The settings are flat, `dotted.key -> value`. Their hash, together with the fingerprint of the
+upstream stage, is the stage's fingerprint. A run directory made with other settings is refused; the
+error names the settings that differ.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ from llkd.store.schema import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.json"
-"""What the files of a complete stage are, and a copy of its manifest."""
+"""The records of a complete stage's files, and a copy of its manifest."""
 FILES = "files.json"
-"""[file, bytes, rows] of each source file, in the order of the shards; kept by ingest."""
+"""[file, bytes, rows] of each source file, in the order of the shards; written by ingest."""
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,30 @@ class Manifest:
 
     stage: str
     settings: Mapping[str, Any]
-    """All that can change the output, and nothing that cannot."""
+    """All settings that can change the output, and no others."""
     upstream: str
-    """Fingerprint of the stage that this one reads; empty for the first."""
+    """Fingerprint of the stage that this one reads; empty if it reads none."""
     complete: bool = False
     results: Mapping[str, Any] = field(default_factory=dict)
-    """Counts and times, filled in at the end."""
+    """Counts and times of the complete stage."""
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the settings and of the upstream fingerprint."""
+        """The hash of the settings and the upstream fingerprint."""
         content = json.dumps([self.stage, dict(self.settings), self.upstream], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def finished(self, results: Mapping[str, Any]) -> "Manifest":
-        """The same stage, done. What was mended is told with the times of the first making."""
+        """The complete stage. A repaired stage keeps the times of its first completion."""
         times = {key: self.results[key] for key in _TIMES if key in self.results}
         return replace(self, complete=True, results={**results, **times})
 
     def to_json(self) -> dict[str, Any]:
-        """What manifest.json holds."""
+        """The content of manifest.json."""
         return {"version": FORMAT_VERSION, "fingerprint": self.fingerprint, **vars(self)}
 
     def reopened(self) -> "Manifest":
-        """The same stage with something missing."""
+        """The same stage, incomplete."""
         return replace(self, complete=False)
 
 
@@ -59,11 +59,12 @@ _TIMES = ("seconds", "rows_per_second")
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest of a folder, or None if the stage was never started.
+    """The manifest of a folder; None if the stage was never begun. A damaged one is read from its
+    copy.
 
     Raises:
-        FingerprintError: it was written by another version of LLKD.
-        DamageError: it is damaged, and there is no copy of it.
+        FingerprintError: another version of LLKD wrote it.
+        DamageError: it and its copy are damaged.
         StorageError: it cannot be read.
     """
     try:
@@ -75,9 +76,9 @@ def read_manifest(folder: Folder) -> Manifest | None:
         return _parsed(folder, folder.read_json(CHECKSUMS)["manifest"])
     except (DamageError, TypeError, ValueError, AttributeError, KeyError):
         raise DamageError(
-            f"{folder.uri}/{MANIFEST} is damaged, so it cannot be told how the files "
-            "beside it were made.",
-            "Put it back from a copy, or delete that folder: it is made again.",
+            f"{folder.uri}/{MANIFEST} is damaged, so the settings that made its folder are "
+            "unknown.",
+            "Restore the file from a copy, or delete the folder: the same command makes it again.",
         ) from None
 
 
@@ -92,25 +93,24 @@ def _parsed(folder: Folder, data: dict[str, Any]) -> Manifest:
     return Manifest(**data)
 
 
-_PLANS = {MANIFEST, FILES, "settled.json", "pseudo_labels", "validation"}
-"""What a stage lays out before it does its work."""
+_PREPARED = {MANIFEST, FILES, "settled.json", "pseudo_labels", "validation"}
+"""Files that a stage writes before its first result."""
 
 
 def begun(folder: Folder) -> bool:
-    """Whether a stage has left any result. One that failed before that, by a misspelt model say,
-    binds nobody to its settings."""
-    # A complete stage is told without listing its shards.
-    return folder.exists(CHECKSUMS) or any(name not in _PLANS for name in folder.names())
+    """Whether a stage has written any result. If it failed before, for instance on a misspelt model
+    name, other settings may replace its own."""
+    # The first condition spares a complete stage the listing of its shards.
+    return folder.exists(CHECKSUMS) or any(name not in _PREPARED for name in folder.names())
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Put a manifest in place."""
+    """Write the manifest of a folder."""
     folder.write_json(MANIFEST, manifest.to_json())
 
 
 def open_stage(folder: Folder, wanted: Manifest) -> Manifest:
-    """Begin or resume a stage: the manifest that is there if it agrees, else the wanted one,
-    written.
+    """Begin or resume a stage; returns the folder's manifest, which is `wanted` if it has none.
 
     Raises:
         FingerprintError: the folder was made with other settings.
@@ -122,8 +122,7 @@ def open_stage(folder: Folder, wanted: Manifest) -> Manifest:
     if found is None:
         if folder.shards():
             raise FingerprintError(
-                f"{folder.uri} holds shards but no {MANIFEST}, so it cannot be told how "
-                "they were made.",
+                f"{folder.uri} holds shards but no {MANIFEST}, so their settings are unknown.",
                 "Use another run_dir, or delete that folder.",
             )
         write_manifest(folder, wanted)
@@ -133,10 +132,10 @@ def open_stage(folder: Folder, wanted: Manifest) -> Manifest:
 
 
 def check_begun(folder: Folder, wanted: Manifest) -> None:
-    """See that a stage, if it was begun, was begun with the settings that are wanted now.
+    """Compare the settings of a stage, if it has begun, with the wanted ones.
 
     Raises:
-        FingerprintError: naming the settings that differ, and what to do.
+        FingerprintError: they differ.
     """
     found = read_manifest(folder)
     if found is not None and begun(folder):
@@ -144,16 +143,15 @@ def check_begun(folder: Folder, wanted: Manifest) -> None:
 
 
 def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
-    """Compare what a folder was made with to what is asked for now.
+    """Compare the settings that a folder was made with to the wanted ones.
 
     Raises:
-        FingerprintError: naming the settings that differ, and what to do.
+        FingerprintError: they differ; the error lists those that do.
     """
     if found.fingerprint == wanted.fingerprint:
         return
     keys = sorted({*found.settings, *wanted.settings})
-    # A missing setting and one that is null are different things.
-    absent = object()
+    absent = object()  # a missing setting differs from one that is null
     changed = [
         key for key in keys if found.settings.get(key, absent) != wanted.settings.get(key, absent)
     ]
@@ -163,16 +161,16 @@ def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
     ] or ["  an earlier stage was run again with other settings"]
     raise FingerprintError(
         f"{folder.uri} was made with other settings:\n" + "\n".join(lines),
-        "Set run_dir to a new directory, put the settings back, or delete that folder and those "
-        "of the stages after it to make them again.",
+        "Set run_dir to a new directory, restore the settings, or delete that folder and those of "
+        "all later stages to make them again.",
     )
 
 
 def require_complete(folder: Folder, stage: str) -> Manifest:
-    """The manifest of a stage that has to be done before this one.
+    """The manifest of a stage that another one reads.
 
     Raises:
-        IncompleteError: it has not run to its end.
+        IncompleteError: the stage is incomplete.
     """
     manifest = read_manifest(folder)
     if manifest is None or not manifest.complete:

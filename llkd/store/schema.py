@@ -1,4 +1,4 @@
-"""Column names, Arrow schemas, and where everything lies in a run directory."""
+"""Column names, Arrow schemas, and the folders of a run directory."""
 
 import itertools
 import re
@@ -13,15 +13,16 @@ ROW, TEXT, ID, GOLD = "row", "text", "id", "gold"
 LOGPROBS, LABEL_MASS, DISAGREEMENT = "logprobs", "label_mass", "disagreement"
 UNCERTAINTY, PROBS, STRATUM = "uncertainty", "probs", "stratum"
 LABEL, CONFIDENCE, WEIGHT = "label", "confidence", "weight"
+REASON = "reason"
 
 COMPARE = "compare"
-"""The folder of a run that holds runs on the same rows and labels."""
+"""The folder of a run for other runs on the same rows and labels."""
 REPORT = "report.html"
-"""What a run came to, for people."""
+"""The results of a run, as a page."""
 METRICS = "metrics.json"
-"""The same, for machines."""
+"""The results of a run, as JSON."""
 ROUNDS = "rounds"
-"""The folder of a run that holds a run for each round of labelling, on the same rows."""
+"""The folder of a run for its rounds of labelling, each a run on the same rows."""
 
 FORMAT_VERSION = 2
 """Raised when a run directory of an older LLKD can no longer be read."""
@@ -44,15 +45,15 @@ REJECTS_SCHEMA = pa.schema(
         pa.field(ROW, pa.int64(), nullable=False),
         pa.field("source", pa.string()),
         pa.field(ID, pa.string()),
-        pa.field("reason", pa.string(), nullable=False),
+        pa.field(REASON, pa.string(), nullable=False),
         pa.field("detail", pa.string()),
     ]
 )
-"""Rows left out. `row` is the row of the source file at ingest, of the corpus shard later."""
+"""Rejected rows. `row` counts within the source file at ingest, within the shard later."""
 
 
 def labels_schema(classes: int, several: bool = False) -> pa.Schema:
-    """The teacher's raw log-probability of every label, and their total mass; of several
+    """The teacher's raw log-probability of every label, and their total mass; for several
     teachers also their disagreement."""
     fields = [
         pa.field(ROW, pa.int32(), nullable=False),
@@ -78,7 +79,7 @@ UNCERTAINTY_SCHEMA = pa.schema(
 )
 
 WANTED_SCHEMA = pa.schema([pa.field(ROW, pa.int32(), False)])
-"""Rows that the teacher is asked about in a round."""
+"""Rows that the teacher is asked to label in a round."""
 
 CANDIDATES_SCHEMA = pa.schema(
     [
@@ -87,7 +88,7 @@ CANDIDATES_SCHEMA = pa.schema(
         pa.field(UNCERTAINTY, pa.float32(), False),
     ]
 )
-"""Rows that it was not asked about yet, as they are chosen from."""
+"""Rows not yet chosen in any round, with what the choice depends on."""
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -120,7 +121,7 @@ def predictions_schema(with_id: bool, classes: int | None) -> pa.Schema:
 
 
 def shard_name(shard: int) -> str:
-    """The file of a shard."""
+    """The file name of a shard."""
     return f"part-{shard:05d}.parquet"
 
 
@@ -140,120 +141,126 @@ def shard_starts(rows: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class RunLayout:
-    """The folders of a run directory, by URI."""
+    """The folders of a run directory, by URI.
+
+    A run may share the rows and labels of another, its owner. A comparison, RUN/compare/NAME, reads
+    RUN's rows and labels. A round of labelling, RUN/rounds/NN, reads RUN's rows and has its own
+    labels of the corpus. Both have their own student.
+    """
 
     run_dir: str
     teacher: int | None = None
-    """Which of several teachers' labels are meant; None for those that the student learns from."""
+    """One of several teachers, whose labels are meant; None for the labels the student trains on."""
 
     def __post_init__(self) -> None:
         if not self.run_dir.strip("/"):
-            raise StorageError(f"run_dir must name a directory, not {self.run_dir!r}")
-
-    @property
-    def name(self) -> str:
-        """How the run is called where it is watched: the last part of its directory; for a round or
-        a comparison that of the run around it, too."""
-        parts = self.root.split("/")
-        start = len(parts) - 1
-        while start > 1 and parts[start - 1] in (COMPARE, ROUNDS):
-            start -= 2
-        return "/".join(parts[start:])
-
-    def _at(self, *parts: str) -> str:
-        return "/".join((self.run_dir.rstrip("/"), *parts))
-
-    def _input(self, *parts: str, shared_by: tuple[str, ...] = (COMPARE,)) -> str:
-        """Where rows and labels are: of a run in RUN/compare/NAME those of RUN, so that runs which
-        differ in the student share them on any filesystem."""
-        *outer, folder, _ = ["", *self.run_dir.rstrip("/").split("/")]
-        return "/".join((*outer[1:], *parts)) if folder in shared_by else self._at(*parts)
-
-    def comparison(self, name: str) -> str:
-        """A run on this run's rows and labels; or what such runs have in common."""
-        return self._at(COMPARE, name)
+            raise StorageError(
+                f"run_dir is {self.run_dir!r}, which names no directory", "Name a directory."
+            )
 
     @property
     def root(self) -> str:
         """The run directory."""
         return self.run_dir.rstrip("/")
 
+    @property
+    def _kind(self) -> str | None:
+        """COMPARE or ROUNDS for a run inside another; None for any other run."""
+        *owner, folder, _ = ["", *self.root.split("/")]
+        return folder if folder in (COMPARE, ROUNDS) and any(owner) else None
+
+    @property
+    def owner(self) -> "RunLayout":
+        """The run whose rows this one reads; itself unless it is a comparison or a round."""
+        if self._kind is None:
+            return self
+        return RunLayout(self.root.rsplit("/", 2)[0], self.teacher)
+
+    @property
+    def is_round(self) -> bool:
+        """Whether this run is a round of labelling of another."""
+        return self._kind == ROUNDS
+
+    @property
+    def name(self) -> str:
+        """The run's name in progress and metrics: the last part of its directory, for a comparison
+        or a round preceded by its owner's."""
+        if self._kind is None:
+            return self.root.rpartition("/")[2]
+        return self.owner.name + self.root.removeprefix(self.owner.root)
+
+    def _at(self, *parts: str) -> str:
+        return "/".join((self.root, *parts))
+
+    # Rows and labels, which a comparison and a round share with their owner.
+
     def rows(self, dataset: str) -> str:
         """Shards of rows; `dataset` is `corpus`, `test`, `validation` or `predict/NAME`."""
-        return self._input(dataset, shared_by=(COMPARE, ROUNDS))
+        return self.owner._at(dataset)
+
+    def rejects(self, stage: str) -> str:
+        """Rows that a stage rejected."""
+        return self.owner._at("rejects", stage)
+
+    def _labels_owner(self, dataset: str) -> "RunLayout":
+        return self if self.is_round and dataset == "corpus" else self.owner
+
+    @property
+    def _teacher_parts(self) -> tuple[str, ...]:
+        return () if self.teacher is None else ("teachers", f"{self.teacher:02d}")
 
     def labels(self, dataset: str) -> str:
-        """The teacher's labels of a data set; one of several teachers has a folder of its own. A
-        round has all labels of the corpus up to and with it, and shares those of the rest."""
+        """The teacher's labels of a data set. Each of several teachers has its own folder. A round's
+        labels of the corpus are those of all rounds up to and including it."""
         name = "labels" if dataset == "corpus" else f"{dataset}_labels"
-        parts = () if self.teacher is None else ("teachers", self._number)
-        shared_by = (COMPARE,) if dataset == "corpus" else (COMPARE, ROUNDS)
-        return self._input(*parts, name, shared_by=shared_by)
+        return self._labels_owner(dataset)._at(*self._teacher_parts, name)
+
+    def label_rejects(self, dataset: str) -> str:
+        """Rows that the teacher refused."""
+        number = "" if self.teacher is None else f"-{self.teacher:02d}"
+        return self._labels_owner(dataset)._at("rejects", f"label-{dataset}{number}")
 
     @property
     def teacher_choices(self) -> str:
-        """Where it is kept what a teacher chose for the machine."""
-        parts = () if self.teacher is None else ("teachers", self._number)
-        return self._input(*parts, "labels", shared_by=(COMPARE, ROUNDS))
+        """The folder of the engine arguments that a teacher chose for the machine."""
+        return self.owner._at(*self._teacher_parts, "labels")
+
+    # Runs inside this one.
+
+    def comparison(self, name: str) -> str:
+        """A run on this run's rows and labels; or a folder that such runs share."""
+        return self._at(COMPARE, name)
 
     @property
     def rounds(self) -> str:
         """The runs of all rounds of labelling."""
-        return self._input(ROUNDS, shared_by=(COMPARE, ROUNDS))
+        return self.owner._at(ROUNDS)
 
-    def round(self, number: int) -> str:
-        """The run of a round of labelling."""
-        return f"{self.rounds}/{number:02d}"
-
-    @property
-    def is_round(self) -> bool:
-        """Whether this run is a round of another."""
-        return self.root.split("/")[-2:-1] == [ROUNDS]
+    def round(self, number: int) -> "RunLayout":
+        """The run of a round of labelling, from 0."""
+        return RunLayout(f"{self.rounds}/{number:02d}")
 
     @property
     def wanted(self) -> str:
-        """In a round: the rows that the teacher is asked about."""
+        """In a round: the rows that the teacher is asked to label."""
         return self._at("wanted")
 
     @property
     def candidates(self) -> str:
-        """In a round: the rows that they are chosen from, while they are."""
+        """In a round: the rows to choose from, while it chooses."""
         return self._at("candidates")
 
-    def answers(self, dataset: str) -> str:
-        """What the teacher is asked for: in a round, of the corpus, the labels of its wanted rows
-        alone; else all labels of a data set."""
-        return self._at("answers") if self._asks_in_part(dataset) else self.labels(dataset)
+    @property
+    def answers(self) -> str:
+        """In a round: the teacher's labels of the wanted rows alone."""
+        return self._at("answers")
 
-    def asked(self, dataset: str) -> str:
-        """The folder whose manifest tells how many rows of each shard the teacher is asked."""
-        return self.wanted if self._asks_in_part(dataset) else self.rows(dataset)
-
-    def _asks_in_part(self, dataset: str) -> bool:
-        return self.is_round and dataset == "corpus"
+    # The student and its outputs, which every run has for itself.
 
     @property
-    def _number(self) -> str:
-        return f"{self.teacher:02d}"
-
-    def label_rejects(self, dataset: str) -> str:
-        """Rows that the teacher refused."""
-        number = "" if self.teacher is None else f"-{self._number}"
-        shared_by = (COMPARE,) if dataset == "corpus" else (COMPARE, ROUNDS)
-        return self._input("rejects", f"label-{dataset}{number}", shared_by=shared_by)
-
-    def predictions(self, name: str) -> str:
-        """The finished student's labels of a whole corpus."""
-        return self._at("predictions", name)
-
-    @property
-    def test_predictions(self) -> str:
-        """The finished student's labels of the test set, by which it is measured."""
-        return self._at("test_predictions")
-
-    def rejects(self, stage: str) -> str:
-        """Rows that a stage left out."""
-        return self._input("rejects", stage)
+    def epochs(self) -> str:
+        """All epochs; holds the manifest of distillation."""
+        return self._at("epochs")
 
     @property
     def pseudo_labels(self) -> str:
@@ -265,48 +272,52 @@ class RunLayout:
         """Rows held out of training."""
         return self._at("epochs", "validation")
 
+    def epoch(self, epoch: int) -> str:
+        """The files of one epoch; holds stats.json."""
+        return self._at("epochs", f"{epoch:02d}")
+
     def validation_of(self, epoch: int) -> str:
-        """What an epoch's student says of the rows held out."""
-        return self._at("epochs", f"{epoch:02d}", "validation")
+        """The predictions of an epoch's student on the rows held out."""
+        return f"{self.epoch(epoch)}/validation"
 
     def uncertainty(self, epoch: int) -> str:
         """The student's uncertainty, by shard."""
-        return self._at("epochs", f"{epoch:02d}", "uncertainty")
+        return f"{self.epoch(epoch)}/uncertainty"
 
     def selection(self, epoch: int) -> str:
-        """What was selected, by shard."""
-        return self._at("epochs", f"{epoch:02d}", "selection")
-
-    @property
-    def epochs(self) -> str:
-        """All epochs; holds the manifest of distillation."""
-        return self._at("epochs")
-
-    def epoch(self, epoch: int) -> str:
-        """All of an epoch; holds stats.json."""
-        return self._at("epochs", f"{epoch:02d}")
+        """The selected rows, by shard."""
+        return f"{self.epoch(epoch)}/selection"
 
     @property
     def checkpoints(self) -> str:
-        """Ray Train's own folder."""
+        """Ray Train's folder."""
         return self._at("checkpoints")
 
     @property
     def student(self) -> str:
-        """The finished student, as `save_pretrained` leaves it."""
+        """The finished student, as `save_pretrained` writes it."""
         return self._at("student")
+
+    def predictions(self, name: str) -> str:
+        """The finished student's labels of a whole corpus."""
+        return self._at("predictions", name)
+
+    @property
+    def test_predictions(self) -> str:
+        """The finished student's labels of the test set, from which it is measured."""
+        return self._at("test_predictions")
 
     @property
     def exported(self) -> str:
-        """What `jobs/export.py` makes, unless it is told another folder."""
+        """The output of `jobs/export.py`, unless the config names another folder."""
         return self._at("export")
 
     @property
     def tensorboard(self) -> str:
-        """Event files of TensorBoard."""
+        """TensorBoard event files."""
         return self._at("tensorboard")
 
     @property
     def logs(self) -> str:
-        """What the libraries said."""
+        """Log files."""
         return self._at("logs")

@@ -1,8 +1,8 @@
-"""The rows of a round of labelling: of the first at random, later those that the student of the
-round before is least sure of.
+"""Acquisition: choose the rows that the teacher labels in a round.
 
-Each shard's candidates, with their uncertainty and stratum, are worked out once, into sidecars of
-their own. What a row has to reach is then settled from histograms of all shards.
+The first round's rows are drawn at random; a later round takes those of which the previous round's
+student is most uncertain. Each shard's candidates, with their uncertainty and stratum, are written
+to sidecars once. The priority that a row needs is then computed from histograms of all shards.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster.integrity import close_stage, shard_crcs
-from llkd.cluster.shard_tasks import run_on_shards, sum_over_shards
+from llkd.cluster.shard_tasks import sum_over_shards
+from llkd.cluster.stage import ShardedStage
 from llkd.config.run import RunConfig
 from llkd.core.acquisition import (
     RandomSlice,
@@ -27,13 +27,11 @@ from llkd.core.acquisition import (
 from llkd.core.statistics import on_grid
 from llkd.core.tally import Tally
 from llkd.core.uncertainty import MEASURES
-from llkd.errors import IncompleteError
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import (
     Manifest,
     check_begun,
-    open_stage,
     read_manifest,
     require_complete,
 )
@@ -52,65 +50,65 @@ from llkd.teacher.calibrate import RANDOM_SLICE
 from llkd.teacher.simhash import text_cells
 
 CELL_BITS = 8
-"""Bits of a text's hash: rows are spread over 256 cells."""
+"""Bits of a text's hash: 256 cells."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows of a shard that the teacher was not asked about: N rows."""
+    """The rows of a shard that no earlier round has chosen: N rows."""
 
     row_n: np.ndarray
     """Positions in the shard, shape (N,), int32."""
     stratum_n: np.ndarray
-    """See llkd/core/acquisition.py, shape (N,), integers."""
+    """Strata, as in llkd/core/acquisition.py, shape (N,), integers."""
     uncertainty_n: np.ndarray
-    """The student's, shape (N,), in [0, 1]; zeros before there is a student."""
+    """The student's uncertainty, shape (N,), in [0, 1]; zeros in the first round."""
 
 
 def choose(config: RunConfig, number: int, rows: int, basis: Manifest) -> Manifest:
-    """Write the rows that the teacher is asked about in a round; what is there is left alone.
+    """Write the missing shards of the rows that the teacher labels in a round.
 
     Args:
         config: the run.
         number: of the round, from 0.
-        rows: how many are wanted.
-        basis: the manifest of what the choice rests on: of the first round the corpus's, later
-            that of the predictions of the student of the round before.
+        rows: how many to choose.
+        basis: the manifest that the choice depends on: the corpus's in the first round, later that
+            of the predictions of the previous round's student.
 
     Returns:
-        The manifest, whose results hold `rows` by shard, and of the first round its RandomSlice.
+        The manifest. Its results have `rows` by shard, and in the first round its RandomSlice.
 
     Raises:
-        FingerprintError: they were chosen with other settings.
-        IncompleteError: shards are missing at the end.
+        FingerprintError: the rows were chosen with other settings.
+        IncompleteError: a shard is absent.
     """
-    layout = RunLayout(RunLayout(config.run_dir).round(number))
-    folder, candidates = Folder(layout.wanted), Folder(layout.candidates)
-    manifest = open_stage(folder, manifest_of(config, number, basis))
-    if not manifest.complete:
+    layout = RunLayout(config.run_dir).round(number)
+    candidates = Folder(layout.candidates)
+    stage = ShardedStage(Folder(layout.wanted), manifest_of(config, number, basis))
+    if not stage.complete:
         ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
         chooser = Chooser(config, number, shard_starts(ingested.results["rows"]))
         if number:
-            open_stage(candidates, manifest)
-            chooser.make_candidates()
-        manifest = chooser.finish(manifest, chooser.bars(rows))
+            candidate_stage = ShardedStage(candidates, stage.manifest)
+            candidate_stage.run(chooser.write_candidates, len(chooser.starts))
+        chooser.write(stage, chooser.thresholds(rows))
     candidates.delete()
-    return manifest
+    return stage.manifest
 
 
 def manifest_of(config: RunConfig, number: int, basis: Manifest) -> Manifest:
-    """What determines the rows of a round."""
+    """The manifest of a round's rows: the settings that determine them."""
     settings = {**config.label.settings, "label.round": number, "seed": config.seed}
     return Manifest("choose", settings, basis.fingerprint)
 
 
 def is_chosen(config: RunConfig, number: int, basis: Manifest) -> bool:
-    """Whether the rows of a round are all chosen. For the arguments see `choose`.
+    """Whether all rows of a round are chosen. Takes the arguments of `choose`.
 
     Raises:
-        FingerprintError: they were chosen with other settings.
+        FingerprintError: the rows were chosen with other settings.
     """
-    folder = Folder(RunLayout(RunLayout(config.run_dir).round(number)).wanted)
+    folder = Folder(RunLayout(config.run_dir).round(number).wanted)
     check_begun(folder, manifest_of(config, number, basis))
     found = read_manifest(folder)
     return found is not None and found.complete
@@ -128,28 +126,18 @@ class Chooser:
 
     @property
     def cells(self) -> int:
-        """How many cells of like texts the rows are spread over."""
+        """The number of cells of similar texts."""
         return 2**CELL_BITS if self.number and self.config.label.diversity else 1
 
     def _layout(self, number: int) -> RunLayout:
-        return RunLayout(RunLayout(self.config.run_dir).round(number))
+        return RunLayout(self.config.run_dir).round(number)
 
     @property
     def _own(self) -> RunLayout:
         return self._layout(self.number)
 
-    def make_candidates(self) -> None:
-        """Write the candidates of each shard; those that are there are left alone."""
-        missing = sorted(set(range(len(self.starts))) - Folder(self._own.candidates).shards())
-
-        def work(shard: int) -> dict[str, Any]:
-            self._write_candidates(shard)
-            return {}
-
-        for _ in run_on_shards(work, missing):
-            pass
-
-    def _write_candidates(self, shard: int) -> None:
+    def write_candidates(self, shard: int) -> dict[str, Any]:
+        """Write the candidates of a shard; returns its counts."""
         predicted = Folder(self._layout(self.number - 1).predictions("corpus"))
         probs_nc = matrix(predicted.read_shard(shard, [PROBS])[PROBS])
         asked_n = np.zeros(len(probs_nc), dtype=bool)
@@ -165,7 +153,7 @@ class Chooser:
             UNCERTAINTY: uncertainty_n[row_n],
         }
         table = pa.table(columns, schema=CANDIDATES_SCHEMA)
-        Folder(self._own.candidates).write_shard(shard, table)
+        return {"rows": len(table), "crc": Folder(self._own.candidates).write_shard(shard, table)}
 
     def _strata(self, shard: int, asked_n: np.ndarray) -> np.ndarray:
         """The stratum of each row of a shard, shape (N,)."""
@@ -178,7 +166,7 @@ class Chooser:
         return strata(cell_n, text_n, asked_n, self.cells)
 
     def candidates(self, shard: int) -> Candidates:
-        """Those of a shard; in the first round all of its rows."""
+        """The candidates of a shard: in the first round all of its rows."""
         if self.number == 0:
             rows = Folder(self._own.rows("corpus")).read_shard(shard, [ROW])
             zero_n = np.zeros(len(rows), dtype=np.int64)
@@ -192,43 +180,34 @@ class Chooser:
         position_n = self.starts[shard] + found.row_n.astype(np.int64)
         return priorities(found.uncertainty_n, draws(position_n, self.config.seed))
 
-    def bars(self, rows: int) -> np.ndarray:
-        """The priority that so many rows reach, by stratum: uint64, shape (S,)."""
+    def thresholds(self, rows: int) -> np.ndarray:
+        """The priority in each stratum that exactly `rows` rows reach: uint64, shape (S,)."""
 
-        def count(bar_s: np.ndarray, digit: int) -> np.ndarray:
-            work = partial(_count_shard, self, bar_s, digit)
+        def count(threshold_s: np.ndarray, digit: int) -> np.ndarray:
+            work = partial(_count_shard, self, threshold_s, digit)
             total: Tally = sum_over_shards(Tally, work, range(len(self.starts)))
             return total["rows_sv"]
 
         return find_bars(count, rows, self.cells)
 
-    def finish(self, manifest: Manifest, bar_s: np.ndarray) -> Manifest:
-        """Write the rows of each shard that reach the bars, and close the stage."""
-        folder, shards = Folder(self._own.wanted), range(len(self.starts))
-        there = folder.shards()
+    def write(self, stage: ShardedStage, threshold_s: np.ndarray) -> None:
+        """Write the rows of each shard that reach their stratum's threshold; close the stage."""
+        folder = stage.folder
 
-        def work(shard: int) -> dict[str, Any]:
-            if shard not in there:
-                found = self.candidates(shard)
-                taken_n = self.priorities(shard, found) >= bar_s[found.stratum_n]
-                table = pa.table({ROW: found.row_n[taken_n]}, schema=WANTED_SCHEMA)
-                folder.write_shard(shard, table)
-            return {"rows": folder.shard_rows(shard)}
+        def write(shard: int) -> dict[str, Any]:
+            found = self.candidates(shard)
+            taken_n = self.priorities(shard, found) >= threshold_s[found.stratum_n]
+            table = pa.table({ROW: found.row_n[taken_n]}, schema=WANTED_SCHEMA)
+            return {"rows": len(table), "crc": folder.write_shard(shard, table)}
 
-        counts = dict(run_on_shards(work, shards))
-        if absent := sorted(set(shards) - folder.shards()):
-            raise IncompleteError(
-                f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}.",
-                "Run the same command again.",
-            )
-        results: dict[str, Any] = {"rows": [counts[shard]["rows"] for shard in shards]}
+        stage.run(write, len(self.starts))
+        results: dict[str, Any] = {"rows": [shard.rows for shard in stage.counts()]}
         if self.number == 0:
-            results[RANDOM_SLICE] = vars(RandomSlice(self.config.seed, draw_limit(bar_s[0])))
-        finished = manifest.finished(results)
-        return close_stage(folder, finished, shard_crcs(folder, len(shards), {}))
+            results[RANDOM_SLICE] = vars(RandomSlice(self.config.seed, draw_limit(threshold_s[0])))
+        stage.close(results)
 
 
-def _count_shard(chooser: Chooser, bar_s: np.ndarray, digit: int, shard: int) -> Tally:
+def _count_shard(chooser: Chooser, threshold_s: np.ndarray, digit: int, shard: int) -> Tally:
     found = chooser.candidates(shard)
     priority_n = chooser.priorities(shard, found)
-    return Tally({"rows_sv": digit_counts(found.stratum_n, priority_n, bar_s, digit)})
+    return Tally({"rows_sv": digit_counts(found.stratum_n, priority_n, threshold_s, digit)})

@@ -1,4 +1,4 @@
-"""The engine arguments that an engine chooses for the machine it runs on."""
+"""Engine arguments that an engine chooses for its machine."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from llkd.teacher.engine import engine_class
 def with_machine_arguments(
     config: RunConfig, resources: connection.Resources, keep: bool = True
 ) -> TeacherConfig:
-    """The teacher with the engine arguments that its engine chose for this machine.
+    """The teacher, completed by the engine arguments that its engine chooses for the machine.
 
     Args:
-        config: the run.
-        resources: of a replica.
-        keep: choose once for the run; else choose now and store nothing.
+        config: the run; its own engine arguments take precedence.
+        resources: of one replica.
+        keep: choose once for the whole run and store the choice; else choose now.
     """
     teacher = config.teacher
     machine_arguments = getattr(engine_class(teacher.engine), "machine_arguments", None)

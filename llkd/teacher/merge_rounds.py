@@ -1,6 +1,6 @@
-"""The labels of a corpus that was labelled in rounds, from the answers of each round.
+"""The labels of a corpus that was labelled in rounds, merged from the answers of each round.
 
-Shard by shard: the rows of all rounds in their order. No row is in two rounds.
+A shard holds the rows of all rounds, in ascending order. No row is in two rounds.
 """
 
 from collections.abc import Sequence
@@ -9,59 +9,50 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster.integrity import close_stage, shard_crcs
-from llkd.cluster.shard_tasks import run_on_shards
-from llkd.errors import IncompleteError
+from llkd.cluster.stage import ShardedStage
 from llkd.store.folder import Folder
-from llkd.store.manifest import Manifest, begun, open_stage, require_complete
+from llkd.store.manifest import Manifest, require_complete
 from llkd.store.schema import ROW, RunLayout
 
 
 def merge(
-    target: RunLayout, rounds: Sequence[RunLayout], wanted: Manifest, results: dict[str, Any]
+    labels: Folder,
+    rejects: Folder | None,
+    rounds: Sequence[RunLayout],
+    wanted: Manifest,
+    results: dict[str, Any],
 ) -> Manifest:
-    """Write `labels/` of a run, or of a round, from the answers of rounds.
+    """Write the labels of a run, or of a round, from the answers of rounds.
 
     Args:
-        target: the run.
-        rounds: those whose answers are merged.
+        labels: where they go.
+        rejects: where the rows go that the teacher refused in any round; None to write none.
+        rounds: the rounds to merge.
         wanted: what determines the labels.
-        results: what is to be told in the manifest beside what the label stage tells.
+        results: added to the label stage's results in the manifest.
 
     Raises:
         FingerprintError: the labels were made with other settings.
-        IncompleteError: a round is not labelled, or shards are missing at the end.
+        IncompleteError: a round is not labelled, or a shard is absent.
     """
-    folder = Folder(target.labels("corpus"))
-    rejects = None if target.is_round else Folder(target.label_rejects("corpus"))
-    if rejects is not None and not begun(folder):
-        rejects.delete()
-    manifest = open_stage(folder, wanted)
-    if manifest.complete:
-        return manifest
-    answers = [Folder(each.answers("corpus")) for each in rounds]
+    stage = ShardedStage(labels, wanted, rejects)
+    if stage.complete:
+        return stage.manifest
+    answers = [Folder(each.answers) for each in rounds]
     refused = [Folder(each.label_rejects("corpus")) for each in rounds]
     answered = [require_complete(each, "label") for each in answers]
-    shards = range(len(answered[0].results["rows"]))
     listed = [(each, each.shards()) for each in refused]
 
-    def work(shard: int) -> dict[str, Any]:
+    def write(shard: int) -> dict[str, Any]:
         if rejects is not None:
             left_out = [each.read_shard(shard) for each, there in listed if shard in there]
             if left_out:
                 rejects.write_shard(shard, _in_order(left_out))
         table = _in_order([each.read_shard(shard) for each in answers])
-        return {"crc": folder.write_shard(shard, table)}
+        return {"rows": len(table), "crc": labels.write_shard(shard, table)}
 
-    done = run_on_shards(work, sorted(set(shards) - folder.shards()))
-    written = {shard: result["crc"] for shard, result in done}
-    if absent := sorted(set(shards) - folder.shards()):
-        raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(shards)} shards, first {absent[0]}.",
-            "Run the same command again.",
-        )
-    finished = manifest.finished({**_results(answered), **results})
-    return close_stage(folder, finished, shard_crcs(folder, len(shards), written))
+    stage.run(write, len(answered[0].results["rows"]))
+    return stage.close({**_results(answered), **results})
 
 
 def _in_order(tables: Sequence[pa.Table]) -> pa.Table:
@@ -71,12 +62,12 @@ def _in_order(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _results(answered: Sequence[Manifest]) -> dict[str, Any]:
-    """What the label stage tells of a corpus, of all rounds together."""
+    """The label stage's results, for all rounds together."""
     found = [each.results for each in answered]
     rows = np.sum([each["rows"] for each in found], axis=0).tolist()
     counts = [sum(each["rows"]) for each in found]
     mass = sum(n * each["label_mass"] for n, each in zip(counts, found, strict=True))
-    # A round that was found done tells no rate.
+    # A round whose shards earlier commands labelled has no rate.
     timed = [
         (n, each["rows_per_second"])
         for n, each in zip(counts, found, strict=True)

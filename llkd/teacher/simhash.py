@@ -1,4 +1,4 @@
-"""Texts by likeness: a cell of each, from its words alone."""
+"""SimHash: texts that share most of their words fall into the same cell."""
 
 import hashlib
 
@@ -6,23 +6,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ROWS_AT_ONCE = 2048
-"""Texts whose words are held in memory together."""
-MOST_BITS = 16
+BATCH_ROWS = 2048
+"""Texts split into words at a time, which bounds the memory."""
+MAX_BITS = 16
 
 
 def text_cells(texts: pa.ChunkedArray, bits: int) -> np.ndarray:
     """The SimHash (Charikar 2002) of each text's lower-cased words: int64, shape (N,).
 
-    Texts that share most of their words share most of its bits, near-duplicates all or nearly all.
+    The more words two texts share, the more bits of their hashes agree; near-duplicates agree in
+    all or nearly all.
 
     Args:
         texts: N strings.
-        bits: of the hash, at most 16: cells are in [0, 2**bits).
+        bits: length of the hash, at most 16. Cells are in [0, 2**bits).
     """
     parts = [
-        _cells(texts.slice(start, ROWS_AT_ONCE), bits)
-        for start in range(0, len(texts), ROWS_AT_ONCE)
+        _cells(texts.slice(start, BATCH_ROWS), bits) for start in range(0, len(texts), BATCH_ROWS)
     ]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
@@ -42,9 +42,9 @@ def _cells(texts: pa.ChunkedArray, bits: int) -> np.ndarray:
 
 
 def _signs(words: list[str], bits: int) -> np.ndarray:
-    """A hash of each word as numbers -1 and 1: shape (D, bits)."""
+    """The hash bits of each of D words, as -1 and 1: shape (D, bits)."""
     digests = b"".join(
-        hashlib.blake2b(word.encode(), digest_size=MOST_BITS // 8).digest() for word in words
+        hashlib.blake2b(word.encode(), digest_size=MAX_BITS // 8).digest() for word in words
     )
-    bytes_db = np.frombuffer(digests, dtype=np.uint8).reshape(len(words), MOST_BITS // 8)
+    bytes_db = np.frombuffer(digests, dtype=np.uint8).reshape(len(words), MAX_BITS // 8)
     return np.unpackbits(bytes_db, axis=1)[:, :bits] * 2.0 - 1.0

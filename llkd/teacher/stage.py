@@ -1,8 +1,8 @@
 """The teacher labels every row: a pool of actors, mapped by Ray Data over the shards.
 
-An actor is handed shard numbers; it reads the shard, labels it and writes the sidecar itself.
-So text and results travel through storage, and a shard that is there is never labelled again.
-In a round of labelling it is the rows that are wanted of each shard (see RunLayout).
+An actor receives shard numbers; it reads the shard, labels it and writes the sidecar itself. So
+text and results travel through storage, and a finished shard is never labelled again. In a round
+of labelling, the teacher labels the chosen rows of each shard.
 """
 
 import contextlib
@@ -12,32 +12,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster import actor_pool, connection, shard_tasks
-from llkd.cluster.integrity import close_stage, shard_crcs
-from llkd.cluster.progress import Pace, now_and_then
+from llkd.cluster import actor_pool, connection
+from llkd.cluster.progress import Pace, throttled
+from llkd.cluster.stage import ShardedStage, column_sums
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.parallelism import parallel_size
 from llkd.config.run import RunConfig, TeacherConfig
 from llkd.config.sources import SourceConfig
-from llkd.errors import IncompleteError, RejectLimitError
+from llkd.errors import RejectLimitError
 from llkd.ingest.sources import list_files
 from llkd.store.arrays import fixed_lists
 from llkd.store.folder import Folder, portable_path
-from llkd.store.manifest import (
-    Manifest,
-    begun,
-    open_stage,
-    read_manifest,
-    require_complete,
-)
+from llkd.store.manifest import Manifest, begun, require_complete
 from llkd.store.model_files import model_identity
-from llkd.store.rejects import delete_shards, require_all_told
 from llkd.store.schema import (
     ID,
     LABEL_MASS,
@@ -53,29 +47,12 @@ from llkd.teacher.examples import pool_identity
 from llkd.teacher.machine_arguments import with_machine_arguments
 
 CONTENT_FREE = ("N/A", "[MASK]", "-")
-"""Texts that say nothing, labelled beside the corpus for contextual calibration (arXiv
-2102.09690)."""
+"""Content-free texts, labelled beside the corpus for contextual calibration (arXiv 2102.09690)."""
 CONTENT_FREE_ITEM = ("content_free", 0)
 
 
-class ShardCounts(NamedTuple):
-    """What is kept of each shard while a corpus is labelled."""
-
-    rows: int
-    """Labelled ones."""
-    label_mass: float
-    """The sum of theirs."""
-    crc: int | None
-    """Of the file; None where an earlier command wrote it."""
-
-    @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "ShardCounts":
-        """From what an actor or a task told."""
-        return cls(told["rows"], told["label_mass"], told.get("crc"))
-
-
 def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str, Manifest]:
-    """Make the labels of each data set; shards that are there are left alone.
+    """Label the missing shards of each data set, all by the same engines.
 
     Args:
         config: the run.
@@ -86,55 +63,124 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
         The manifest of each data set's labels.
 
     Raises:
-        IncompleteError: shards are missing at the end.
+        IncompleteError: rows to label are incomplete, a shard is absent, or rows of it are lost.
+        RejectLimitError: the teacher refused too many rows.
         TeacherError: the teacher cannot be loaded.
         ActorError: replicas died too often.
     """
     started = time.monotonic()
-    layout = RunLayout(config.run_dir, config.teacher_number)
-    manifests: dict[str, Manifest] = {}
-    rows: dict[tuple[str, int], int] = {}
-    work: list[tuple[str, int]] = []
-    for dataset in datasets:
-        asked = require_complete(Folder(layout.asked(dataset)), "ingest")
-        folder = Folder(layout.answers(dataset))
-        rejects = Folder(layout.label_rejects(dataset))
-        if not begun(folder):  # what is beside it belongs to labels that were deleted
-            rejects.delete()
-            if dataset == "corpus" and not layout.is_round:
-                Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()
-        manifests[dataset] = open_stage(folder, manifest_of(config, dataset, asked))
-        rows |= {(dataset, shard): n for shard, n in enumerate(asked.results["rows"])}
-        if not manifests[dataset].complete:
-            missing = sorted(set(range(len(asked.results["rows"]))) - folder.shards())
-            delete_shards(rejects, rejects.shards().intersection(missing))
-            work += [(dataset, shard) for shard in missing]
-            announce(tracker, _work_on(config, dataset), missing)
-    if not Folder(layout.labels(CONTENT_FREE_ITEM[0])).shards():
+    labelling = [Labelling(config, dataset) for dataset in datasets]
+    work = [(each.dataset, shard) for each in labelling for shard in each.missing(tracker)]
+    if not Request.of(config, CONTENT_FREE_ITEM[0]).labels.shards():
         work.append(CONTENT_FREE_ITEM)
-    elif all(manifest.complete for manifest in manifests.values()):
-        return manifests
-    counts: dict[str, dict[int, ShardCounts]] = {dataset: {} for dataset in datasets}
     pace = Pace()
     if work:
-        skipped = sum(rows.values()) - sum(rows.get(item, 0) for item in work)
-        name = "label" if config.teacher_number is None else f"label by {config.teacher.model}"
-        tracker.begin.remote(name, sum(rows.values()), skipped, "replica")
-        for item in _run_pool(config, work, tracker):
-            if item["dataset"] in counts:  # not the texts without content
-                counts[item["dataset"]][item["shard"]] = ShardCounts.of(item)
-                pace.add(item)
-        tracker.end.remote()
-    for dataset in datasets:
-        if not manifests[dataset].complete:
-            times = {
-                "seconds": time.monotonic() - started,
-                "rows_per_second": pace.rows_per_second,
-            }
-            manifests[dataset] = _finish(
-                config, dataset, manifests[dataset], counts[dataset], times
+        _run(config, work, labelling, pace, tracker)
+    for each in labelling:
+        if not each.stage.complete:
+            seconds = time.monotonic() - started
+            each.close({"seconds": seconds, "rows_per_second": pace.rows_per_second})
+    return {each.dataset: each.stage.manifest for each in labelling}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the teacher labels of a data set, and where its answers go."""
+
+    dataset: str
+    rows: Folder
+    chosen: Folder | None
+    """Positions of the rows to label, by shard; None for all rows."""
+    labels: Folder
+    rejects: Folder
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: str) -> "Request":
+        """The request of a run: all rows, or in a round of labelling the corpus rows chosen for
+        it."""
+        layout = RunLayout(config.run_dir, config.teacher_number)
+        rows, rejects = Folder(layout.rows(dataset)), Folder(layout.label_rejects(dataset))
+        if layout.is_round and dataset == "corpus":
+            return cls(dataset, rows, Folder(layout.wanted), Folder(layout.answers), rejects)
+        return cls(dataset, rows, None, Folder(layout.labels(dataset)), rejects)
+
+    def read(self, shard: int) -> pa.Table:
+        """The rows of a shard to label."""
+        table = self.rows.read_shard(shard)
+        if self.chosen is None:
+            return table
+        return table.take(self.chosen.read_shard(shard, [ROW])[ROW])
+
+
+class Labelling:
+    """The labels of one data set, while the teacher makes them."""
+
+    def __init__(self, config: RunConfig, dataset: str) -> None:
+        """Begin or resume the stage.
+
+        Raises:
+            IncompleteError: the rows to label are incomplete.
+            FingerprintError: the labels were made with other settings.
+        """
+        self.dataset = dataset
+        self._config = config
+        self._request = request = Request.of(config, dataset)
+        asked = require_complete(request.chosen or request.rows, "ingest")
+        self.expected: list[int] = asked.results["rows"]
+        if dataset == "corpus" and request.chosen is None and not begun(request.labels):
+            Request.of(config, CONTENT_FREE_ITEM[0]).labels.delete()  # beside deleted labels
+        wanted = manifest_of(config, dataset, asked)
+        self.stage = ShardedStage(request.labels, wanted, request.rejects, summed=[LABEL_MASS])
+
+    def missing(self, tracker: Any) -> list[int]:
+        """The shards still to label; announces them to the tracker."""
+        if self.stage.complete:
+            return []
+        missing = self.stage.missing(len(self.expected))
+        announce(tracker, _work_on(self._config, self.dataset), missing)
+        return missing
+
+    def close(self, times: Mapping[str, Any]) -> None:
+        """Close the stage once all shards are labelled.
+
+        Raises:
+            IncompleteError: a shard is absent, or rows of it are lost.
+            RejectLimitError: the teacher refused too many rows.
+        """
+        counts = self.stage.counts(self.expected)
+        rows = [shard.rows for shard in counts]
+        total = sum(self.expected)
+        rejected = total - sum(rows)
+        # Of chosen rows, the rounds limit the rejects of all rounds together.
+        limited = self._request.chosen is None
+        if limited and rejected > self._config.max_reject_fraction * total:
+            raise RejectLimitError(
+                f"The teacher refused {rejected:,} of {total:,} {self.dataset} rows, more than "
+                f"max_reject_fraction = {self._config.max_reject_fraction} allows. They are listed "
+                f"in {self._request.rejects.uri}."
             )
-    return manifests
+        mass = sum(shard.sums[0] for shard in counts) / max(sum(rows), 1)
+        self.stage.close({"rows": rows, "rejected": rejected, "label_mass": mass, **times})
+
+
+def _run(
+    config: RunConfig,
+    work: Sequence[tuple[str, int]],
+    labelling: Sequence[Labelling],
+    pace: Pace,
+    tracker: Any,
+) -> None:
+    """Label the missing shards, of all data sets by the same engines."""
+    by_name = {each.dataset: each for each in labelling}
+    total = sum(sum(each.expected) for each in labelling)
+    todo = sum(by_name[name].expected[shard] for name, shard in work if name in by_name)
+    name = "label" if config.teacher_number is None else f"label by {config.teacher.model}"
+    tracker.begin.remote(name, total, total - todo, "replica")
+    for item in _run_pool(config, work, tracker):
+        if item["dataset"] in by_name:  # not the content-free texts
+            by_name[item["dataset"]].stage.add(item["shard"], item)
+            pace.add(item)
+    tracker.end.remote()
 
 
 def _work_on(config: RunConfig, dataset: str) -> Work:
@@ -143,12 +189,12 @@ def _work_on(config: RunConfig, dataset: str) -> Work:
 
 
 def manifest_of(config: RunConfig, dataset: str, asked: Manifest) -> Manifest:
-    """What determines the labels of a data set.
+    """The manifest of a data set's labels: the settings that determine them.
 
     Args:
         config: the run.
-        dataset: whose labels.
-        asked: the manifest of its rows; in a round of labelling of those that are wanted.
+        dataset: `corpus`, `test` or `validation`.
+        asked: the manifest of its rows; in a round of labelling, of the chosen rows.
     """
     teacher = config.teacher
     settings = {
@@ -165,7 +211,7 @@ def manifest_of(config: RunConfig, dataset: str, asked: Manifest) -> Manifest:
         "task.label_order": config.task.label_names,
     }
     source = config.task.examples_from
-    if source is not None:  # what is in the files counts, not where they lie
+    if source is not None:  # the files' content counts, not their paths
         named = source.model_dump(mode="json", exclude={"path", "embedder"})
         settings["task.examples_from"] = named
         settings["task.examples_from.rows"] = pool_identity(source, config.task)
@@ -192,7 +238,7 @@ _ENGINE_ARGS_WITHOUT_EFFECT = {
     "kv_cache_memory_bytes", "compilation_config", "api_key_env", "concurrency",
     "requests_per_minute", "max_retries", "timeout",
 }  # fmt: skip
-"""They change the speed and the memory, not what the model computes."""
+"""Engine arguments that change speed and memory use, but no label."""
 
 
 def _shaping(config: RunConfig) -> dict[str, Any]:
@@ -201,54 +247,51 @@ def _shaping(config: RunConfig) -> dict[str, Any]:
 
 
 class TeacherActor:
-    """One replica: an engine, and the shards that come to it."""
+    """One replica: an engine that labels the shards it receives."""
 
     def __init__(self, config: RunConfig, tracker: Any) -> None:
         self._config = config
         self._tracker = tracker
-        self._layout = RunLayout(config.run_dir, config.teacher_number)
         self._engine = engine_class(config.teacher.engine)(config.teacher, config.task)
         concurrent = getattr(self._engine, "concurrent", False)
         self._turn = contextlib.nullcontext() if concurrent else threading.Lock()
 
     def __call__(self, item: tuple[str, int]) -> dict[str, Any]:
-        """Label one shard; returns its counts, and when it began and ended."""
+        """Label one shard; returns its counts, and its start and end times."""
         dataset, shard = item
         started = time.time()
-        counts = self._label_shard(dataset, shard, started)
+        request = Request.of(self._config, dataset)
+        if (dataset, shard) == CONTENT_FREE_ITEM:
+            counts = self._label_content_free(request)
+        else:
+            counts = self._label_shard(request, shard, started)
         times = {"started": started, "ended": time.time()}
         return {"dataset": dataset, "shard": shard, **counts, **times}
 
-    def _label_shard(self, dataset: str, shard: int, started: float) -> dict[str, Any]:
-        if (dataset, shard) == CONTENT_FREE_ITEM:
-            return self._label_content_free()
-        unit = f"{dataset}/{shard}"
-        rows = Folder(self._layout.rows(dataset)).read_shard(shard)
-        if self._layout.asked(dataset) != self._layout.rows(dataset):
-            rows = rows.take(Folder(self._layout.asked(dataset)).read_shard(shard, [ROW])[ROW])
+    def _label_shard(self, request: Request, shard: int, started: float) -> dict[str, Any]:
+        unit = f"{request.dataset}/{shard}"
+        rows = request.read(shard)
         texts = rows[TEXT].to_pylist()
         ids = rows[ID].to_pylist() if ID in rows.column_names else [None] * len(texts)
-        batch = self._label(texts, ids, now_and_then(partial(self._tracker.update.remote, unit)))
+        batch = self._label(texts, ids, throttled(partial(self._tracker.update.remote, unit)))
         undefined_n = np.flatnonzero(np.isnan(batch.logprobs_nc).any(axis=1)).tolist()
         refused = {**dict.fromkeys(undefined_n, "not_a_number"), **batch.refused}
         if refused:
-            self._write_rejects(dataset, shard, rows, refused)
+            _write_rejects(request, shard, rows, refused)
         kept = [i for i in range(len(texts)) if i not in refused]
         row_n = rows[ROW].to_numpy()[kept]
-        counts = self._write_labels((dataset, shard), row_n, batch.logprobs_nc[kept])
+        counts = self._write_labels(request, shard, row_n, batch.logprobs_nc[kept])
         self._tracker.update.remote(unit, len(texts))
-        self._tracker.shard.remote(
-            ShardDone(
-                _work_on(self._config, dataset), shard, len(kept), time.time() - started,
-                Counter(refused.values()), batch.tokens,
-            )
-        )  # fmt: skip
-        return counts
+        rejects, seconds = Counter(refused.values()), time.time() - started
+        work = _work_on(self._config, request.dataset)
+        done = ShardDone(work, shard, len(kept), seconds, rejects, batch.tokens)
+        self._tracker.shard.remote(done)
+        return {**counts, "rejects": rejects}
 
     def _label(
         self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
     ) -> LabelBatch:
-        """Ask the engine, once for texts that are the same."""
+        """Label texts; the engine labels equal texts once."""
         if not texts:
             return LabelBatch(np.zeros((0, len(self._config.task.labels)), dtype=np.float32))
         if getattr(self._engine, "by_id", False):
@@ -263,16 +306,15 @@ class TeacherActor:
         }
         return LabelBatch(batch.logprobs_nc[place_n], refused, batch.tokens)
 
-    def _label_content_free(self) -> dict[str, Any]:
+    def _label_content_free(self, request: Request) -> dict[str, Any]:
         batch = self._label(CONTENT_FREE, [None] * len(CONTENT_FREE), lambda done: None)
         kept = [i for i in range(len(CONTENT_FREE)) if i not in batch.refused]
         row_n = np.array(kept, dtype=np.int32)
-        return self._write_labels(CONTENT_FREE_ITEM, row_n, batch.logprobs_nc[kept])
+        return self._write_labels(request, 0, row_n, batch.logprobs_nc[kept])
 
     def _write_labels(
-        self, item: tuple[str, int], row_n: np.ndarray, logprobs_nc: np.ndarray
+        self, request: Request, shard: int, row_n: np.ndarray, logprobs_nc: np.ndarray
     ) -> dict[str, Any]:
-        dataset, shard = item
         table = pa.table(
             {
                 ROW: row_n,
@@ -281,28 +323,28 @@ class TeacherActor:
             },
             schema=labels_schema(len(self._config.task.labels)),
         )
-        crc = Folder(self._layout.answers(dataset)).write_shard(shard, table)
-        return {**_counts(table), "crc": crc}
+        crc = request.labels.write_shard(shard, table)
+        return {"rows": len(table), "crc": crc, **column_sums(table, [LABEL_MASS])}
 
-    def _write_rejects(
-        self, dataset: str, shard: int, rows: pa.Table, refused: dict[int, str]
-    ) -> None:
-        ids = rows[ID].to_pylist() if ID in rows.column_names else None
-        row_n = rows[ROW].to_pylist()
-        rejected = [
-            {"stage": "label", "shard": shard, "row": row_n[i], "id": ids[i] if ids else None,
-             "reason": reason, "detail": None}
-            for i, reason in sorted(refused.items())
-        ]  # fmt: skip
-        Folder(self._layout.label_rejects(dataset)).write_shard(
-            shard, pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA)
-        )
+
+def _write_rejects(
+    request: Request, shard: int, rows: pa.Table, refused: Mapping[int, str]
+) -> None:
+    ids = rows[ID].to_pylist() if ID in rows.column_names else None
+    row_n = rows[ROW].to_pylist()
+    rejected = [
+        {"stage": "label", "shard": shard, "row": row_n[i], "id": ids[i] if ids else None,
+         "reason": reason, "detail": None}
+        for i, reason in sorted(refused.items())
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA)
+    request.rejects.write_shard(shard, table)
 
 
 def _run_pool(
     config: RunConfig, work: Sequence[tuple[str, int]], tracker: Any
 ) -> Iterator[dict[str, Any]]:
-    """Map the teacher pool over the shards that are missing; yields each shard's counts."""
+    """Map the teacher pool over the missing shards; yields the counts of each."""
     resources = config.teacher.resources or default_resources(config)
     nodes = config.teacher.nodes
     connection.require_resources(resources, "teacher.resources", nodes)
@@ -319,64 +361,8 @@ def _run_pool(
 
 
 def default_resources(config: RunConfig) -> connection.Resources:
-    """What one replica reserves on each of its nodes when the config does not say."""
+    """The resources that one replica reserves on each of its nodes unless the config sets them."""
     teacher = config.teacher
     if teacher.nodes > 1 or connection.cluster_has_gpus("teacher.resources"):
         return {"GPU": parallel_size(teacher.engine_args) // teacher.nodes, "CPU": 1}
     return {"CPU": connection.cpus_each(config.teacher.replicas[1])}
-
-
-def _finish(
-    config: RunConfig,
-    dataset: str,
-    manifest: Manifest,
-    counts: dict[int, ShardCounts],
-    times: dict[str, Any],
-) -> Manifest:
-    """See that all shards are there, add up their counts, and close the stage."""
-    layout = RunLayout(config.run_dir, config.teacher_number)
-    folder = Folder(layout.answers(dataset))
-    asked = read_manifest(Folder(layout.asked(dataset)))
-    assert asked is not None
-    expected = asked.results["rows"]
-    if absent := sorted(set(range(len(expected))) - folder.shards()):
-        raise IncompleteError(
-            f"{folder.uri} lacks {len(absent)} of {len(expected)} shards, first {absent[0]}.",
-            "Run the same command again.",
-        )
-    written = {shard: entry.crc for shard, entry in counts.items() if entry.crc is not None}
-    earlier = [shard for shard in range(len(expected)) if shard not in counts]
-    rejects = Folder(layout.label_rejects(dataset))
-    refused = rejects.shards() if earlier else set()
-
-    def read(shard: int) -> dict[str, Any]:
-        left_out = rejects.shard_rows(shard) if shard in refused else 0
-        return {**_counts(folder.read_shard(shard)), "rejected": left_out}
-
-    lost = []
-    for shard, found in shard_tasks.run_on_shards(read, earlier):
-        counts[shard] = ShardCounts.of(found)
-        if found["rows"] + found["rejected"] != expected[shard]:
-            lost.append(shard)
-    require_all_told(folder, rejects, lost)
-    rows = [counts[shard].rows for shard in range(len(expected))]
-    # What an actor that died had left out, and the one after it did not.
-    delete_shards(rejects, [n for n in rejects.shards() if rows[n] == expected[n]])
-    rejected = sum(expected) - sum(rows)
-    judged = not (layout.is_round and dataset == "corpus")  # else by the rounds together
-    if judged and rejected > config.max_reject_fraction * sum(expected):
-        raise RejectLimitError(
-            f"The teacher refused {rejected:,} of {sum(expected):,} {dataset} rows, more than "
-            f"max_reject_fraction = {config.max_reject_fraction} allows. They are listed in "
-            f"{layout.label_rejects(dataset)}."
-        )
-    mass = sum(entry.label_mass for entry in counts.values()) / max(sum(rows), 1)
-    results = {"rows": rows, "rejected": rejected, "label_mass": mass, **times}
-    crcs = shard_crcs(folder, len(expected), written)
-    return close_stage(folder, manifest.finished(results), crcs, rejects)
-
-
-def _counts(table: pa.Table) -> dict[str, Any]:
-    """Rows labelled and the sum of their label mass."""
-    mass_n = table[LABEL_MASS].to_numpy()
-    return {"rows": len(mass_n), "label_mass": float(mass_n.sum(dtype=np.float64))}

@@ -78,7 +78,7 @@ def test_unusable_rows_are_rejects_with_reasons(
     assert {row["source"] for row in listed} == {path}
 
 
-def test_what_is_told_of_a_shard_is_not_read_from_it_again(
+def test_counts_from_tasks_are_not_read_from_the_shards_again(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -91,7 +91,7 @@ def test_what_is_told_of_a_shard_is_not_read_from_it_again(
         first = ingest(config, "corpus", tracker).results
     assert (first["rows"], first["rejects"]) == ([9] * 4, {"missing": 4})
 
-    # Another command finds some of them done.
+    # A later command finds some shards written.
     folder = Folder(RunLayout(config.run_dir).rows("corpus"))
     written = json.loads(folder.read_bytes("manifest.json"))
     folder.write_json("manifest.json", {**written, "complete": False})
@@ -100,7 +100,7 @@ def test_what_is_told_of_a_shard_is_not_read_from_it_again(
     assert (again["rows"], again["rejects"]) == (first["rows"], first["rejects"])
 
 
-def test_a_shard_is_made_of_the_pieces_of_files_that_it_covers() -> None:
+def test_a_shard_covers_consecutive_rows_across_files() -> None:
     counts = [0, 3, 0, 0, 7, 1, 1, 1, 0, 12, 0]
     starts = [sum(counts[:number]) for number in range(len(counts) + 1)]
     files = tuple(SourceFile(f"{number}", "parquet", 1) for number in range(len(counts)))
@@ -119,7 +119,8 @@ def test_a_shard_is_made_of_the_pieces_of_files_that_it_covers() -> None:
         assert all(start < stop for _, start, stop in pieces)
 
 
-def test_bytes_that_are_not_utf8_cost_their_row_only(
+@pytest.mark.usefixtures("in_process")
+def test_bytes_that_are_not_utf8_reject_only_their_row(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     path = tmp_path / "x.csv"
@@ -130,7 +131,7 @@ def test_bytes_that_are_not_utf8_cost_their_row_only(
     assert texts_of(RunLayout(config.run_dir).rows("corpus"))[-1] == "12"
 
 
-def test_too_many_rejects_fail_the_stage_and_say_why(
+def test_too_many_rejects_fail_the_stage_with_their_reasons(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     path = write_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"text": ""}, {"text": ""}])
@@ -139,6 +140,7 @@ def test_too_many_rejects_fail_the_stage_and_say_why(
         ingest(config, "corpus", tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_gold_becomes_class_indices(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -167,6 +169,7 @@ def test_gold_becomes_class_indices(
         ([], r"t.jsonl is empty \(0 bytes\)"),
     ],
 )
+@pytest.mark.usefixtures("in_process")
 def test_a_wrong_test_set_is_refused(
     tmp_path: Path,
     make_config: MakeConfig,
@@ -179,6 +182,7 @@ def test_a_wrong_test_set_is_refused(
         ingest(config, "test", tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_files_without_a_row_are_refused(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -187,7 +191,8 @@ def test_files_without_a_row_are_refused(
         ingest(make_config(corpus={"path": str(tmp_path / "x.csv")}), "corpus", tracker)
 
 
-def test_resuming_makes_the_missing_shards_only(
+@pytest.mark.usefixtures("in_process")
+def test_resuming_writes_only_the_missing_shards(
     make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     config = make_config()
@@ -206,13 +211,15 @@ def test_resuming_makes_the_missing_shards_only(
     assert pq.read_table(folder / "part-00002.parquet").equals(content)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_source_is_refused(make_config: MakeConfig, tracker: SilentTracker) -> None:
     ingest(make_config(), "corpus", tracker)
     with pytest.raises(FingerprintError, match=r"corpus.rows_per_shard: was 60, now 61"):
         ingest(make_config(corpus={"rows_per_shard": 61}), "corpus", tracker)
 
 
-def test_files_that_changed_in_the_middle_are_refused(
+@pytest.mark.usefixtures("in_process")
+def test_files_that_changed_during_ingest_are_refused(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     for name in "bc":
@@ -227,6 +234,7 @@ def test_files_that_changed_in_the_middle_are_refused(
         ingest(config, "corpus", tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_rejects_of_shards_that_were_deleted_do_not_count(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -240,7 +248,8 @@ def test_rejects_of_shards_that_were_deleted_do_not_count(
     assert ingest(config, "corpus", tracker).results["rejects"] == {"empty": 1}
 
 
-def test_rejects_that_are_lost_have_their_shard_made_again(
+@pytest.mark.usefixtures("in_process")
+def test_a_shard_whose_rejects_are_lost_is_written_again(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     rows: list[object] = [{"text": f"fine {i}"} for i in range(20)]
@@ -255,16 +264,16 @@ def test_rejects_that_are_lost_have_their_shard_made_again(
     kept = [rejects.read_shard(shard) for shard in (0, 1)]
     assert not reopen_damaged(folder, "corpus", str, rejects)
 
-    rejects.delete_file("part-00001.parquet")  # of a stage that is done
-    said: list[str] = []
-    assert reopen_damaged(folder, "corpus", said.append, rejects)
-    assert said == ["corpus: 1 damaged shard (part-00001.parquet) is made again"]
+    rejects.delete_file("part-00001.parquet")  # of a complete stage
+    lines: list[str] = []
+    assert reopen_damaged(folder, "corpus", lines.append, rejects)
+    assert lines == ["corpus: 1 damaged shard (part-00001.parquet) is made again"]
     assert folder.shards() == {0}
     ingest(config, "corpus", tracker)
     assert [rejects.read_shard(shard) for shard in (0, 1)] == kept
 
     write_manifest(folder, require_complete(folder, "ingest").reopened())
-    for name in ("part-00000.parquet", "checksums.json"):  # of one that is under way
+    for name in ("part-00000.parquet", "checksums.json"):  # of an incomplete stage
         rejects.delete_file(name)
     with pytest.raises(IncompleteError, match="has lost rows that were left out of 1 shards"):
         ingest(config, "corpus", tracker)

@@ -25,13 +25,14 @@ from llkd.student.scoring import Scorer
 from tests.conftest import MadeRun, MakeConfig, SilentTracker
 from tests.fakes import DeadlyTracker, make_texts
 from tests.helpers import run
+from tests.in_process import in_process
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture(scope="module")
 def make(finished_run: MadeRun, tmp_path_factory: pytest.TempPathFactory) -> MakeConfig:
-    """Configs of one finished run; each test gives its predictions a name of their own."""
+    """Configs of one finished run; each test names its own predictions."""
     copy = finished_run.copy(tmp_path_factory.mktemp("finished") / "run")
 
     def make_with(**predict: Any) -> RunConfig:
@@ -84,7 +85,8 @@ def test_every_row_gets_the_students_label_by_name(make: MakeConfig) -> None:
     assert sum(sums) / 420 == pytest.approx(confidence)
 
 
-def test_the_whole_distribution_where_it_is_asked_for(make: MakeConfig) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_the_whole_distribution_on_request(make: MakeConfig) -> None:
     config = make(name="full", probabilities=True, replicas=[2, 2], resources={"CPU": 1})
     folder = predicted(config)
     table = folder.read_shard(3)
@@ -96,7 +98,7 @@ def test_the_whole_distribution_where_it_is_asked_for(make: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
-def test_only_missing_shards_are_done_and_a_complete_pass_not_again(make: MakeConfig) -> None:
+def test_only_missing_shards_are_predicted_and_a_complete_pass_is_kept(make: MakeConfig) -> None:
     config = make(name="resumed")
     folder = predicted(config)
     first = folder.read_json(MANIFEST)
@@ -182,7 +184,7 @@ def test_another_corpus_is_ingested_predicted_and_measured(
     assert figures.keys() >= {"macro_f1", "ece", "per_class"}
     for words in (
         "student on predict/new-rows: 47 rows", "empty: 3", "Predictions, 47 rows",
-        "mean confidence", "Left out  3 rows", f"accuracy {right:.3f}", "predictions/new-rows",
+        "mean confidence", "Rejected  3 rows", f"accuracy {right:.3f}", "predictions/new-rows",
     ):  # fmt: skip
         assert words in output
     assert "student on" not in run("predict", config)
@@ -192,7 +194,7 @@ def test_another_corpus_is_ingested_predicted_and_measured(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_rows_that_were_ingested_anew_are_not_taken_for_the_old_ones(
+def test_rows_ingested_again_from_changed_files_are_other_rows(
     tmp_path: Path, make: MakeConfig
 ) -> None:
     path = tmp_path / "growing.jsonl"
@@ -210,14 +212,15 @@ def test_rows_that_were_ingested_anew_are_not_taken_for_the_old_ones(
 @pytest.mark.usefixtures("in_process")
 def test_a_corpus_without_usable_rows_is_an_error(tmp_path: Path, make: MakeConfig) -> None:
     pq.write_table(pa.table({"text": ["", " "]}), tmp_path / "empty.parquet")
-    with pytest.raises(RejectLimitError, match="2 of 2 predict/empty rows cannot be used"):
+    with pytest.raises(RejectLimitError, match="2 of 2 predict/empty rows are unusable"):
         run("predict", make(path=str(tmp_path / "empty.parquet")))
 
 
-def test_a_killed_actor_is_replaced_and_its_shard_done_again(
+def test_a_killed_actor_is_replaced_and_its_shard_predicted_again(
     tmp_path: Path, make: MakeConfig
 ) -> None:
-    plain = predicted(make(name="undisturbed"))
+    with in_process():
+        plain = predicted(make(name="undisturbed"))
     folder = predicted(make(name="killed"), DeadlyTracker("3", str(tmp_path / "died")))
     assert (tmp_path / "died").exists()
     assert folder.shards() == set(range(7))

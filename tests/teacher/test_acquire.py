@@ -1,4 +1,4 @@
-"""The rows of a round, from shards, on a real local Ray: the same whatever the cut."""
+"""Acquisition on a real local Ray: the chosen rows do not depend on the shards."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def probabilities(rows: int) -> np.ndarray:
 
 def write_predictions(config: RunConfig, rows: int, rows_per_shard: int) -> None:
     probs_nc = probabilities(rows)
-    folder = Folder(RunLayout(RunLayout(config.run_dir).round(0)).predictions("corpus"))
+    folder = Folder(RunLayout(config.run_dir).round(0).predictions("corpus"))
     for shard, start in enumerate(range(0, rows, rows_per_shard)):
         part = probs_nc[start : start + rows_per_shard]
         columns = {
@@ -47,7 +47,7 @@ def write_predictions(config: RunConfig, rows: int, rows_per_shard: int) -> None
 
 
 def positions(config: RunConfig, number: int, rows_per_shard: int) -> list[int]:
-    folder = Folder(RunLayout(RunLayout(config.run_dir).round(number)).wanted)
+    folder = Folder(RunLayout(config.run_dir).round(number).wanted)
     parts = [(s, folder.read_shard(s)["row"].to_pylist()) for s in sorted(folder.shards())]
     return [rows_per_shard * shard + row for shard, part in parts for row in part]
 
@@ -63,7 +63,7 @@ def chosen(config: RunConfig, rows: int = 420) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("diversity", [True, False])
-def test_the_same_rows_in_any_shards(
+def test_the_rows_do_not_depend_on_the_shards(
     tmp_path: Path, make_config: MakeConfig, diversity: bool
 ) -> None:
     found: list[Any] = []
@@ -80,7 +80,7 @@ def test_the_same_rows_in_any_shards(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_the_least_sure_rows_of_each_cell(
+def test_the_most_uncertain_rows_of_each_cell_are_chosen(
     make_config: MakeConfig, corpus_files: tuple[str, str]
 ) -> None:
     config = make_config(test=None, label={"budget": 0.5})
@@ -101,7 +101,7 @@ def test_the_least_sure_rows_of_each_cell(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_repeated_texts_are_taken_last(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_repeated_texts_are_chosen_last(tmp_path: Path, make_config: MakeConfig) -> None:
     texts = [f"a phone n{i}" for i in range(40)] + ["the same text"] * 60
     pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
     corpus = {"path": str(tmp_path / "texts.parquet"), "rows_per_shard": 100}
@@ -117,10 +117,10 @@ def test_repeated_texts_are_taken_last(tmp_path: Path, make_config: MakeConfig) 
 
 
 @pytest.mark.usefixtures("in_process")
-def test_shards_that_are_there_are_left_alone(make_config: MakeConfig) -> None:
+def test_finished_shards_are_kept(make_config: MakeConfig) -> None:
     config = make_config(test=None, label={"budget": 0.5})
     before = chosen(config)
-    layout = RunLayout(RunLayout(config.run_dir).round(1))
+    layout = RunLayout(config.run_dir).round(1)
     wanted = Folder(layout.wanted)
     assert is_chosen(config, 1, BASIS)
     assert not Folder(layout.candidates).names()

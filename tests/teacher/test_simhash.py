@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from llkd.teacher.simhash import ROWS_AT_ONCE, _signs, text_cells
+from llkd.teacher.simhash import BATCH_ROWS, _signs, text_cells
 
 
 def cells(texts: list[str], bits: int = 8) -> list[int]:
@@ -25,7 +25,7 @@ def test_order_case_and_space_do_not_matter() -> None:
     assert cells([]) == []
 
 
-def test_near_duplicates_are_together_and_others_are_spread() -> None:
+def test_near_duplicates_share_a_cell_and_others_spread() -> None:
     rng = np.random.default_rng(0)
     texts = [" ".join(map(str, rng.integers(0, 20000, 60))) for _ in range(1000)]
     found = np.array(cells(texts))
@@ -37,8 +37,8 @@ def test_near_duplicates_are_together_and_others_are_spread() -> None:
     assert np.bitwise_count(found ^ np.roll(found, 1)).mean() > 3.5
 
 
-def test_a_text_has_its_cell_wherever_it_stands() -> None:
-    texts = [f"text number {i} of many" for i in range(ROWS_AT_ONCE + 10)]
+def test_the_cell_of_a_text_does_not_depend_on_its_position() -> None:
+    texts = [f"text number {i} of many" for i in range(BATCH_ROWS + 10)]
     found = cells(texts)
     assert found[-5:] == cells(texts[-5:])
     chunks = pa.chunked_array([texts[:3], [], texts[3:]], pa.large_string())

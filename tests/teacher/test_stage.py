@@ -77,7 +77,7 @@ def test_every_row_gets_the_teachers_logprobs(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
-def test_calibration_takes_out_the_bias(make_config: MakeConfig, tracker: SilentTracker) -> None:
+def test_calibration_removes_the_bias(make_config: MakeConfig, tracker: SilentTracker) -> None:
     config = ingested(make_config(test=None), tracker)
     label(config, ["corpus"], tracker)
     raw = no_calibration(3).apply(all_logprobs(config)).mean(axis=0)
@@ -153,7 +153,7 @@ def test_too_many_refusals_fail_the_stage(make_config: MakeConfig, tracker: Sile
 
 
 @pytest.mark.usefixtures("in_process")
-def test_resuming_labels_the_missing_shards_only(
+def test_resuming_labels_only_the_missing_shards(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     calls = tmp_path / "calls"
@@ -176,7 +176,7 @@ def test_resuming_labels_the_missing_shards_only(
     calls.unlink()
     label(config, ["corpus"], tracker)
     assert not calls.exists()  # complete: the teacher is not even loaded
-    # As after a kill when all but the texts without content were labelled.
+    # As after a kill once all but the content-free texts were labelled.
     Folder(str(labels)).write_json(MANIFEST, {**manifest, "complete": False})
     content_free = Folder(RunLayout(config.run_dir).labels("content_free"))
     content_free.delete()
@@ -209,7 +209,7 @@ def test_another_prompt_is_refused_and_more_replicas_are_not(
         label(make_config(test=None, task=swapped), ["corpus"], tracker)
 
 
-def test_a_teacher_that_cannot_load_says_so(
+def test_a_teacher_that_cannot_load_is_an_error(
     make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     config = make_config(test=None, teacher={"engine": "tests.fakes:BrokenTeacher"})
@@ -254,7 +254,7 @@ def test_a_killed_replica_is_replaced_and_its_shard_done_again(
 
 
 @pytest.mark.slow
-def test_deaths_are_bounded_and_told(
+def test_deaths_are_bounded_and_reported(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     cases = [
@@ -271,7 +271,7 @@ def test_deaths_are_bounded_and_told(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_texts_that_are_the_same_are_labelled_once(
+def test_equal_texts_are_labelled_once(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     texts = ["a goal", "a chip", "a goal", "a goal", "a match"]
@@ -290,7 +290,7 @@ def test_texts_that_are_the_same_are_labelled_once(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_another_calibration_labels_nothing_again(
+def test_another_calibration_needs_no_new_labels(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, corpus_files: tuple[str, str]
 ) -> None:
     calls = tmp_path / "calls"
@@ -356,7 +356,8 @@ def test_several_teachers_are_combined(make_config: MakeConfig) -> None:
         (calibrate(alone), Folder(RunLayout(config.run_dir, number).labels("corpus")).read_shard(2))
         for number, alone in enumerate(config.of_each_teacher)
     ]
-    combined = Folder(RunLayout(config.run_dir).labels("corpus")).read_shard(2)
+    folder = Folder(RunLayout(config.run_dir).labels("corpus"))
+    combined = folder.read_shard(2)
     assert 0 < combined.num_rows < 60  # without the rows that one of them refused
     rows = combined["row"].to_pylist()
     assert rows == parts[1][1]["row"].to_pylist()
@@ -370,6 +371,13 @@ def test_several_teachers_are_combined(make_config: MakeConfig) -> None:
     expected -= np.logaddexp.reduce(expected, axis=1, keepdims=True)
     assert matrix(combined["logprobs"]) == pytest.approx(expected, abs=1e-5)
     assert (combined["disagreement"].to_numpy() >= 0).all()
+
+    whole, before = folder.read_json(MANIFEST), folder.files()
+    folder.delete_file(shard_name(3))
+    folder.write_json(MANIFEST, {**whole, "complete": False})
+    run_stage("label", config, Console(file=io.StringIO()))
+    assert folder.read_json(MANIFEST) == whole
+    assert folder.files()[shard_name(2)] == before[shard_name(2)]  # not written again
     other = make_config(
         teacher=None, teachers=[one, {**two, "weight": 1}], test=None, max_reject_fraction=0.9
     )
