@@ -1,4 +1,4 @@
-"""Measure LLKD beside what one would use instead.
+"""Benchmark LLKD against the alternatives.
 
     python jobs/benchmark.py teacher [--config jobs/configs/bbc.yaml] [--json FILE]
     python jobs/benchmark.py scoring [--config jobs/configs/bbc.yaml] [--json FILE]
@@ -10,14 +10,13 @@
     python jobs/benchmark.py requests [--sizes 20,60] [--json FILE]
     python jobs/benchmark.py control [--shards 1e4,1e5] [--json FILE]
 
-`teacher`, `scoring`, `training`: rows a second of the labelling stage, the student's uncertainty
-pass and its training, as ratios in one run. `selection`: rows a second and memory, by the size of
-the corpus. `overhead`: a whole run, and what its time went into. `labels`: how good labels and
-confidence are, by verbalizer and calibration, on corpora with gold. `endurance`: whether memory and
-open files grow while shards are labelled and actors die. `requests`: how often an object store is
-asked, by stage and shard. `control`: what the driver does for each shard, where the work is
-nothing. Prints a table and writes
-the figures to FILE, and nothing else. Give it a quiet machine: it takes all of it.
+`teacher`, `scoring`, `training`: rows a second of the labelling stage, the student's uncertainty pass
+and its training, as ratios to other tools. `selection`: rows a second and memory, by corpus size.
+`overhead`: how a whole run spends its time. `labels`: quality of labels and confidence by verbalizer and
+calibration, on corpora with gold. `endurance`: growth of memory and open files while shards are labelled
+and actors die. `requests`: requests to an object store, by stage and shard. `control`: what the driver
+does for each shard, without the work itself. Prints a table and writes the figures to FILE, nothing
+else. Run it on a quiet machine: it uses all of it. What a run costs: `jobs/plan.py`.
 """
 
 import argparse
@@ -96,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _PLAIN = ("corpus.rows_per_shard=8192", "student.max_length=128")
-"""LLKD's defaults, in place of what suits a small demo."""
+"""LLKD's defaults instead of the small demo's settings."""
 
 _TEN_MINUTES = ("teacher.max_text_tokens=128", "student.max_length=128", "student.epochs=7")
 """With these the demo takes about ten minutes on two cores."""
