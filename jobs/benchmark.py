@@ -1,4 +1,4 @@
-"""Measure LLKD beside what one would use instead.
+"""Benchmark LLKD against the alternatives.
 
     python jobs/benchmark.py teacher [--config jobs/configs/bbc.yaml] [--json FILE]
     python jobs/benchmark.py scoring [--config jobs/configs/bbc.yaml] [--json FILE]
@@ -9,18 +9,14 @@
     python jobs/benchmark.py endurance [--shards 2000] [--fail 0.01] [--plot FILE] [--json FILE]
     python jobs/benchmark.py requests [--sizes 20,60] [--json FILE]
     python jobs/benchmark.py control [--shards 1e4,1e5] [--json FILE]
-    python jobs/benchmark.py scale [--rows 1e6,1e8,1e10] [--json FILE]
-    python jobs/benchmark.py foretold PLAN RUN_DIR [--json FILE]
 
-`teacher`, `scoring`, `training`: rows a second of the labelling stage, the student's uncertainty
-pass and its training, as ratios in one run. `selection`: rows a second and memory, by the size of
-the corpus. `overhead`: a whole run, and what its time went into. `labels`: how good labels and
-confidence are, by verbalizer and calibration, on corpora with gold. `endurance`: whether memory and
-open files grow while shards are labelled and actors die. `requests`: how often an object store is
-asked, by stage and shard. `control`: what the driver does for each shard, where the work is
-nothing. `scale`: what runs would take, by llkd/lab/cost_model.py; measures nothing. `foretold`: the
-figures of `jobs/plan.py --json PLAN` beside those of the finished run. Prints a table and writes
-the figures to FILE, and nothing else. Give it a quiet machine: it takes all of it.
+`teacher`, `scoring`, `training`: rows a second of the labelling stage, the student's uncertainty pass
+and its training, as ratios to other tools. `selection`: rows a second and memory, by corpus size.
+`overhead`: how a whole run spends its time. `labels`: quality of labels and confidence by verbalizer and
+calibration, on corpora with gold. `endurance`: growth of memory and open files while shards are labelled
+and actors die. `requests`: requests to an object store, by stage and shard. `control`: what the driver
+does for each shard, without the work itself. Prints a table and writes the figures to FILE, nothing
+else. Run it on a quiet machine: it uses all of it. What a run costs: `jobs/plan.py`.
 """
 
 import argparse
@@ -85,17 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     control = what.add_parser("control", help="time and memory of the driver, by shards")
     control.add_argument("--shards", type=_sizes, default="1e4,1e5", help="shards, by commas")
     control.set_defaults(run=_control)
-    scale = what.add_parser("scale", help="what runs would take, by rows")
-    scale.add_argument("--rows", type=_sizes, default="1e6,1e8,1e10", help="rows, by commas")
-    scale.add_argument("--teacher", type=float, default=200, help="rows/s of a replica (200)")
-    scale.add_argument("--score", type=float, default=4000, help="rows/s that score (4000)")
-    scale.add_argument("--train", type=float, default=1000, help="rows/s that train (1000)")
-    scale.add_argument("--tokens", type=float, default=300, help="of a prompt (300)")
-    scale.set_defaults(run=_scale)
-    foretold = what.add_parser("foretold", help="what was planned beside what a run took")
-    foretold.add_argument("plan", type=Path, metavar="PLAN", help="figures of jobs/plan.py")
-    foretold.add_argument("run_dir", metavar="RUN_DIR", help="of the finished run")
-    foretold.set_defaults(run=_foretold)
     for one in (
         *speeds,
         selection,
@@ -104,15 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         endurance,
         requests,
         control,
-        scale,
-        foretold,
     ):
         one.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     return parser
 
 
 _PLAIN = ("corpus.rows_per_shard=8192", "student.max_length=128")
-"""LLKD's defaults, in place of what suits a small demo."""
+"""LLKD's defaults instead of the small demo's settings."""
 
 _TEN_MINUTES = ("teacher.max_text_tokens=128", "student.max_length=128", "student.epochs=7")
 """With these the demo takes about ten minutes on two cores."""
@@ -206,25 +189,6 @@ def _control(arguments: argparse.Namespace) -> tuple[Any, str]:
 
     result = benchmark_control(arguments.shards, _say)
     return result, table(result)
-
-
-def _scale(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.lab.benchmarks.scale import scale, table
-
-    found = scale(
-        arguments.rows, teacher=arguments.teacher, score=arguments.score, train=arguments.train,
-        tokens=arguments.tokens,
-    )  # fmt: skip
-    return [each.to_json() for each in found], table(found)
-
-
-def _foretold(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.lab.benchmarks.scale import actual, comparison
-    from llkd.store.folder import Folder
-
-    path = arguments.plan.absolute()
-    plan, taken = Folder(str(path.parent)).read_json(path.name), actual(arguments.run_dir)
-    return {"foretold": plan, "taken": taken}, comparison(plan, taken)
 
 
 def _say(line: str) -> None:

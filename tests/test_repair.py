@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from llkd.errors import DataError
-from llkd.lab.benchmarks.scale import actual, comparison
-from llkd.lab.cost_model import RECORD_BYTES, estimate
-from llkd.lab.plan import TeacherSpeed, setup_of
-from llkd.lab.plan_sample import sample_rows, stored_bytes
-from llkd.lab.plan_student import StudentSample
 from llkd.repair import reopen_damaged
 from llkd.store.folder import Folder
 from tests import helpers
@@ -89,43 +84,6 @@ def assert_same(run_dir: Path, finished: Finished) -> None:
     for metrics in found:
         metrics.pop("seconds")
     assert found[0] == found[1]
-
-
-def test_a_plan_tells_the_files_and_the_bytes_of_a_run(finished: Finished) -> None:
-    """Here, for here is a finished run."""
-    config = finished.made.make(corpus=finished.made.sections["corpus"])
-    _, texts = sample_rows(config.corpus, 420, seed=0)
-    setup = setup_of(
-        config, 420, [TeacherSpeed(128.4, 1, 0)], StudentSample(100, 100, 0, 0),
-        stored_bytes(texts, config),
-    )  # fmt: skip
-    shares = [
-        json.loads((finished.run_dir / f"epochs/{epoch:02d}/stats.json").read_text())["fraction"]
-        for epoch in range(2)
-    ]
-    plan = estimate(replace(setup, selected=tuple(shares)))
-    stages = {stage.name: stage for stage in plan.stages}
-    folders = {
-        "ingest": "corpus", "label": "labels", "prepare": "epochs/pseudo_labels",
-        "epoch 1 score": "epochs/00/uncertainty", "epoch 2 select": "epochs/01/selection",
-    }  # fmt: skip
-    for name, folder in folders.items():
-        shards = list((finished.run_dir / folder).glob("part-*.parquet"))
-        assert stages[name].files == len(shards) == 7
-        size = sum(shard.stat().st_size for shard in shards)
-        # Of so small a shard much is Parquet's own.
-        assert size == pytest.approx(stages[name].bytes - 7 * RECORD_BYTES, rel=0.3), name
-    tests = [finished.run_dir / name for name in ("test", "test_labels", "test_predictions")]
-    shards = [shard for folder in tests for shard in folder.glob("part-*.parquet")]
-    assert stages["evaluate"].files == len(shards)
-    size = sum(shard.stat().st_size for shard in shards)
-    assert size == pytest.approx(stages["evaluate"].bytes, rel=0.2)
-    taken = actual(str(finished.run_dir))
-    assert {name for name in stages if name not in ("evaluate", "predict")} == taken.keys()
-    lines = comparison(plan.to_json(), taken).splitlines()
-    assert len(lines) == 1 + len(taken)
-    assert lines[2].split()[:3] == ["label", "4.2", f"{taken['label']['seconds']:.1f}"]
-    assert lines[2].split()[3:5] == ["7.0", "7.0"]
 
 
 BROKEN: dict[str, str] = {

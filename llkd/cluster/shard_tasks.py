@@ -1,7 +1,6 @@
 """Map shards in Ray Data tasks, and return their results and typed errors."""
 
 import json
-import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 import ray
 
+from llkd import errors
 from llkd.cluster.connection import Resources, autoscales, options_of
 from llkd.errors import LLKDError
 
@@ -141,10 +141,10 @@ def outcome_of(call: Callable[[], Any]) -> dict[str, Any]:
     the message and logs them as bugs of Ray.
     """
     try:
-        return {"result": json.dumps(call()), "error": b""}
+        return {"result": json.dumps(call()), "error": ""}
     except LLKDError as error:
         traceback.print_exc()
-        return {"result": "null", "error": pickle.dumps(error)}
+        return {"result": "null", "error": json.dumps([type(error).__name__, *error.args])}
 
 
 def results_of(dataset: Any) -> Iterator[Any]:
@@ -155,7 +155,8 @@ def results_of(dataset: Any) -> Iterator[Any]:
     """
     for row in dataset.iter_rows():
         if row["error"]:
-            raise pickle.loads(row["error"])
+            kind, *arguments = json.loads(row["error"])
+            raise getattr(errors, kind)(*arguments)
         yield json.loads(row["result"])
 
 

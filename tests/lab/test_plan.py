@@ -1,4 +1,4 @@
-"""The plan: its arithmetic, its warnings, and a sample on a real local Ray."""
+"""The plan: what it prints, its warnings, and a sample on a real local Ray."""
 
 import io
 from dataclasses import replace
@@ -9,17 +9,20 @@ import pytest
 from rich.console import Console
 
 from llkd.cluster import actor_pool, connection
+from llkd.config.run import RunConfig
 from llkd.errors import ActorError, ConfigError
-from llkd.lab.plan import TeacherSpeed, run_plan, setup_of
-from llkd.lab.plan_sample import Sample, sample_rows
-from llkd.lab.plan_shown import short, show_plan, warnings_of
-from llkd.lab.plan_student import StudentSample
+from llkd.lab.cost_model import RECORD_BYTES, Estimate
+from llkd.lab.plan.plan import TeacherSpeed, run_plan, workload_of
+from llkd.lab.plan.show import short, show_teacher, warnings_of
+from llkd.lab.plan.student import StudentSample
+from llkd.lab.plan.teacher import TeacherSample, sample_rows, stored_bytes
 from llkd.preflight import require_inputs
-from tests.conftest import MakeConfig
+from llkd.store.folder import Folder
+from tests.conftest import MadeRun, MakeConfig
 
 LOG = np.log
 
-SAMPLE = Sample(
+SAMPLE = TeacherSample(
     rows=100,
     refused=1,
     seconds=10.0,
@@ -28,42 +31,27 @@ SAMPLE = Sample(
     verbalizer="word (asked for), 1 question a row",
     prompt_tokens=[50] * 100,
     text_tokens=[10] * 60 + [30] * 40,
-    most_text_tokens=20,
+    max_text_tokens=20,
     computed_tokens=2000,
 )
 
 FAST = StudentSample(500.0, 100.0, 0.0, 0)
 
 
-def shown(make_config: MakeConfig, sample: Sample, total: int, price: float | None) -> str:
+def shown(config: RunConfig, sample: TeacherSample) -> str:
     screen = io.StringIO()
-    config = make_config(teacher={"replicas": [1, 4]}, plan={"price_per_hour": price})
-    show_plan(config, sample, total, Console(file=screen, width=120))
+    show_teacher(config, sample, Console(file=screen, width=120))
     return screen.getvalue()
 
 
-def test_hours_and_cost_of_the_whole_corpus(make_config: MakeConfig) -> None:
-    # 100 rows in 10 s are 10 rows/s a replica; 1,440,000 rows by 4 of them take 10 hours.
-    text = shown(make_config, SAMPLE, 1_440_000, price=2.5)
-    assert "10.0 rows/s a replica, 200 tokens/s" in text
-    assert "10.0 h with 4 replicas, 100.00 at 2.50 a replica and hour" in text
-    assert "median" not in text
+def test_what_the_sample_shows_of_a_teacher(make_config: MakeConfig) -> None:
+    text = shown(make_config(), SAMPLE)
+    assert "10.0 rows/s a replica, 200 tokens/s" in text  # 100 rows and 2,000 tokens in 10 s
     assert "50 (95 %: 50) tokens" in text
     assert "40% are cut to 20" in text
     assert "Refused   1 of 100 rows" in text
     assert "Which topic?" in text
     assert "Warning" not in text
-    assert "2.50" not in shown(make_config, SAMPLE, 1000, price=None)
-
-
-def test_a_budget_is_a_share_of_the_hours(make_config: MakeConfig) -> None:
-    screen = io.StringIO()
-    config = make_config(
-        teacher={"replicas": [1, 4]}, plan={"price_per_hour": 2.5}, label={"budget": 0.25}
-    )
-    show_plan(config, SAMPLE, 1_440_000, Console(file=screen, width=200))
-    assert "360,000 rows in 3 round(s); 2 student(s) are trained" in screen.getvalue()
-    assert "2.5 h with 4 replicas, 25.00 at 2.50 a replica and hour" in screen.getvalue()
 
 
 def test_warning_signs(make_config: MakeConfig) -> None:
@@ -93,7 +81,7 @@ def test_the_sample_is_spread_over_the_corpus(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("local_ray", "in_process")
-def test_a_plan_tells_a_whole_run_and_leaves_nothing_behind(
+def test_a_plan_estimates_a_whole_run_and_leaves_nothing_behind(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     screen = io.StringIO()
@@ -102,7 +90,7 @@ def test_a_plan_tells_a_whole_run_and_leaves_nothing_behind(
     )
     found = run_plan(config, Console(file=screen, width=160))
     text = screen.getvalue()
-    assert "sampled; told for 42,000" in text
+    assert "sampled; extrapolated to 42,000" in text
     assert "rows/s a replica" in text
     assert "A whole run, 42,000 rows" in text
     assert "epoch 2 train" in text
@@ -156,13 +144,39 @@ def test_all_the_gpus_of_a_replica_are_counted(
     assert "2 x 16 GPU" in screen.getvalue()
     # A teacher of one GPU and half the speed beside it: two hours more.
     one = TeacherSpeed(50, 2, 0.0, 1.0)
-    both = setup_of(config, 360_000, [TeacherSpeed(100, 2, 0.0, 16.0), one], FAST, 100.0)
+    both = workload_of(config, 360_000, [TeacherSpeed(100, 2, 0.0, 16.0), one], FAST, 100.0)
     hours = 360_000 / both.teacher_rate / 3600
     assert hours * both.teacher_gpus == pytest.approx(1 * 16 + 2 * 1)
-    # On a machine without, a plan for one with GPUs is told in GPUs.
+    # On a machine without GPUs, a plan for one with GPUs counts GPUs.
     monkeypatch.setattr(connection, "nodes", lambda: [{"CPU": 2.0}])
-    assert setup_of(config, 360_000, [one], FAST, 100.0).on_gpus
-    assert not setup_of(config, 360_000, [TeacherSpeed(50, 2, 0.0)], FAST, 100.0).on_gpus
+    assert workload_of(config, 360_000, [one], FAST, 100.0).on_gpus
+    assert not workload_of(config, 360_000, [TeacherSpeed(50, 2, 0.0)], FAST, 100.0).on_gpus
+
+
+def test_files_and_bytes_are_those_of_a_finished_run(finished_run: MadeRun) -> None:
+    share = Folder(str(finished_run.folder / "epochs/01")).read_json("stats.json")["fraction"]
+    config = finished_run.make(
+        corpus=finished_run.sections["corpus"], plan={"selected_fraction": share}
+    )
+    _, sampled = sample_rows(config.corpus, 420, seed=0)
+    speed = TeacherSpeed(100, 1, 0)
+    workload = workload_of(config, 420, [speed], FAST, stored_bytes(sampled, config))
+    stages = {stage.name: stage for stage in Estimate(config, workload).stages}
+    folders = {
+        "ingest": "corpus", "label": "labels", "prepare": "epochs/pseudo_labels",
+        "epoch 1 score": "epochs/00/uncertainty", "epoch 2 select": "epochs/01/selection",
+    }  # fmt: skip
+    for name, folder in folders.items():
+        shards = list((finished_run.folder / folder).glob("part-*.parquet"))
+        assert stages[name].files == len(shards) == 7
+        size = sum(shard.stat().st_size for shard in shards)
+        # Much of so small a shard is Parquet's own.
+        assert size == pytest.approx(stages[name].bytes - 7 * RECORD_BYTES, rel=0.3), name
+    tests = [finished_run.folder / name for name in ("test", "test_labels", "test_predictions")]
+    shards = [shard for folder in tests for shard in folder.glob("part-*.parquet")]
+    assert stages["evaluate"].files == len(shards)
+    size = sum(shard.stat().st_size for shard in shards)
+    assert size == pytest.approx(stages["evaluate"].bytes, rel=0.2)
 
 
 def test_numbers_are_short() -> None:

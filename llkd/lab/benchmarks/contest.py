@@ -1,7 +1,7 @@
-"""A race between contestants that do the same work on the same texts.
+"""A comparison of contestants that do the same work on the same texts.
 
-Every contestant runs in a process of its own. Rounds alternate between them, so that a machine
-that slows down slows all of them; what counts is the ratio within a round. A benchmark module
+Each contestant runs in its own process. Rounds alternate between them, so that a machine that slows
+down slows all of them; the ratios are taken within a round. A benchmark module
 names its contestants and ends in `serve`.
 """
 
@@ -81,7 +81,7 @@ def run_contestant(
 
 
 def serve(contestants: Mapping[str, Contestant]) -> None:
-    """What `run_contestant` starts: runs the contestant that the command line names."""
+    """The process of `run_contestant`: runs the contestant that the command line names."""
     spec = json.load(sys.stdin)
     config = RunConfig.model_validate(spec["config"])
     print("RATE", contestants[sys.argv[1]](config, Path(spec["data"])), flush=True)

@@ -1,9 +1,9 @@
-"""What the driver does for each shard, where the work itself is nothing.
+"""What the driver does for each shard, without the work itself.
 
-The stages as they are, on a local Ray, over a corpus of so many shards; only what is done with a
-shard is replaced: it is linked to a file of one row that is there already. What is left is listing,
-dispatching, collecting, adding up, manifests, checksums and the check at the start. Each size has a
-process of its own, so that its memory can be told.
+The unmodified stages run on a local Ray; only the work on a shard is replaced: the shard becomes a
+link to an existing file of one row. What remains is listing, dispatching, collecting, summing,
+manifests, checksums and the check at the start. Each size runs in its own process, to measure its
+memory.
 
     ingest     stages/ingest.py: the corpus's shards
     label      stages/label.py: a pool of one actor
@@ -135,7 +135,7 @@ def make_config(folder: Path, shards: int) -> RunConfig:
 
 
 def _link(folder: Folder, shard: int) -> dict[str, Any]:
-    """Put a file in the place of a shard; returns what the stages tell of one."""
+    """Link a shard to a file; returns what the stages report of a shard."""
     target = Path(folder.uri, shard_name(shard))
     target.parent.mkdir(parents=True, exist_ok=True)
     run = next(parent for parent in target.parents if parent.name == "run")
@@ -145,12 +145,12 @@ def _link(folder: Folder, shard: int) -> dict[str, Any]:
 
 
 def link_rows(plan: Any, shard: int, labels: list[str], layout: RunLayout) -> dict[str, Any]:
-    """In the place of what ingest does with a shard."""
+    """Stands in for the work of ingest on a shard."""
     return {**_link(Folder(layout.rows(plan.dataset)), shard), "rejects": {}}
 
 
 class LinkingTeacher:
-    """In the place of an engine and what it does with a shard."""
+    """Stands in for TeacherActor."""
 
     def __init__(self, config: RunConfig, tracker: Any) -> None:
         self._layout, self._tracker = RunLayout(config.run_dir), tracker
@@ -166,7 +166,7 @@ class LinkingTeacher:
 
 
 class LinkingStudent:
-    """In the place of a finished student and what it does with a shard."""
+    """Stands in for StudentActor."""
 
     def __init__(self, config: RunConfig, wanted: Any, *details: Any) -> None:
         self._folder, self._tracker = wanted.folder, details[-1]
@@ -179,19 +179,19 @@ class LinkingStudent:
 
 
 def tally(folder: Folder, names: Sequence[str], shard: int) -> Tally:
-    """In the place of what is counted of a shard's predictions."""
+    """Stands in for the counts of a shard's predictions."""
     return Tally({"rows_c": np.array([1, 0]), "confidence_c": np.array([1.0, 0.0])})
 
 
 def counts(shard: int) -> Counts:
-    """In the place of what is selected of a shard."""
+    """Stands in for the selection of a shard."""
     return Counts(np.array([1, 0]), np.array([1]), 1.0)
 
 
 def measure(
     folder: Path, shards: int, tell: Callable[[str, Mapping[str, float]], None]
 ) -> dict[str, dict[str, float]]:
-    """What each phase took of this process, on the Ray that is there; told as it ends."""
+    """CPU, time and memory of each phase, on the Ray that is connected; `tell` gets each as it ends."""
     from llkd.cluster.display import ProgressDisplay
     from llkd.cluster.shard_tasks import sum_over_shards
     from llkd.ingest.stage import ingest
@@ -232,7 +232,7 @@ def measure(
 
 @contextlib.contextmanager
 def _without_work() -> Iterator[None]:
-    """Stages whose work on a shard is a link."""
+    """Replaces the work on a shard by a link."""
     with (
         mock.patch("llkd.ingest.stage._write_shard", link_rows),
         mock.patch("llkd.teacher.stage.TeacherActor", LinkingTeacher),
@@ -248,7 +248,7 @@ def _without_work() -> Iterator[None]:
 
 
 def _taken(work: Callable[[], Any]) -> dict[str, float]:
-    """Do some work; returns what it took of this process."""
+    """Do some work; returns its CPU time, wall-clock time and memory growth in this process."""
     import psutil
 
     gc.collect()

@@ -1,11 +1,11 @@
-"""Whether memory, open files and threads stay where they are while a long corpus is labelled.
+"""Whether memory, open files and threads stay constant while a long corpus is labelled.
 
-The label stage as it is, on a local Ray, over thousands of small shards of a made-up corpus. The
-teacher costs nothing; in some of its calls it raises what no engine should, so that its actor dies
-and is replaced, and it refuses some rows. Every second the driver and the actors are looked at.
+The unmodified label stage runs on a local Ray over thousands of small synthetic shards. The teacher
+costs nothing; some of its calls raise an error that kills the actor, and it refuses some rows. The
+driver and the actors are sampled every second.
 
-An actor's growth is measured within its own life, by a line through the samples of each process
-that differ in their height alone; the driver's by a line after the first quarter of the shards.
+The growth of actors is the common slope of parallel lines, one a process; the driver's is the slope
+after the first quarter of the shards.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ from llkd.teacher.engine import LabelBatch
 
 SAMPLE_SECONDS = 1.0
 WARM_SHARDS = 100
-"""Shards that are labelled in an actor's life before its memory is taken to have settled."""
-FEWEST_SAMPLES = 20
-"""Of settled processes: by fewer nothing is said."""
-MOST_MIB = 10.0
-"""Growth of a process in 1,000 shards above which its memory is not flat."""
-MOST_FILES = 20.0
+"""Shards after which the memory of a new actor counts as settled."""
+MIN_SAMPLES = 20
+"""Of settled processes; fewer give no verdict."""
+MAX_MIB = 10.0
+"""Largest growth of a process in 1,000 shards that still counts as flat."""
+MAX_FILES = 20.0
 """The same of open files and of threads: lives of a few hundred shards differ by some."""
 
 
@@ -81,7 +81,7 @@ def _draw(text: str) -> float:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process had at a moment."""
+    """The resources of a process at one moment."""
 
     shards: int
     """Shards that were labelled by then."""
@@ -148,7 +148,7 @@ def make_config(folder: Path, shards: int, rows_per_shard: int, fail: float) -> 
 
 
 def measure(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """What `benchmark_endurance` does, on the Ray that is there."""
+    """The benchmark on the Ray that is connected."""
     from llkd.cluster.display import ProgressDisplay
     from llkd.ingest.stage import ingest
     from llkd.teacher.stage import label
@@ -170,7 +170,7 @@ def measure(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def check_rows(config: RunConfig, rows: Sequence[int]) -> int:
-    """See that every row is labelled or rejected, once; returns how many are rejected."""
+    """Check that every row is labelled or rejected exactly once; returns how many are rejected."""
     layout = RunLayout(config.run_dir)
     labels, rejects = Folder(layout.labels("corpus")), Folder(layout.label_rejects("corpus"))
     refused, rejected = rejects.shards(), 0
@@ -189,7 +189,7 @@ def check_rows(config: RunConfig, rows: Sequence[int]) -> int:
 
 
 class Watch:
-    """Looks at this process and Ray's actors every second, in a block."""
+    """Samples this process and Ray's actors every second while the block runs."""
 
     def __init__(self, labels: str) -> None:
         self.samples: list[Sample] = []
@@ -248,7 +248,7 @@ def summary(samples: Sequence[Sample], shards: int) -> dict[str, Any]:
         for life in lives.values()
     ]
     growth = {"driver": _growth([driver]), "actors": _growth(actors)}
-    bounds = {"mib": MOST_MIB, "files": MOST_FILES, "threads": MOST_FILES}
+    bounds = {"mib": MAX_MIB, "files": MAX_FILES, "threads": MAX_FILES}
     flat = all(
         found is not None and all(found[name] <= most for name, most in bounds.items())
         for found in growth.values()
@@ -258,7 +258,7 @@ def summary(samples: Sequence[Sample], shards: int) -> dict[str, Any]:
 
 def _growth(lives: Sequence[Sequence[Sample]]) -> dict[str, float] | None:
     """The slopes, in 1,000 shards, common to some processes; None where there are too few samples."""
-    if sum(map(len, lives)) < FEWEST_SAMPLES:
+    if sum(map(len, lives)) < MIN_SAMPLES:
         return None
     found = {}
     for name in ("mib", "files", "threads"):

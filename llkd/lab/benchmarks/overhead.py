@@ -1,4 +1,4 @@
-"""What share of a whole run is work that somebody asked for.
+"""What share of a whole run is useful work.
 
 `jobs/run.py` runs as a user starts it, from nothing; the clock is outside of it. What it did with
 the time is read from what it left behind:

@@ -1,7 +1,7 @@
-"""How often a run on an object store asks the store, by stage and by shard.
+"""Requests of a run to an object store, by stage and shard.
 
-Runs of two sizes on a made-up corpus, against a store on 127.0.0.1 that counts. What a stage asks is
-a line through the two: so much for each shard, and so much however many there are. Nothing is timed.
+Two runs of different size on a synthetic corpus, against a store on 127.0.0.1 that counts. A line
+through the two gives the requests for each shard and the fixed ones. Nothing is timed.
 """
 
 import os
@@ -80,7 +80,7 @@ def count_run(shards: int) -> dict[str, Counter[str]]:
 
 
 def run_stages(config: RunConfig, store: ObjectStore) -> None:
-    """A run, stage by stage; the store is told which."""
+    """Run stage by stage; the store records the stage of each request."""
     from llkd.pipeline import run_distill, run_evaluate, run_ingest, run_label
     from llkd.results.report import write_report
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llkd.cluster import actor_pool, shard_tasks
-from llkd.lab.benchmarks.control import PHASES, measure, summary, table
+from llkd.lab.benchmarks.control import PHASES, _without_work, measure, summary, table
 from llkd.store.folder import Folder
 
 
@@ -48,7 +48,12 @@ def test_the_driver_asks_the_storage_less_often_than_there_are_shards(
     assert max(blocks) < 100
 
 
-def test_what_is_told_of_a_size() -> None:
+def test_the_replaced_names_exist() -> None:
+    with _without_work():
+        pass  # mock.patch refuses a name that its module lacks
+
+
+def test_the_figures_of_a_size() -> None:
     phases = {name: {"cpu": 2.0, "wall": 3.0, "mib": 10.0} for name in (*PHASES, "queue")}
     found = summary(10_000, phases)
     assert found["driver_ms"] == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""How fast the student is on a sample: one worker of it scores the rows, and trains on them."""
+"""How fast one worker of the student scores a sample and trains on it."""
 
 import time
 from collections.abc import Callable
@@ -18,41 +18,41 @@ from llkd.store.schema import ROW, SELECTION_SCHEMA, TEXT
 from llkd.store.scratch import scratch_folder
 
 WARM_ROWS = 32
-"""Scored before the clock runs."""
+"""Rows scored before the clock starts."""
 WARM_STEPS = 2
-"""Trained before it runs."""
+"""Steps trained before the clock starts."""
 
 
 @dataclass(frozen=True)
 class StudentSample:
-    """What the sample told; plain values, for it crosses Ray."""
+    """Measured throughput; plain values, since it crosses Ray."""
 
     score_rate: float
-    """Rows a second of one worker."""
+    """Rows a second that one worker scores."""
     train_rate: float
+    """Rows a second that one worker trains on."""
     tokens: float
-    """Of a text as the student reads it, on average."""
+    """Mean tokens of a text as the student reads it."""
     parameters: int
 
 
 def measure_student(config: RunConfig, texts: list[str]) -> StudentSample:
-    """Score and train on a sample with one worker of the resources that a run gives it; nothing of it
-    is kept.
+    """Score a sample and train on it with one worker of the resources that a run gives it.
 
     Raises:
-        ResourceError: the cluster has no room for it.
+        ResourceError: the cluster has no room for the worker.
         StudentError: the student cannot be loaded.
     """
     resources, _ = worker_resources(config)
     threads = max(int(resources.get("CPU", 1)), 1)
     (found,) = actor_pool.run_on_actors(
-        SampleActor, (config, threads), [texts], pool=(1, 1), resources=resources
+        StudentActor, (config, threads), [texts], pool=(1, 1), resources=resources
     )
     return StudentSample(**found)
 
 
-class SampleActor:
-    """One worker, and the sample."""
+class StudentActor:
+    """One worker, which scores the sample and trains on it."""
 
     def __init__(self, config: RunConfig, threads: int) -> None:
         import torch
@@ -61,7 +61,7 @@ class SampleActor:
         from llkd.student.scoring import Scorer, scoring_copy
         from llkd.student.training import Trainer
 
-        # What a loss costs is nothing beside the model, and some need the teacher's distributions.
+        # The loss costs nothing beside the model, and some losses need the teacher's distributions.
         student = config.student.model_copy(update={"loss": LossSettings()})
         self._config = config
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -77,7 +77,7 @@ class SampleActor:
         self._trainer = Trainer(model.to(device), student, device, bfloat16)
 
     def __call__(self, texts: list[str]) -> dict[str, Any]:
-        """Score and train; see StudentSample."""
+        """Score and train; returns the fields of a StudentSample."""
         from llkd.student.tokens import encode
 
         self._scorer.probabilities(texts[:WARM_ROWS])
@@ -94,8 +94,8 @@ class SampleActor:
         }
 
     def _train(self, root: str, texts: list[str], steps: int | None) -> int:
-        """Train on so many steps of the sample, or all, with labels that mean nothing; returns
-        the rows."""
+        """Train on `steps` steps of the sample (None: all of it) with arbitrary labels; returns the
+        rows trained on."""
         from llkd.student.data import SelectedRows, portion
 
         student = self._config.student
@@ -121,7 +121,7 @@ class SampleActor:
 
 
 def _rate(work: Callable[[], int]) -> float:
-    """Rows a second of some work that returns how many it did."""
+    """Rows a second of some work, which returns its rows."""
     started = time.perf_counter()
     rows = work()
     return rows / max(time.perf_counter() - started, 1e-9)
