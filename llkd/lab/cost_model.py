@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from llkd.config.run import RunConfig
-from llkd.distill.selection import policy_of
+from llkd.distill.policy import policy_of
 from llkd.lab import shard_size
 
 
