@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from llkd.cluster.integrity import damaged_files, forget, write_record
 from llkd.config.run import RunConfig
-from llkd.distill.selection import STATISTICS, policy_of
+from llkd.distill.pseudo_labels import STATISTICS
+from llkd.distill.selection import policy_of
 from llkd.distill.selection_counts import COUNTS
 from llkd.distill.state import begun_epochs, trained_epochs
 from llkd.distill.worker import STATS

@@ -1,7 +1,7 @@
 """The distributed selection step: thresholds from merged statistics, then a pass over shards.
 
-The calibrated labels and confidences are worked out once, into sidecars of their own. Each shard
-is then decided on alone, from these and its uncertainty; only small statistics cross shards.
+Each shard is selected on its own, from its pseudo-labels and its uncertainty; only small
+statistics cross shards.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from typing import Any, cast, get_args
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster.integrity import write_record
 from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.plugins import imported_class
 from llkd.config.run import RunConfig
@@ -25,13 +24,13 @@ from llkd.core.policies import (
     PolicySettings,
     Rule,
     Signals,
-    filled,
     make_policy,
-    settle,
 )
-from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
+from llkd.core.policies.base import select
+from llkd.core.statistics import ClassStatistics
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
+from llkd.distill.pseudo_labels import make_pseudo_labels, read_statistics
 from llkd.distill.selection_counts import COUNTS, Counts, Sums
 from llkd.errors import ConfigError, StorageError
 from llkd.store.arrays import fixed_lists, matrix
@@ -39,19 +38,14 @@ from llkd.store.folder import Folder
 from llkd.store.schema import (
     CONFIDENCE,
     LABEL,
-    LOGPROBS,
     PROBS,
-    PSEUDO_LABELS_SCHEMA,
     ROW,
     SELECTION_SCHEMA,
     UNCERTAINTY,
     WEIGHT,
     RunLayout,
-    shard_name,
     with_probs,
 )
-
-STATISTICS = "statistics.json"
 
 
 def policy_of(config: RunConfig) -> Policy:
@@ -119,46 +113,12 @@ class Selector:
         return RunLayout(self.config.run_dir)
 
     def make_pseudo_labels(self, calibration: Calibration) -> None:
-        """Write each shard's calibrated labels and confidences, and their statistics.
-
-        What is there is not made again.
-        """
-        folder = Folder(self._layout.pseudo_labels)
-        if folder.exists(STATISTICS):
-            return
-        there = folder.shards()
-
-        def work(shard: int) -> ClassStatistics:
-            table = (
-                folder.read_shard(shard, [LABEL, CONFIDENCE])
-                if shard in there
-                else self._label_shard(folder, calibration, shard)
-            )
-            label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
-            return class_statistics(label_n, confidence_n, None, self.classes)
-
-        total = sum_over_shards(ClassStatistics, work, range(self.shards))
-        write_record(folder, dict.fromkeys(map(shard_name, range(self.shards))))
-        folder.write_json(STATISTICS, total.to_json())
-
-    def _label_shard(self, folder: Folder, calibration: Calibration, shard: int) -> pa.Table:
-        table = Folder(self._layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
-        probs_nc = calibration.apply(matrix(table[LOGPROBS]))
-        columns, schema = {
-            ROW: table[ROW],
-            LABEL: probs_nc.argmax(axis=1).astype(np.int32),
-            CONFIDENCE: on_grid(probs_nc.max(axis=1)),
-        }, PSEUDO_LABELS_SCHEMA  # fmt: skip
-        if self.keeps_teacher_probs:
-            columns[PROBS] = fixed_lists(probs_nc)
-            schema = with_probs(schema, pa.float32(), self.classes)
-        made = pa.table(columns, schema=schema)
-        folder.write_shard(shard, made)
-        return made
+        """Write the pseudo-labels of the shards that lack them, and their statistics."""
+        make_pseudo_labels(self.config, self.shards, calibration, self.keeps_teacher_probs)
 
     def teacher_statistics(self) -> ClassStatistics:
         """Counts and confidence by class over the corpus; the same in every epoch."""
-        return ClassStatistics.from_json(Folder(self._layout.pseudo_labels).read_json(STATISTICS))
+        return read_statistics(self.config)
 
     def signals(
         self, shard: int, epoch: int | None, policy: Policy | None = None
@@ -241,16 +201,24 @@ class Selector:
             total: Tally = sum_over_shards(Tally, work, sorted(holdout.shards), reserve=False)
             return total
 
-        state = settle(policy, epoch, statistics, previous, measure)
-        statistics, thresholds = state.statistics, state.thresholds
-        counts = self.select_by(epoch, thresholds, holdout)
-        wider = filled(policy, state, counts.selected_c, None if holdout is None else measure_held)
-        if wider is not None:
-            thresholds = wider
-            counts = self.select_by(epoch, wider, holdout)
+        def choose(thresholds: Thresholds) -> tuple[Counts, np.ndarray]:
+            counts = self.select_by(epoch, thresholds, holdout)
+            return counts, counts.selected_c
+
+        state, counts = select(
+            policy,
+            epoch,
+            statistics,
+            previous,
+            measure=measure,
+            choose=choose,
+            measure_held=None if holdout is None else measure_held,
+        )
         Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
         scored = uncertainty_c is not None
-        return epoch_stats(self.config, epoch, statistics, counts.selected_c, thresholds, scored)
+        return epoch_stats(
+            self.config, epoch, state.statistics, counts.selected_c, state.thresholds, scored
+        )
 
     def counts(self, epoch: int) -> Counts:
         """What an epoch selected."""

@@ -140,7 +140,7 @@ def _config(run_dir: str) -> RunConfig:
 def make_sidecars(config: RunConfig, sizes: Sequence[int]) -> None:
     """Pseudo-labels, their statistics, and the uncertainty of one epoch, of so many rows a shard."""
     from llkd.cluster import shard_tasks
-    from llkd.distill.selection import STATISTICS
+    from llkd.distill.pseudo_labels import STATISTICS
 
     work = functools.partial(_make_shard, config, tuple(sizes))
     total = shard_tasks.sum_over_shards(ClassStatistics, work, range(len(sizes)))
