@@ -22,7 +22,7 @@ from llkd.errors import FingerprintError
 from llkd.ingest.stage import ingest
 from llkd.ingest.stage import manifest_of as ingest_manifest
 from llkd.preflight import needs_student, require_room
-from llkd.repair import mend, reopen_damaged
+from llkd.repair import reopen_damaged, repair
 from llkd.results.evaluate import evaluate, measure_held_out, measure_predictions
 from llkd.results.export import described, folder_of, publish
 from llkd.results.predict import Pass, pass_over_corpus, pass_over_test, predict
@@ -185,7 +185,7 @@ def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
         clear_dead()
         root.write_bytes("run.yaml", dump_config(config).encode())
         console.print(f"[bold]{escape(portable_path(root.uri))}[/]")
-        mend(config, config.datasets, partial(_line, console))
+        repair(config, config.datasets, partial(_line, console))
         with ProgressDisplay(console) as display:
             yield display.tracker
         root.delete_temporary()  # of tasks that were killed

@@ -1,38 +1,37 @@
-"""What is damaged in a run directory is found before any work is done, and done again.
+"""Finds the damaged files of a run directory before any work is done, and has them made again.
 
-What is damaged is deleted and its stage opened again, so that the stage does what is missing, as
-after a kill. Of an epoch that is trained the selection is made again by its thresholds; where that
-cannot be, the epochs from there on are trained again.
+Damaged files are deleted and their stage is reopened, so that the stage redoes what is missing, as
+after a kill. What the damage to an epoch leads to is in the table at `EpochsRepair`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 
 from llkd.cluster.integrity import damaged_files, forget, write_record
 from llkd.config.run import RunConfig
-from llkd.distill.epoch_stats import STATS
 from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import STATISTICS
 from llkd.distill.selection_counts import COUNTS
 from llkd.distill.state import begun_epochs, trained_epochs
+from llkd.distill.worker import STATS
 from llkd.errors import DamageError
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, read_manifest, write_manifest
 from llkd.store.schema import RunLayout, shard_name
 from llkd.teacher.calibrate import CALIBRATION
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
-LEFT_AWAY = "left away, for nothing needs it any more"
+REDONE, DROPPED = "made again", "dropped: no longer needed"
 
 
-def reopen_damaged(folder: Folder, name: str, say: Say, rejects: Folder | None = None) -> bool:
-    """Delete what is damaged of a stage, so that it is made again; returns whether anything was.
+def reopen_damaged(folder: Folder, name: str, say: Print, rejects: Folder | None = None) -> bool:
+    """Delete the damaged files of a stage and reopen it; returns whether there were any.
 
     Args:
         folder: of the stage.
-        name: what the stage is called on the console.
-        say: takes a line for the console.
-        rejects: the rows left out of its shards; where they are lost, the shard is made again.
+        name: of the stage on the console.
+        say: prints a line.
+        rejects: the rows left out of its shards; a shard whose rejects are damaged is redone.
 
     Raises:
         StorageError: the manifest is damaged.
@@ -45,23 +44,37 @@ def reopen_damaged(folder: Folder, name: str, say: Say, rejects: Folder | None =
         bad = damaged_files(folder, map(shard_name, range(len(rows))))
     else:
         bad = [file for file in damaged_files(folder) if folder.exists(file)]
-    left_out = damaged_files(rejects) if rejects is not None else []
-    bad = sorted({*bad, *left_out})
+    bad_rejects = damaged_files(rejects) if rejects is not None else []
+    bad = sorted({*bad, *bad_rejects})
     if not bad:
         return False
     say(_line(name, bad))
     write_manifest(folder, manifest.reopened())
-    for file in bad:
-        folder.delete_file(file)
-    forget(folder, bad)
+    _forget_files(folder, bad)
     if rejects is not None:
-        for file in left_out:
-            rejects.delete_file(file)
-        forget(rejects, left_out)
+        _forget_files(rejects, bad_rejects)
     return True
 
 
-def _line(name: str, bad: Sequence[str], then: str = "made again") -> str:
+def _forget_files(folder: Folder, names: Sequence[str]) -> None:
+    for name in names:
+        folder.delete_file(name)
+    forget(folder, names)
+
+
+def _delete_damaged(
+    folder: Folder, expected: Iterable[str], name: str, say: Print, then: str = REDONE
+) -> list[str]:
+    """Delete the damaged files of a folder; returns them and those expected files that are missing."""
+    bad = damaged_files(folder, expected)
+    if bad:
+        say(_line(name, bad, then))
+    for file in bad:
+        folder.delete_file(file)
+    return bad
+
+
+def _line(name: str, bad: Sequence[str], then: str = REDONE) -> str:
     listed = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
     kind = "shard" if bad[0].startswith("part-") else "file"
     verb = "is" if len(bad) == 1 else "are"
@@ -69,8 +82,8 @@ def _line(name: str, bad: Sequence[str], then: str = "made again") -> str:
     return f"{name}: {len(bad)} damaged {kind}{plural} ({listed}) {verb} {then}"
 
 
-def mend_labels(layout: RunLayout, dataset: str, say: Say) -> None:
-    """See to the labels of a data set, and to what lies beside those of the corpus."""
+def _repair_labels(layout: RunLayout, dataset: str, say: Print) -> None:
+    """The labels of a data set; with those of the corpus also what calibrates them."""
     folder = Folder(layout.labels(dataset))
     rejects = Folder(layout.label_rejects(dataset))
     reopen_damaged(folder, folder.uri.rpartition("/")[2], say, rejects)
@@ -85,8 +98,8 @@ def mend_labels(layout: RunLayout, dataset: str, say: Say) -> None:
             write_manifest(folder, manifest.reopened())
 
 
-def _drop_unreadable(folder: Folder, names: Sequence[str], what: str, say: Say) -> list[str]:
-    """Delete JSON files that are there and cannot be read; returns which."""
+def _drop_unreadable(folder: Folder, names: Sequence[str], what: str, say: Print) -> list[str]:
+    """Delete JSON files that exist and cannot be parsed; returns them."""
     bad = [name for name in names if not _is_readable(folder, name)]
     if bad:
         say(_line(what, bad))
@@ -96,7 +109,7 @@ def _drop_unreadable(folder: Folder, names: Sequence[str], what: str, say: Say) 
 
 
 def _is_readable(folder: Folder, name: str) -> bool:
-    """Whether it can be read, or is not there."""
+    """Whether a JSON file can be parsed or does not exist."""
     try:
         folder.read_json_if_there(name)
     except DamageError:
@@ -104,117 +117,132 @@ def _is_readable(folder: Folder, name: str) -> bool:
     return True
 
 
-class EpochsMender:
-    """Sees to the epochs of one run, and to its student."""
+class EpochsRepair:
+    """Repairs the epochs of one run, and its student.
 
-    def __init__(self, config: RunConfig, shards: int, say: Say) -> None:
+    | damaged                   | epoch of a finished student  | any other epoch                 |
+    |---------------------------|------------------------------|---------------------------------|
+    | pseudo-labels, held out   | made again                   | made again                      |
+    | stats.json                | copied from the manifest     | selected and trained again      |
+    | validation                | dropped                      | selected and trained again      |
+    | selection                 | selected by its thresholds   | selected by its thresholds      |
+    | uncertainty               | dropped                      | dropped if trained, else scored |
+    | selection and uncertainty | stays incomplete             | scored and trained again        |
+    """
+
+    def __init__(self, config: RunConfig, shards: int, say: Print) -> None:
         """
         Args:
             config: the run.
             shards: of its corpus.
-            say: takes a line for the console.
+            say: prints a line.
         """
         self._config, self._say = config, say
         self._shards = set(map(shard_name, range(shards)))
         self._layout = RunLayout(config.run_dir)
         self._folder = Folder(self._layout.epochs)
 
-    def mend(self) -> None:
-        """Delete what is damaged, and open again what it belongs to."""
+    def repair(self) -> None:
+        """Delete what is damaged, and reopen the stages it belongs to."""
         manifest = read_manifest(self._folder)
-        if manifest is None or (manifest.complete and self._is_forgotten()):
+        if manifest is None or (manifest.complete and self._is_spent_round()):
             return
         reopen_damaged(Folder(self._layout.student), "student", self._say)
-        trained = trained_epochs(self._layout)
+        trained, finished = trained_epochs(self._layout), False
         if manifest.complete:
             trained = int(manifest.results["epochs"])
-            self._mend_checkpoint(manifest)
-        self._mend_inputs()
-        done = self._read_stats_again(manifest)
+            finished = self._has_student(manifest)
+        if finished:
+            self._restore_stats(manifest)
+        self._repair_inputs()
         for epoch in begun_epochs(self._layout):
-            if not self._mend_epoch(epoch, epoch < trained, done):
+            if finished:
+                self._repair_finished(epoch)
+            elif not self._repair_epoch(epoch, epoch < trained):
                 self._go_back(epoch)
-                trained, done = trained_epochs(self._layout), False
+                trained = trained_epochs(self._layout)
 
-    def _is_forgotten(self) -> bool:
-        """Whether this is a round whose student has done its work and was deleted."""
+    def _is_spent_round(self) -> bool:
+        """Whether this is a round whose student was used and deleted."""
         left = (Folder(self._layout.student), Folder(self._layout.checkpoints))
         return self._layout.is_round and not any(folder.names() for folder in left)
 
-    def _mend_checkpoint(self, manifest: Manifest) -> None:
-        """See that the student can be exported, where it is not yet."""
+    def _has_student(self, manifest: Manifest) -> bool:
+        """Whether the student is exported or can be; if not, its epochs are reopened."""
         from llkd.student.checkpoints import is_whole
 
         exported, name = read_manifest(Folder(self._layout.student)), manifest.results["checkpoint"]
         checkpoints = Folder(self._layout.checkpoints)
-        if (exported is None or not exported.complete) and not is_whole(checkpoints, name, True):
-            self._say(f"checkpoints: {name} is damaged, its epochs are trained again")
-            Folder(f"{checkpoints.uri}/{name}").delete()
-            write_manifest(self._folder, manifest.reopened())
+        if (exported is not None and exported.complete) or is_whole(checkpoints, name, True):
+            return True
+        self._say(f"checkpoints: {name} is damaged, its epochs are trained again")
+        Folder(f"{checkpoints.uri}/{name}").delete()
+        write_manifest(self._folder, manifest.reopened())
+        return False
 
-    def _read_stats_again(self, manifest: Manifest) -> bool:
-        """Where training is done, restore figures from the manifest's copy; returns whether it is."""
-        done = read_manifest(self._folder) == manifest and manifest.complete
-        for epoch, stats in enumerate(manifest.results.get("stats", ()) if done else ()):
+    def _restore_stats(self, manifest: Manifest) -> None:
+        """Restore damaged stats.json from the copies in the manifest."""
+        for epoch, stats in enumerate(manifest.results.get("stats", ())):
             folder = Folder(self._layout.epoch(epoch))
             if not _is_readable(folder, STATS) or not folder.exists(STATS):
                 self._say(_line(f"epoch {epoch + 1} figures", [STATS]))
                 folder.write_json(STATS, stats)
-        return done
 
-    def _mend_inputs(self) -> None:
-        """What all epochs select by."""
+    def _repair_inputs(self) -> None:
+        """The pseudo-labels and the held-out rows, which all epochs share."""
         labels = Folder(self._layout.pseudo_labels)
         expected = self._shards if labels.exists(STATISTICS) else ()
-        bad = self._delete_bad(labels, expected, "pseudo-labels")
+        bad = _delete_damaged(labels, expected, "pseudo-labels", self._say)
         _drop_unreadable(labels, [STATISTICS], "pseudo-labels", self._say)
         if bad:
             labels.delete_file(STATISTICS)
-        self._delete_bad(Folder(self._layout.validation), (), "rows held out")
+        _delete_damaged(Folder(self._layout.validation), (), "rows held out", self._say)
 
-    def _delete_bad(
-        self, folder: Folder, expected: Iterable[str], name: str, then: str = "made again"
-    ) -> list[str]:
-        bad = damaged_files(folder, expected)
-        if bad:
-            self._say(_line(name, bad, then))
-        for file in bad:
-            folder.delete_file(file)
-        return bad
+    def _repair_finished(self, epoch: int) -> None:
+        """An epoch of a finished student: never trained again."""
+        name = f"epoch {epoch + 1}"
+        validation = Folder(self._layout.validation_of(epoch))
+        _delete_damaged(validation, (), f"{name} validation", self._say, DROPPED)
+        bad = self._delete_selection(epoch)
+        if self._delete_scores(epoch, needed=bool(bad), trained=True) and bad:
+            self._say(f"{name}: its selection stays incomplete, for its uncertainty is damaged too")
 
-    def _mend_epoch(self, epoch: int, trained: bool, done: bool) -> bool:
-        """See to one epoch; returns whether its student can stay what it is. Where training is
-        `done`, what only served to choose an epoch is needed no more."""
+    def _repair_epoch(self, epoch: int, trained: bool) -> bool:
+        """An epoch of a student that is not finished; returns whether it need not be trained again."""
         folder, name = Folder(self._layout.epoch(epoch)), f"epoch {epoch + 1}"
         lost = _drop_unreadable(folder, [STATS], f"{name} figures", self._say)
-        validation = Folder(self._layout.validation_of(epoch))
-        if done:
-            self._delete_bad(validation, (), f"{name} validation", LEFT_AWAY)
-        else:
-            held_out = trained and self._config.student.validation_fraction > 0
-            expected = {shard_name(0)} if held_out else ()
-            lost += self._delete_bad(validation, expected, f"{name} validation")
-        selection = Folder(self._layout.selection(epoch))
-        selected = self._shards if folder.exists(STATS) else ()
-        bad = self._delete_bad(selection, selected, f"{name} selection")
-        bad += _drop_unreadable(selection, [COUNTS], f"{name} selection", self._say)
-        unscored = self._mend_scores(epoch, needed=bool(lost or bad), trained=trained)
+        held_out = trained and self._config.student.validation_fraction > 0
+        lost += _delete_damaged(
+            Folder(self._layout.validation_of(epoch)),
+            {shard_name(0)} if held_out else (),
+            f"{name} validation",
+            self._say,
+        )
+        bad = self._delete_selection(epoch)
+        unscored = self._delete_scores(epoch, needed=bool(lost or bad), trained=trained)
         if lost or (bad and unscored):
             folder.delete_file(STATS)
         return not trained or folder.exists(STATS)
 
-    def _mend_scores(self, epoch: int, needed: bool, trained: bool) -> list[str]:
-        """See to the uncertainty of an epoch; returns what is damaged of it."""
+    def _delete_selection(self, epoch: int) -> list[str]:
+        """Delete the damaged files of a selection; returns them."""
+        folder, name = Folder(self._layout.selection(epoch)), f"epoch {epoch + 1} selection"
+        expected = self._shards if Folder(self._layout.epoch(epoch)).exists(STATS) else ()
+        bad = _delete_damaged(folder, expected, name, self._say)
+        return bad + _drop_unreadable(folder, [COUNTS], name, self._say)
+
+    def _delete_scores(self, epoch: int, needed: bool, trained: bool) -> list[str]:
+        """Delete the damaged shards of an epoch's uncertainty; returns them."""
         folder = Folder(self._layout.uncertainty(epoch))
         expected = self._shards if needed and policy_of(self._config).uses_uncertainty else ()
-        then = LEFT_AWAY if trained and not needed else "made again"
-        bad = self._delete_bad(folder, expected, f"epoch {epoch + 1} uncertainty", then)
+        then = DROPPED if trained and not needed else REDONE
+        bad = _delete_damaged(folder, expected, f"epoch {epoch + 1} uncertainty", self._say, then)
         if bad and trained:
             write_record(folder, dict.fromkeys(map(shard_name, folder.shards())))
         return bad
 
     def _go_back(self, epoch: int) -> None:
-        """Have an epoch trained again, and those around it of which there is no other checkpoint."""
+        """Reopen the training at an epoch, or before it where no earlier checkpoint is kept."""
         from llkd.student.checkpoints import checkpoint_epoch
 
         checkpoints = Folder(self._layout.checkpoints)
@@ -229,8 +257,8 @@ class EpochsMender:
                 write_manifest(folder, manifest.reopened())
 
 
-def mend_rounds(config: RunConfig, shards: int, say: Say) -> None:
-    """See to the rounds of labelling, where the labels are not all there."""
+def _repair_rounds(config: RunConfig, shards: int, say: Print) -> None:
+    """The rounds of a labelling that is not complete."""
     rounds = Folder(RunLayout(config.run_dir).rounds)
     for number in rounds.names():
         run = config.model_copy(update={"run_dir": f"{rounds.uri}/{number}"})
@@ -238,32 +266,31 @@ def mend_rounds(config: RunConfig, shards: int, say: Say) -> None:
         folders = (layout.wanted, layout.answers, layout.labels("corpus"))
         for uri in (*folders, layout.predictions("corpus")):
             reopen_damaged(Folder(uri), f"{name} {uri.rpartition('/')[2]}", say)
-        EpochsMender(run, shards, lambda line, name=name: say(f"{name} {line}")).mend()  # type: ignore[misc]
+        EpochsRepair(run, shards, lambda line, name=name: say(f"{name} {line}")).repair()  # type: ignore[misc]
 
 
-def mend(config: RunConfig, datasets: Sequence[str], say: Say) -> None:
-    """See to all that a run has made so far.
+def repair(config: RunConfig, datasets: Sequence[str], say: Print) -> None:
+    """Repair everything that a run has made so far.
 
     Args:
         config: the run.
-        datasets: `corpus`, and what else is given.
-        say: takes a line for the console.
+        datasets: `corpus`, and the others of the config.
+        say: prints a line.
 
     Raises:
-        StorageError: something is damaged that cannot be made again; the message says what to
-            delete.
+        StorageError: a damaged file cannot be made again; the remedy says what to delete.
     """
     layout = RunLayout(config.run_dir)
     for dataset in datasets:
         rejects = Folder(layout.rejects(f"ingest-{dataset}"))
         reopen_damaged(Folder(layout.rows(dataset)), dataset, say, rejects)
         for alone in config.of_each_teacher:
-            mend_labels(RunLayout(config.run_dir, alone.teacher_number), dataset, say)
-        mend_labels(layout, dataset, say)
+            _repair_labels(RunLayout(config.run_dir, alone.teacher_number), dataset, say)
+        _repair_labels(layout, dataset, say)
     rows, labels = (read_manifest(Folder(of("corpus"))) for of in (layout.rows, layout.labels))
     if rows is None or not (shards := len(rows.results.get("rows", ()))):
         return
     if config.label.in_part and (labels is None or not labels.complete):
-        mend_rounds(config, shards, say)
-    EpochsMender(config, shards, say).mend()
+        _repair_rounds(config, shards, say)
+    EpochsRepair(config, shards, say).repair()
     reopen_damaged(Folder(layout.test_predictions), "test_predictions", say)

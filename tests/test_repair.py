@@ -138,7 +138,7 @@ def test_a_finished_student_is_not_trained_again_for_its_figures(
     cut(run_dir / "epochs/00/stats.json")
     (run_dir / "epochs/01/stats.json").unlink()
     output = run(finished, run_dir)
-    assert "epoch 2 validation: 1 damaged shard (part-00000.parquet) is left away" in output
+    assert "epoch 2 validation: 1 damaged shard (part-00000.parquet) is dropped" in output
     assert "epoch 1 figures: 1 damaged file (stats.json) is made again" in output
     assert "epoch 2 figures: 1 damaged file (stats.json) is made again" in output
     assert "training" not in output
@@ -148,17 +148,31 @@ def test_a_finished_student_is_not_trained_again_for_its_figures(
     assert ["gold_accuracy" in figures for figures in held] == [True, False]
 
 
-def test_epochs_are_trained_again_where_nothing_else_helps(
+def test_epochs_are_trained_again_from_the_first_that_is_damaged(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run_dir = copied(finished, tmp_path)
+    reopen(run_dir, "epochs")
+    cut(run_dir / "epochs/00/selection/part-00002.parquet")
+    cut(run_dir / "epochs/00/uncertainty/part-00004.parquet")
+    output = run(finished, run_dir)
+    assert "epoch 1 uncertainty: 1 damaged shard (part-00004.parquet) is made again" in output
+    assert "epoch 1 and those after it are trained again" in output
+    assert "epoch 2/2 training" in output
+    assert_same(run_dir, finished)
+
+
+def test_a_finished_student_is_not_trained_again_for_a_selection(
     finished: Finished, tmp_path: Path
 ) -> None:
     run_dir = copied(finished, tmp_path)
     cut(run_dir / "epochs/01/selection/part-00002.parquet")
-    cut(run_dir / "epochs/01/uncertainty/part-00004.parquet")
+    cut(run_dir / "epochs/01/uncertainty/part-00002.parquet")
     output = run(finished, run_dir)
-    assert "epoch 2 uncertainty: 1 damaged shard (part-00004.parquet) is made again" in output
-    assert "epoch 2 and those after it are trained again" in output  # the first is the best one
-    assert "epoch 2/2 training" in output
-    assert_same(run_dir, finished)
+    assert "epoch 2: its selection stays incomplete" in output
+    assert "training" not in output
+    name = "student/model.safetensors"
+    assert (run_dir / name).read_bytes() == (finished.run_dir / name).read_bytes()
 
 
 def test_an_export_and_the_checkpoint_that_it_needs(finished: Finished, tmp_path: Path) -> None:

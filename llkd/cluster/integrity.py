@@ -1,8 +1,8 @@
-"""What the files of a complete stage are, so that one which is lost or damaged is found.
+"""Detects lost and damaged files of a complete stage.
 
-`checksums.json` keeps of each file its size, the time it was written and the CRC-32 of its content.
-One listing tells whether sizes and times are still so. Contents are read only of files that were
-written at another time, as copies are; and whoever reads a shard looks at the checksum in it.
+`checksums.json` records the size, the time of writing and the CRC-32 of each file. One listing
+compares sizes and times. Contents are read only of files with another time, such as copies; every
+read of a shard verifies the checksum embedded in it.
 """
 
 import contextlib
@@ -18,26 +18,26 @@ from llkd.store.schema import shard_name, shard_number
 
 
 class FileRecord(NamedTuple):
-    """What is known of a file."""
+    """The record of one file."""
 
     size: int
     """Bytes."""
     modified: int
     """When it was written, in nanoseconds."""
     crc: int | None
-    """CRC-32; None of a shard whose own checksum tells alone."""
+    """CRC-32; None if the shard embeds its checksum."""
 
 
 def close_stage(
     folder: Folder, finished: Manifest, crcs: Mapping[str, int], rejects: Folder | None = None
 ) -> Manifest:
-    """Record the files of a stage that is done, and write its manifest; returns that.
+    """Record the files of a finished stage, and write its manifest; returns the manifest.
 
     Args:
         folder: of the stage.
         finished: its manifest, complete.
-        crcs: CRC-32 of all files that count, by name.
-        rejects: the rows left out of its shards; these have checksums of their own.
+        crcs: CRC-32 of all recorded files, by name.
+        rejects: the rows left out of its shards; their shards embed checksums.
     """
     if rejects is not None and (shards := rejects.shards()):
         write_record(rejects, dict.fromkeys(map(shard_name, shards)))
@@ -57,7 +57,7 @@ def write_record(
 
 
 def read_record(folder: Folder) -> dict[str, FileRecord] | None:
-    """What is known of the files of a folder, by name; None where nothing is, or it is damaged.
+    """The records of a folder's files, by name; None if missing or damaged.
 
     Raises:
         StorageError: it cannot be read.
@@ -70,8 +70,8 @@ def read_record(folder: Folder) -> dict[str, FileRecord] | None:
 
 
 def forget(folder: Folder, names: Iterable[str]) -> None:
-    """Have files made anew that were deleted: they need not be what they were, as the labels of an
-    engine that rounds otherwise each time. `lost_files` tells what they were."""
+    """Remove deleted files from the record: when they are made again they may differ, as labels do of
+    an engine that rounds differently each time. `lost_files` keeps their old records."""
     if (known := read_record(folder)) is None:
         return
     content = folder.read_json(CHECKSUMS)
@@ -82,7 +82,7 @@ def forget(folder: Folder, names: Iterable[str]) -> None:
 
 
 def lost_files(folder: Folder) -> dict[str, FileRecord]:
-    """What is known of files that are made anew, by name."""
+    """The old records of files that are being made again, by name."""
     if read_record(folder) is None:
         return {}
     lost = folder.read_json(CHECKSUMS).get("lost", {})
@@ -90,12 +90,12 @@ def lost_files(folder: Folder) -> dict[str, FileRecord]:
 
 
 def shard_crcs(folder: Folder, shards: int, known: Mapping[int, int]) -> dict[str, int]:
-    """CRC-32 of all shards by name; of those that are not known from their contents.
+    """CRC-32 of all shards by name; unknown ones are computed from their contents.
 
     Args:
         folder: of the shards.
         shards: how many there are.
-        known: of those that have just been written, by number.
+        known: of the shards that have just been written, by number.
 
     Raises:
         StorageError: one is damaged.
@@ -112,8 +112,8 @@ def shard_crcs(folder: Folder, shards: int, known: Mapping[int, int]) -> dict[st
 
 
 def damaged_files(folder: Folder, expected: Iterable[str] = ()) -> list[str]:
-    """The names of files that are not as they were recorded, or are expected and not there; without
-    a record, of shards that cannot be read."""
+    """The names of files that differ from their record, and of expected files that are missing;
+    without a record also of shards that cannot be read."""
     known, there = read_record(folder), folder.files()
     lost = set(expected) - there.keys()
     if known is None:
@@ -124,7 +124,7 @@ def damaged_files(folder: Folder, expected: Iterable[str] = ()) -> list[str]:
         n for n, record in known.items() if n not in lost and there[n].modified != record.modified
     )
     bad = lost | _unreadable(folder, doubtful, known)
-    if doubtful and not bad:  # copies: they need not be read the next time
+    if doubtful and not bad:  # intact copies: not read again the next time
         files = {name: [*there[name], record.crc] for name, record in known.items()}
         content = {**folder.read_json(CHECKSUMS), "files": files}
         folder.write_json(CHECKSUMS, content, indent=None)
@@ -132,7 +132,7 @@ def damaged_files(folder: Folder, expected: Iterable[str] = ()) -> list[str]:
 
 
 def is_whole_file(folder: Folder, name: str) -> bool:
-    """Whether a file is there, and is what was recorded if it was."""
+    """Whether a file exists and agrees with its record, if it has one."""
     if not folder.exists(name):
         return False
     record = (read_record(folder) or {}).get(name)
@@ -140,7 +140,7 @@ def is_whole_file(folder: Folder, name: str) -> bool:
 
 
 def require_recorded(folder: Folder) -> None:
-    """Read all files, to see that they are what was recorded.
+    """Read all files and compare them with their records.
 
     Raises:
         DamageError: one is not.
@@ -157,7 +157,7 @@ def require_recorded(folder: Folder) -> None:
 def _unreadable(
     folder: Folder, names: list[str], known: Mapping[str, FileRecord]
 ) -> set[str]:  # fmt: skip
-    """Those files whose content is not what it was."""
+    """The files whose content differs from its record, or cannot be read."""
 
     def read(number: int) -> dict[str, Any]:
         name = names[number]
@@ -177,7 +177,7 @@ def _unreadable(
 def _each(
     work: Callable[[int], dict[str, Any]], count: int
 ) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(number, result) of each of so many pieces of work: a few here, many in Ray tasks."""
+    """(number, result) of `work` for each number: few in this process, many in Ray tasks."""
     if count > FEW_SHARDS:
         return run_on_shards(work, range(count))
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:

@@ -1,7 +1,7 @@
 """The rows held out of training, by which the student of each epoch is measured.
 
-They are confident rows of the teacher's, with its labels: no gold is read here. What the student
-said of them is kept, so that it can be compared with gold afterwards where there is any.
+They are rows of which the teacher is confident, with its labels: no gold is read here. The
+student's predictions of them are kept, to be compared with gold later where there is any.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from llkd.student.tokens import CHARACTERS_PER_TOKEN
 
 
 def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:
-    """Which rows are held out; None if there are none."""
+    """The rule that holds rows out; None if none are."""
     return draw_holdout(
         config.student.validation_fraction,
         teacher_statistics(selector.config),
@@ -35,7 +35,7 @@ def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:
 
 
 def make_validation(config: RunConfig, selector: Selector) -> None:
-    """Write the held-out rows of the shards that have any; those that are there are left alone.
+    """Write the held-out rows of each shard that has any; existing shards are kept.
 
     Raises:
         DataError: the corpus is too small to hold any out.
@@ -80,7 +80,7 @@ class Validation:
     classes: int
 
     def part(self, rank: int, workers: int) -> slice:
-        """What a worker measures: an equal part, to a row."""
+        """The rows that a worker measures: parts that differ by at most one row."""
         rows = len(self.texts)
         return slice(rows * rank // workers, rows * (rank + 1) // workers)
 
@@ -112,13 +112,13 @@ def read_validation(config: RunConfig) -> Validation | None:
 
 
 def write_predictions(config: RunConfig, epoch: int, probs_vc: np.ndarray) -> None:
-    """Keep what an epoch's student says of the rows held out."""
+    """Write the predictions of an epoch's student for the held-out rows."""
     table = pa.table({PROBS: fixed_lists(probs_vc)})
     Folder(RunLayout(config.run_dir).validation_of(epoch)).write_shard(0, table)
 
 
 def read_predictions(config: RunConfig, epoch: int) -> np.ndarray:
-    """What `write_predictions` kept: shape (V, C)."""
+    """The inverse of `write_predictions`: shape (V, C)."""
     folder = Folder(RunLayout(config.run_dir).validation_of(epoch))
     return matrix(folder.read_shard(0, [PROBS])[PROBS])
 

@@ -1,4 +1,4 @@
-"""How long a worker's cores, or its accelerator, had nothing to compute, and why."""
+"""Idle time: seconds in which a worker's cores or accelerator had nothing to compute."""
 
 import time
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ class Waits:
         self.seconds: dict[str, float] = {}
 
     def add(self, reason: str, seconds: float) -> None:
-        """Something was waited for."""
+        """Add idle seconds."""
         self.seconds[reason] = self.seconds.get(reason, 0.0) + seconds
 
     @contextmanager
     def on(self, reason: str) -> Iterator[None]:
-        """Everything in the block is waiting."""
+        """Count the time of the block as idle."""
         started = time.monotonic()
         try:
             yield

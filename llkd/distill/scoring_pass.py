@@ -1,7 +1,7 @@
 """The uncertainty pass of an epoch, as each training worker runs it: the student scores the corpus.
 
-Workers take pieces of shards from one queue as they get free, so that a slow one holds nobody up;
-whoever ends a shard's last piece writes its sidecar. A shard that is there is not scored again.
+Workers take pieces of shards from one queue (dynamic load balancing); the worker that finishes a
+shard's last piece writes its sidecar. Existing shards are not scored again.
 """
 
 import time
@@ -63,7 +63,7 @@ class UncertaintyPass:
         self._rank, self._workers = rank, workers
         self._layout, self._policy = RunLayout(config.run_dir), policy_of(config)
         self._labels: dict[int, pa.Table] = {}
-        """The pseudo-labels of the shards that are read and not written yet."""
+        """The pseudo-labels of shards that are read but not yet written."""
         self._since = time.monotonic()
 
     def begin(self, epoch: int, name: str) -> None:
@@ -77,7 +77,7 @@ class UncertaintyPass:
             return
         rows, there = self._shard_rows, Folder(self._layout.uncertainty(epoch)).shards()
         missing = sorted(set(range(len(rows))) - there)
-        # Passes with dropout draw by piece: these must not depend on who is free when.
+        # Dropout draws by piece, so the pieces must not depend on the workers' timing.
         workers = 1 if self._config.selection.mc_dropout else self._workers
         announce(self._tracker, self._work(epoch), missing)
         ray.get(self._queue.begin.remote(list(rows), missing, workers))
@@ -85,7 +85,7 @@ class UncertaintyPass:
         self._tracker.begin.remote(name, sum(rows), skipped, "worker")
 
     def run(self, epoch: int) -> None:
-        """Score pieces until there are none."""
+        """Score pieces until the queue is empty."""
         measure = MEASURES[self._config.selection.uncertainty]
         done, seed = 0, self._config.seed * 1009 + epoch
         self._since = time.monotonic()
@@ -104,13 +104,13 @@ class UncertaintyPass:
         return Work(self._layout.name, "score", "corpus", epoch)
 
     def merged(self, epoch: int) -> np.ndarray:
-        """Sums of uncertainty by class over the corpus, shape (C,), when all have ended."""
+        """Sums of uncertainty by class over the corpus, shape (C,); after all workers have run."""
         scored, sum_c = ray.get(self._queue.sums.remote())
         earlier = [shard for shard in range(len(self._shard_rows)) if shard not in scored]
         return np.asarray(self._selector.uncertainty_sums(earlier, epoch) + sum_c)
 
     def _pieces(self) -> Iterator[tuple[Piece, list[str]]]:
-        """Pieces as this worker gets free for them, with their texts."""
+        """The pieces that this worker takes, with their texts."""
         shard, texts = -1, pa.array([], pa.large_string())
         while (piece := ray.get(self._queue.take.remote(self._rank))) is not None:
             if piece.shard != shard:
@@ -125,7 +125,7 @@ class UncertaintyPass:
         return Folder(self._layout.pseudo_labels).read_shard(shard, [ROW, LABEL])
 
     def _write(self, epoch: int, shard: int, found: np.ndarray) -> None:
-        """Write a shard's uncertainty, and tell its sums by class.
+        """Write a shard's uncertainty, and report its sums by class.
 
         Args:
             epoch: from 0.

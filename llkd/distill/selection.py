@@ -1,7 +1,7 @@
 """The distributed selection step: thresholds from merged statistics, then a pass over shards.
 
-Each shard is decided on its own, from its pseudo-labels and its uncertainty; only small statistics
-cross shards.
+Each shard is selected on its own, from its pseudo-labels and its uncertainty; only small
+statistics cross shards.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,8 @@ from llkd.core.policies import (
     ROWS,
     Policy,
     Signals,
-    filled,
-    settle,
 )
+from llkd.core.policies.base import select
 from llkd.core.statistics import ClassStatistics
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
@@ -146,16 +145,24 @@ class Selector:
             total: Tally = sum_over_shards(Tally, work, sorted(holdout.shards), reserve=False)
             return total
 
-        state = settle(policy, epoch, statistics, previous, measure)
-        statistics, thresholds = state.statistics, state.thresholds
-        counts = self.select_by(epoch, thresholds, holdout)
-        wider = filled(policy, state, counts.selected_c, None if holdout is None else measure_held)
-        if wider is not None:
-            thresholds = wider
-            counts = self.select_by(epoch, wider, holdout)
+        def choose(thresholds: Thresholds) -> tuple[Counts, np.ndarray]:
+            counts = self.select_by(epoch, thresholds, holdout)
+            return counts, counts.selected_c
+
+        state, counts = select(
+            policy,
+            epoch,
+            statistics,
+            previous,
+            measure=measure,
+            choose=choose,
+            measure_held=None if holdout is None else measure_held,
+        )
         Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
         scored = uncertainty_c is not None
-        return epoch_stats(self.config, epoch, statistics, counts.selected_c, thresholds, scored)
+        return epoch_stats(
+            self.config, epoch, state.statistics, counts.selected_c, state.thresholds, scored
+        )
 
     def counts(self, epoch: int) -> Counts:
         """What an epoch selected."""

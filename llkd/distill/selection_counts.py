@@ -1,4 +1,4 @@
-"""What a pass over shards leaves of each, added up over them."""
+"""The statistics of a pass over shards, merged by addition."""
 
 from dataclasses import dataclass
 from typing import Any

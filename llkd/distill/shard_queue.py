@@ -1,4 +1,4 @@
-"""Hands the corpus to the workers that score it, piece by piece as they get free."""
+"""Distributes the corpus over the workers that score it, piece by piece."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from llkd.errors import LLKDError
 PIECE_ROWS = 1024
 """Most rows a worker scores at a time: a window that is sorted by length."""
 SMALLEST_PIECE = 64
-"""Rows that a piece has at least: smaller ones would pad more than they spare others waiting."""
+"""Least rows of a piece: smaller ones cost more padding than the idle time they save."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class PieceQueue:
         return self._first(fullest)
 
     def done(self, piece: Piece, values_n: np.ndarray) -> np.ndarray | None:
-        """Keep what a piece gave; the values of the whole shard if it was the last one."""
+        """Keep the values of a piece; returns those of the whole shard after its last piece."""
         shard = self._open[piece.shard]
         shard.parts[piece.start] = values_n
         shard.missing -= piece.stop - piece.start
@@ -96,9 +96,9 @@ class PieceQueue:
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class ShardQueue:
-    """The queue of each pass, and what the passes found, for all workers of a group.
+    """The queue and the results of each pass, shared by all workers of a group.
 
-    Started again after a death it knows nothing: the group then fails and begins its pass anew.
+    A restarted actor is empty: the group then fails and restarts its pass.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""The epoch loop: the student scores the corpus, rows are selected, the student trains on them.
+"""Distillation: the student scores the corpus, rows are selected, the student trains on them.
 
-One Ray Train worker group lives through all epochs, for starting one costs many seconds; what
-its workers do is in llkd/distill/worker.py. A failed group starts again from the last epoch's checkpoint,
+One Ray Train worker group runs all epochs, since starting one takes many seconds; its workers run
+the epoch loop in llkd/distill/worker.py. A failed group starts again from the last epoch's checkpoint,
 and at the shard within the scoring.
 """
 
@@ -31,8 +31,8 @@ from llkd.store.schema import RunLayout, shard_starts
 from llkd.teacher.calibrate import calibration_settings
 
 NEVER_SECONDS = 1e9
-"""Between two looks whether an elastic group can have more workers: Ray would stop the group in
-the middle of an epoch for it. It is asked how many there can be whenever the group starts."""
+"""Interval at which Ray resizes an elastic group: never, since it would stop the group in the
+middle of an epoch. The size is chosen whenever the group starts."""
 
 
 def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manifest:
@@ -125,7 +125,7 @@ def manifest_of(config: RunConfig, labelled: Manifest) -> Manifest:
 
 
 def worker_resources(config: RunConfig) -> tuple[connection.Resources, int]:
-    """What each worker reserves, and how many workers there can be.
+    """The resources of each worker, and the most workers that fit.
 
     Raises:
         ResourceError: fewer than the config asks for.
@@ -155,8 +155,8 @@ def worker_resources(config: RunConfig) -> tuple[connection.Resources, int]:
 
 
 def largest_share(nodes: Sequence[float], workers: int) -> float:
-    """Most CPUs a worker can have so that all fit: whole ones, or a half, a quarter, ..., for Ray
-    adds up shares in floating point and loses a worker over others."""
+    """Most CPUs per worker with which all workers fit: whole ones, or a half, a quarter, ..., since
+    Ray adds shares in floating point and loses a worker with other fractions."""
     shares = {_exact(node / k) for node in nodes for k in range(1, workers + 1) if node > 0}
     return max(
         (
@@ -180,7 +180,33 @@ def _train(
     most_workers: int,
     tracker: Any,
 ) -> int:
-    """Run the worker group to its end; returns how many epochs there were."""
+    """Run the worker group to its end; returns the number of epochs."""
+    layout = RunLayout(config.run_dir)
+    queue = ShardQueue.options(**connection.here()).remote()  # type: ignore[attr-defined]
+    precision = chosen_precision(config, resources)
+    student = config.student.model_copy(update={"precision": precision})
+    config = config.model_copy(update={"student": student})
+    loop_config = {
+        "config": config,
+        "selector": selector,
+        "shard_rows": list(shard_rows),
+        "queue": queue,
+        "tracker": tracker,
+    }
+    trainer = _trainer(config, loop_config, resources, most_workers)
+    # Ray Train's own record of checkpoints is not written atomically, and ours suffice.
+    Folder(layout.checkpoints).delete_file("checkpoint_manager_snapshot.json")
+    _fit(trainer, queue)
+    return _require_trained(config)
+
+
+def _trainer(
+    config: RunConfig,
+    loop_config: dict[str, Any],
+    resources: connection.Resources,
+    most_workers: int,
+) -> Any:
+    """Ray Train's trainer; the worker group starts with its `fit`."""
     from ray.train import (
         CheckpointConfig,
         FailureConfig,
@@ -193,21 +219,9 @@ def _train(
 
     from llkd.cluster.loopback import LoopbackTorchConfig
 
-    layout = RunLayout(config.run_dir)
-    filesystem_, root = filesystem(layout.root)
-    queue = ShardQueue.options(**connection.here()).remote()  # type: ignore[attr-defined]
-    precision = chosen_precision(config, resources)
+    filesystem_, root = filesystem(RunLayout(config.run_dir).root)
     workers = config.student.workers
-    student = config.student.model_copy(update={"precision": precision})
-    config = config.model_copy(update={"student": student})
-    loop_config = {
-        "config": config,
-        "selector": selector,
-        "shard_rows": list(shard_rows),
-        "queue": queue,
-        "tracker": tracker,
-    }
-    trainer = TorchTrainer(
+    return TorchTrainer(
         run_worker,
         train_loop_config=loop_config,
         torch_config=LoopbackTorchConfig() if connection.is_local() else TorchConfig(),
@@ -221,51 +235,55 @@ def _train(
             name="checkpoints",
             storage_path=root,
             storage_filesystem=filesystem_,
-            # Which of them are kept is decided by the epoch loop.
+            # The epoch loop decides which checkpoints are kept.
             checkpoint_config=CheckpointConfig(num_to_keep=None),
             failure_config=FailureConfig(max_failures=config.student.max_failures),
         ),
     )
-    # Ray Train's own record of checkpoints is not written in one step, and ours suffice.
-    Folder(layout.checkpoints).delete_file("checkpoint_manager_snapshot.json")
+
+
+def _fit(trainer: Any, queue: Any) -> None:
+    """Run the worker group to its end, and end its queue.
+
+    Raises:
+        LLKDError: the typed error of a worker, or a StudentError with Ray's text.
+    """
     interrupt = signal.getsignal(signal.SIGINT)
     failure = None
     try:
         trainer.fit()
-        failure = _failure_of(queue)
-    except SystemExit as error:  # what Ray Train makes of an interrupt
+        failure = _error_in(queue.failure)
+    except SystemExit as error:  # Ray Train turns an interrupt into this
         raise KeyboardInterrupt from error
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        failure = _failure_of(queue) or _trouble_of(queue) or StudentError(str(error))
+        failure = (
+            _error_in(queue.failure) or _error_in(queue.last_trouble) or StudentError(str(error))
+        )
     finally:
         signal.signal(signal.SIGINT, interrupt)
         ray.kill(queue)
     if failure is not None:
         raise failure
-    epochs = trained_epochs(layout)
+
+
+def _error_in(method: Any) -> LLKDError | None:
+    """The typed error that the queue keeps; None if it has none or has died."""
+    try:
+        error: LLKDError | None = ray.get(method.remote())
+    except ray.exceptions.RayError:
+        return None
+    return error
+
+
+def _require_trained(config: RunConfig) -> int:
+    """The number of trained epochs.
+
+    Raises:
+        StudentError: fewer than the config asks for, and training did not stop early.
+    """
+    epochs = trained_epochs(RunLayout(config.run_dir))
     if epochs < config.student.epochs and not (
         epochs and read_stats(config, epochs - 1)["stopped"]
     ):
-        raise StudentError(
-            f"Training ended after {epochs} epochs",
-            "See the log.",
-        )
+        raise StudentError(f"Training ended after {epochs} epochs", "See the log.")
     return epochs
-
-
-def _failure_of(queue: Any) -> LLKDError | None:
-    """The typed error that a worker left, if there is one and it can still be asked for."""
-    try:
-        failure: LLKDError | None = ray.get(queue.failure.remote())
-    except ray.exceptions.RayError:
-        return None
-    return failure
-
-
-def _trouble_of(queue: Any) -> LLKDError | None:
-    """What a worker met that no new start mended."""
-    try:
-        trouble: LLKDError | None = ray.get(queue.last_trouble.remote())
-    except ray.exceptions.RayError:
-        return None
-    return trouble

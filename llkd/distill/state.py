@@ -1,19 +1,20 @@
-"""What the epochs of a run have come to: which are begun, which are trained, what they select by."""
+"""The state of a run's epochs: which are begun or trained, and the inputs that they share."""
 
 from llkd.cluster.integrity import read_record, write_record
 from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
-from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import holdout_of, make_validation
+from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import make_pseudo_labels
 from llkd.distill.selection import Selector
 from llkd.distill.selection_counts import COUNTS
+from llkd.distill.worker import STATS, read_stats
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout, shard_name
 
 
 def trained_epochs(layout: RunLayout) -> int:
-    """How many epochs the newest whole checkpoint has behind it."""
+    """The number of epochs trained up to the newest whole checkpoint."""
     from llkd.student.checkpoints import checkpoint_epoch, last_checkpoint
 
     name = last_checkpoint(Folder(layout.checkpoints))
@@ -28,11 +29,11 @@ def record_epoch(layout: RunLayout, epoch: int) -> None:
 
 
 def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
-    """Make what all epochs select by, and what is missing of selections that were made.
+    """Make the inputs that all epochs share, and the missing shards of earlier selections.
 
     Raises:
         DataError: the corpus is too small to hold rows out.
-        StorageError: what they are made of is damaged too.
+        StorageError: their own inputs are damaged too.
     """
     layout = RunLayout(selector.config.run_dir)
     make_pseudo_labels(selector.config, selector.shards, calibration)
@@ -44,6 +45,10 @@ def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
         if not Folder(layout.epoch(epoch)).exists(STATS) or (counted and not missing):
             continue
         thresholds = Thresholds.from_json(read_stats(selector.config, epoch)["thresholds"])
+        if policy_of(selector.config).uses_uncertainty:
+            wanted = set(missing) if counted else set(range(selector.shards))
+            if wanted - Folder(layout.uncertainty(epoch)).shards():
+                continue  # of a finished student, whose epochs are not scored again
         holdout = holdout_of(selector.config, selector)
         counts = selector.select_by(epoch, thresholds, holdout, missing if counted else None)
         if not counted:

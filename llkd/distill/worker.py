@@ -1,8 +1,8 @@
 """The epoch loop, as each training worker runs it.
 
-In each epoch the workers take pieces of shards to score as they get free; rank 0 then runs the
-selection as Ray Data tasks on CPUs beside the workers; then all train on equal parts of what was
-selected, and measure the student on the rows held out.
+In each epoch the workers score pieces of shards, balanced dynamically; rank 0 runs the selection as
+Ray Data tasks on CPUs beside the workers; all train on equal parts of the selected rows, and
+measure the student on the held-out rows.
 """
 
 import os
@@ -19,7 +19,6 @@ from llkd.cluster.telemetry import Work
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
 from llkd.core.thresholds import Thresholds
-from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import best_epoch, holdout_of, read_validation, write_predictions
 from llkd.distill.idle_time import Waits
 from llkd.distill.policy import policy_of
@@ -33,20 +32,27 @@ from llkd.store.scratch import clear_dead, make_scratch
 from llkd.store.transfer import local_copy
 from llkd.student.prefetch import Ahead
 
+STATS = "stats.json"
 STEPS_AHEAD = 8
 """Optimiser steps whose batches are read and tokenised before they are needed."""
 
 
+def read_stats(config: RunConfig, epoch: int) -> dict[str, Any]:
+    """An epoch's stats.json."""
+    stats: dict[str, Any] = Folder(RunLayout(config.run_dir).epoch(epoch)).read_json(STATS)
+    return stats
+
+
 def scores_until(config: RunConfig, epochs: int) -> list[float]:
-    """By what the best of the first epochs is chosen: agreement on the rows held out."""
+    """The score of each of the first epochs: macro-F1 against the labels of the held-out rows."""
     return [read_stats(config, epoch)["validation"]["macro_f1"] for epoch in range(epochs)]
 
 
 def run_worker(loop_config: dict[str, Any]) -> None:
-    """What each training worker runs.
+    """The entry point of a training worker.
 
-    Ray Train starts a failed group again. Where what failed is a mistake that no new start
-    mends, the new group ends at once and the driver tells the mistake.
+    Ray Train restarts a failed group. After an error that no restart can fix, the new group ends at
+    once and the driver raises that error.
     """
     queue = loop_config["queue"]
     if ray.get(queue.failure.remote()) is not None:
@@ -55,14 +61,14 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     try:
         EpochLoop(**loop_config).run()
     except LLKDError as error:
-        # A storage may be back at the next start.
-        tell = queue.trouble if isinstance(error, StorageError) else queue.fail
-        ray.get(tell.remote(error))
+        # The storage may be back at the next start.
+        keep = queue.trouble if isinstance(error, StorageError) else queue.fail
+        ray.get(keep.remote(error))
         raise
 
 
 class EpochLoop:
-    """One worker's way through the epochs."""
+    """The epochs as one worker runs them."""
 
     def __init__(
         self,
@@ -109,7 +115,7 @@ class EpochLoop:
         self.validation = read_validation(config)
 
     def run(self) -> None:
-        """All epochs that are not done yet."""
+        """Run all epochs that are not done."""
         first = self._resume()
         self._begun = time.monotonic()
         if first > 0 and read_stats(self.config, first - 1)["stopped"]:
@@ -133,14 +139,13 @@ class EpochLoop:
         selected = time.monotonic()
         stats["training_loss"], stats["dropped"] = self._train(epoch, stats)
         stats["validation"] = self._validate(epoch)
-        stats["stopped"] = self._enough(epoch, stats)
+        stats["stopped"] = self._out_of_patience(epoch, stats)
         stats["seconds"] = {
             "score": scored - started,
             "select": selected - scored,
             "train": time.monotonic() - selected,
         }
-        # An epoch is from one of these lines to the next, so that storing the checkpoint of the
-        # one before is in it.
+        # An epoch's time runs from here to here, so it includes storing the previous checkpoint.
         stats["waiting"] = self._waiting(time.monotonic() - self._begun)
         self._begun, self.waits = time.monotonic(), Waits()
         with self.waits.on("checkpoint"):
@@ -164,10 +169,10 @@ class EpochLoop:
         return np.asarray(tensor.cpu().numpy())
 
     def _resume(self) -> int:
-        """Load the last checkpoint, if there is one; returns the epoch to begin with."""
+        """Load the last checkpoint, if any; returns the first epoch to run."""
         from llkd.student.checkpoints import last_checkpoint, load_checkpoint
 
-        # Only rank 0 reads them all through.
+        # Only rank 0 verifies the contents.
         found = last_checkpoint(Folder(self.layout.checkpoints), True) if self.rank == 0 else None
         name = self._agreed(found)
         if name is None:
@@ -178,7 +183,7 @@ class EpochLoop:
         return int(state["epoch"]) + 1
 
     def _refresh_scorer(self) -> None:
-        """Score with the weights as they are now."""
+        """Copy the current weights to the model that scores."""
         from llkd.student.parallel import copy_weights
 
         copy_weights(self._weights, self._scored)
@@ -206,8 +211,8 @@ class EpochLoop:
         return read_stats(self.config, epoch)
 
     def _train(self, epoch: int, stats: dict[str, Any]) -> tuple[float, int]:
-        """Train on this worker's part; returns the mean loss over all workers, and the rows that
-        no worker took."""
+        """Train on this worker's part; returns the mean loss over all workers, and the number of rows
+        dropped to make the parts equal."""
         import torch
 
         from llkd.student.data import SelectedRows, portion
@@ -253,22 +258,22 @@ class EpochLoop:
     def _counted(self, steps: Iterable[Any], epoch: int) -> Iterator[Any]:
         of, unit = self._work(epoch), f"{epoch}/{self.rank}"
 
-        def tell(done: int) -> None:
+        def update(done: int) -> None:
             loss = self.trainer.mean_loss() if self.rank == 0 else None
             self.tracker.update.remote(unit, done, of=of, loss=loss)
 
-        report, done = throttled(tell), 0
+        throttled, done = throttled(update), 0
         for batches in steps:
             yield batches
             done += sum(len(batch.labels_b) for batch in batches)
-            report(done)
-        tell(done)
+            throttled(done)
+        update(done)
 
     def _work(self, epoch: int) -> Work:
         return Work(self.layout.name, "train", "corpus", epoch)
 
     def _validate(self, epoch: int) -> dict[str, Any] | None:
-        """How the student of this epoch does on the rows held out; None if there are none."""
+        """The student's figures on the held-out rows; None if there are none."""
         if self.validation is None:
             return None
         part = self.validation.part(self.rank, self.workers)
@@ -280,8 +285,8 @@ class EpochLoop:
             write_predictions(self.config, epoch, probs_vc)
         return self.validation.measure(probs_vc)
 
-    def _enough(self, epoch: int, stats: dict[str, Any]) -> bool:
-        """Whether no better student is to be expected."""
+    def _out_of_patience(self, epoch: int, stats: dict[str, Any]) -> bool:
+        """Whether the last `student.patience` epochs brought no better student."""
         patience = self.config.student.patience
         if patience is None:
             return False
@@ -289,7 +294,7 @@ class EpochLoop:
         return epoch - best_epoch(scores) >= patience
 
     def _waiting(self, seconds: float) -> dict[str, Any]:
-        """The mean over the workers of the seconds in which they had nothing to compute."""
+        """Idle seconds by reason, the mean over the workers, and their share of the epoch."""
         reasons = ("batches", "selection", "others", "checkpoint")
         mean = self._total(np.array([self.waits.seconds.get(r, 0.0) for r in reasons]))
         mean /= self.workers
@@ -297,7 +302,7 @@ class EpochLoop:
         return {"share": sum(found.values()) / seconds, "seconds": found}
 
     def _report(self, epoch: int, stats: dict[str, Any]) -> None:
-        """Leave the epoch's stats and a checkpoint, which is stored while the next one begins."""
+        """Write the epoch's stats, and a checkpoint that is uploaded during the next epoch."""
         from ray.train import Checkpoint, CheckpointUploadMode, report
 
         from llkd.student.checkpoints import checkpoint_name, save_checkpoint
@@ -307,7 +312,7 @@ class EpochLoop:
         moments = optimizer_tensors(self.model, self.trainer.optimizer)
         checkpoint = None
         if self.rank == 0:
-            self._forget_checkpoints(epoch)
+            self._delete_checkpoints(epoch)
             Folder(self.layout.epoch(epoch)).write_json(STATS, stats)
             directory = make_scratch()
             save_checkpoint(directory, weights, moments, {"epoch": epoch})
@@ -328,7 +333,7 @@ class EpochLoop:
         )
 
     def _store(self, checkpoint: Any, name: str) -> Any:
-        """Store a checkpoint, in a thread of Ray Train's; returns the stored one."""
+        """Store a checkpoint, in a thread of Ray Train; returns the stored one."""
         from ray.train import Checkpoint
 
         from llkd.student.checkpoints import store_checkpoint
@@ -342,8 +347,8 @@ class EpochLoop:
         filesystem_, path = filesystem(checkpoints.uri)
         return Checkpoint(f"{path}/{name}", filesystem_)
 
-    def _forget_checkpoints(self, epoch: int) -> None:
-        """Delete those that nobody goes on from: all but the epoch's before, and the best."""
+    def _delete_checkpoints(self, epoch: int) -> None:
+        """Delete all checkpoints but the previous epoch's and the best one."""
         from llkd.student.checkpoints import checkpoint_name, delete_checkpoints, is_whole
 
         checkpoints, before = Folder(self.layout.checkpoints), checkpoint_name(epoch - 1)
@@ -356,7 +361,7 @@ class EpochLoop:
 
 
 def notes(epoch: int, stats: dict[str, Any]) -> list[str]:
-    """What is printed of an epoch; a warning too, where it trains on no row of some label."""
+    """The console lines of an epoch, with a warning if it trains on no row of some label."""
     line = (
         f"epoch {epoch + 1}: {stats['selected']:,} of {stats['rows']:,} rows selected "
         f"({stats['fraction']:.1%}), training loss {stats['training_loss']:.3f}"

@@ -1,12 +1,12 @@
 """One job at a time in a run directory.
 
-On a disk a lock of the operating system, which falls with the process that holds it, however that
-ends. On an object store, and on a shared disk that knows no locks, a lease: each job puts a claim of
-its own beside the others', renews it, and then lists them all. Who has found another claim that is
-alive gives way. So of two that come at once at least one sees the other, whoever is slow, provided
-that a listing shows all that was put before it, as those of S3 and Google do. Age goes by the
-store's clock alone. A lease binds less than a lock: who is killed holds it for STALE_SECONDS more,
-and who was cut off for longer than that works on until its next renewal.
+On a disk this is a lock of the operating system, which is released when its process ends in any
+way. On an object store, and on a shared disk without locks, it is a lease: each job writes a claim
+of its own, renews it, and then lists all claims. A job that finds another live claim gives way. Of
+two jobs that start at the same moment at least one sees the other, provided that listings are
+consistent, as those of S3 and Google are. Ages are measured by the store's clock alone. A lease is
+weaker than a lock: a killed job holds it for another STALE_SECONDS, and a job that was cut off for
+longer than that continues until its next renewal.
 """
 
 import contextlib
@@ -30,21 +30,20 @@ from llkd.store.folder import Folder, filesystem, portable_path
 LOCK, LEASE = ".lock", ".lease"
 RENEW_SECONDS, STALE_SECONDS = 15.0, 60.0
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
-"""What `flock` answers where the disk cannot lock."""
+"""Errors of `flock` on a disk that does not support locks."""
 
 _UNKNOWN = "another job, that came at the same moment or has just ended"
 
 _held: set[str] = set()
-"""What this process holds."""
+"""The directories that this process holds."""
 
 
 @contextlib.contextmanager
 def held(run_dir: str) -> Iterator[None]:
-    """Hold a run directory for the while; nothing more where this process holds it already.
+    """Hold a run directory for the duration of the block; reentrant within a process.
 
     Raises:
-        BusyError: another process holds it, or has taken it over in the meantime; or two came at
-            once.
+        BusyError: another process holds it, has taken it over, or started at the same moment.
         StorageError: it cannot be written.
     """
     filesystem_, path = filesystem(run_dir)
@@ -61,9 +60,9 @@ def held(run_dir: str) -> Iterator[None]:
 
 
 def _locked(stack: contextlib.ExitStack, folder: Path, run_dir: str) -> bool:
-    """Lock a folder until the stack ends; False where the disk knows no locks.
+    """Lock a folder until the stack ends; False if the disk does not support locks.
 
-    The file stays: a lock on one that was deleted would keep nobody out.
+    The file is never deleted: a lock on a deleted file would exclude nobody.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +78,7 @@ def _locked(stack: contextlib.ExitStack, folder: Path, run_dir: str) -> bool:
         if error.errno in _WITHOUT_LOCKS:
             return False
         raise StorageError(f"Cannot lock {folder / LOCK}: {error}") from error
-    with contextlib.suppress(OSError):  # on a full disk: it only serves the message
+    with contextlib.suppress(OSError):  # full disk: it only serves the error message
         file.truncate(0)
         file.write(_me())
         file.flush()
@@ -100,25 +99,25 @@ def _busy(run_dir: str, holder: str, more: str = "") -> BusyError:
 
 @dataclass
 class Lease:
-    """A claim to a run directory, that holds for as long as it is renewed."""
+    """A claim to a run directory that is valid as long as it is renewed."""
 
     run_dir: str
     lost: BusyError | None = None
-    """Why the work was interrupted: somebody else has taken it."""
+    """Why the work was interrupted: another job has taken over."""
     _name: str = field(default_factory=lambda: uuid.uuid4().hex)
     _renewed: int = 0
-    """When the claim was last put, in nanoseconds of the store's clock."""
+    """When the claim was last written, in nanoseconds of the store's clock."""
 
     @property
     def folder(self) -> Folder:
-        """The claims of all."""
+        """The claims of all jobs."""
         return Folder(f"{self.run_dir.rstrip('/')}/{LEASE}")
 
     def take(self) -> None:
-        """Take it, or take it over from one who has ceased to renew it.
+        """Acquire it; claims that are no longer renewed are removed.
 
         Raises:
-            BusyError: somebody holds it, or wants it at the same moment.
+            BusyError: another job holds it, or tries to at the same moment.
         """
         others = self._put()
         self._give_way(others)
@@ -129,7 +128,7 @@ class Lease:
         """Hold it for another STALE_SECONDS.
 
         Raises:
-            BusyError: somebody else has taken it.
+            BusyError: another job has taken it.
         """
         before = self._renewed
         others = self._put()
@@ -137,15 +136,15 @@ class Lease:
             self._give_way(others)
 
     def give_back(self) -> None:
-        """Let others have it."""
+        """Release it."""
         with contextlib.suppress(StorageError):  # it goes stale by itself
             self.folder.delete_file(self._name)
 
     def _put(self) -> dict[str, int]:
-        """Put the claim; returns when the others' were put, by name.
+        """Write the claim; returns when the other claims were written, by name.
 
         Raises:
-            BusyError: it was taken for stale in the meantime, and deleted.
+            BusyError: it went stale in the meantime, and was deleted.
         """
         self.folder.write_bytes(self._name, _me().encode())
         claims = {name: state.modified for name, state in self.folder.files().items()}
@@ -155,7 +154,7 @@ class Lease:
         return claims
 
     def _give_way(self, others: Mapping[str, int]) -> None:
-        """Withdraw the claim where another one is alive.
+        """Withdraw the claim if another one is alive.
 
         Raises:
             BusyError: one is.
@@ -175,10 +174,10 @@ class Lease:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Take it, and renew it from a thread of its own for the while.
+        """Acquire it, and renew it from a thread for the duration of the block.
 
         Raises:
-            BusyError: somebody holds it, or has taken it over: the work was interrupted then.
+            BusyError: another job holds it, or has taken it over and interrupted the work.
         """
         self.take()
         heard = signal.getsignal(signal.SIGINT)

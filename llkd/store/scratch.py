@@ -1,7 +1,7 @@
-"""Folders on this machine for a while, in the system's temporary directory.
+"""Scratch folders in the system's temporary directory.
 
-Each is locked by the process that made it, so that what killed processes left can be told from what
-is in use, and cleared.
+Each is locked by the process that made it, so that those of killed processes are recognised and
+deleted.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from llkd.errors import StorageError
 
 _PREFIX = "llkd-scratch-"
 _GRACE_SECONDS = 60.0
-"""A folder that is younger may be about to be locked."""
+"""A younger folder may not be locked yet."""
 
 _locks: dict[Path, int] = {}
 """The folders of this process, and the descriptors that lock them."""
 
 
 def make_scratch() -> Path:
-    """A folder of this process, that somebody else may delete.
+    """A new folder, locked by this process; the caller deletes it.
 
     Raises:
         StorageError: it cannot be made.
@@ -49,7 +49,7 @@ def make_scratch() -> Path:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder that is deleted in the end.
+    """A folder that is deleted at the end of the block.
 
     Raises:
         StorageError: it cannot be made.
@@ -62,7 +62,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def clear_dead() -> None:
-    """Delete the folders whose processes have died, on this machine."""
+    """Delete the folders of processes that have died, on this machine."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # another user's, or just deleted
             if time.time() - folder.stat().st_mtime >= _GRACE_SECONDS and _is_dead(folder):
@@ -70,7 +70,7 @@ def clear_dead() -> None:
 
 
 def _is_dead(folder: Path) -> bool:
-    """Whether nobody locks it."""
+    """Whether no process locks it."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

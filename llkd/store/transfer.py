@@ -14,14 +14,15 @@ from llkd.store.scratch import scratch_folder
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """A path on this machine with the files of a folder: itself, or a download for the while."""
+    """A path on this machine with the files of a folder: the folder itself, or a temporary
+    download."""
     filesystem_, path = filesystem(uri)
     if isinstance(filesystem_, fs.LocalFileSystem):
         yield path
         return
     with scratch_folder() as directory:
         try:
-            if filesystem_.type_name == GOOGLE:  # which tells of no folders to be made
+            if filesystem_.type_name == GOOGLE:  # its listings have no folders
                 for info in filesystem_.get_file_info(fs.FileSelector(path, recursive=True)):
                     inner = Path(info.path).relative_to(path).parent
                     (directory / inner).mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,7 @@ def upload_folder(directory: Path, uri: str, last: str | None = None) -> None:
     Args:
         directory: whose files.
         uri: the folder.
-        last: the file that comes after all others, and makes them count.
+        last: the file that is uploaded after all others, and marks them as complete.
 
     Raises:
         StorageError: one cannot be read or written.

@@ -139,7 +139,7 @@ def test_a_damaged_manifest_is_read_from_its_copy(folder: Folder) -> None:
         read_manifest(folder)
 
 
-def test_what_is_mended_keeps_the_times_of_its_first_making(folder: Folder) -> None:
+def test_what_is_repaired_keeps_the_times_of_its_first_making(folder: Folder) -> None:
     write_manifest(folder, MANIFEST.reopened())
     found = read_manifest(folder)
     assert found is not None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import TypeVar
 
 import numpy as np
 
@@ -168,6 +169,8 @@ class Policy(ABC):
         return None
 
 
+Chosen = TypeVar("Chosen")
+
 Measure = Callable[[str, Thresholds], Tally]
 """The total of `Policy.measure` over all shards, of a question under some thresholds."""
 
@@ -210,6 +213,39 @@ def filled(
     return policy.fill(trainable, selected_c, state.thresholds)
 
 
+def select(
+    policy: Policy,
+    epoch: int,
+    statistics: ClassStatistics,
+    previous: Thresholds | None,
+    *,
+    measure: Measure,
+    choose: Callable[[Thresholds], tuple[Chosen, np.ndarray]],
+    measure_held: Callable[[Thresholds], Tally] | None,
+) -> tuple[State, Chosen]:
+    """The selection of an epoch, wherever its shards are.
+
+    Args:
+        policy: which.
+        epoch: from 0.
+        statistics: see `Policy.begin`.
+        previous: see `Policy.begin`.
+        measure: the pass over all shards that answers a question.
+        choose: the pass that selects by thresholds; returns its result and the rows selected that
+            are trained on, shape (C,). Called again if a class fell short of its floor.
+        measure_held: see `filled`.
+
+    Returns:
+        The state with the thresholds that were used, and the result of the last `choose`.
+    """
+    state = settle(policy, epoch, statistics, previous, measure)
+    chosen, selected_c = choose(state.thresholds)
+    wider = filled(policy, state, selected_c, measure_held)
+    if wider is None:
+        return state, chosen
+    return replace(state, thresholds=wider), choose(wider)[0]
+
+
 def select_rows(
     policy: Policy,
     epoch: int,
@@ -218,7 +254,7 @@ def select_rows(
     previous: Thresholds | None,
     held: Sequence[np.ndarray] | None = None,
 ) -> tuple[State, list[Choice]]:
-    """The whole selection of an epoch where all shards are in memory.
+    """`select` where the signals of all shards are in memory.
 
     Args:
         policy: which.
@@ -226,32 +262,34 @@ def select_rows(
         parts: the signals of each shard.
         statistics: see `Policy.begin`.
         previous: see `Policy.begin`.
-        held: which rows of each shard are not to be trained on, bool, shape (N,).
+        held: rows of each shard that are not trained on, bool, shape (N,).
 
     Returns:
-        What was known, and each shard's choice.
+        The state, and each shard's choice.
     """
 
     def measure(question: str, thresholds: Thresholds) -> Tally:
         return reduce(add, (policy.measure(epoch, question, p, thresholds) for p in parts))
 
-    def choose(thresholds: Thresholds) -> list[Choice]:
+    def choose(thresholds: Thresholds) -> tuple[list[Choice], np.ndarray]:
         found = [policy.choose(epoch, part, thresholds) for part in parts]
-        if held is None:
-            return found
-        return [choice.without(held_n) for choice, held_n in zip(found, held, strict=True)]
+        if held is not None:
+            found = [choice.without(held_n) for choice, held_n in zip(found, held, strict=True)]
+        return found, reduce(add, (choice.counts(len(statistics.rows_c)) for choice in found))
 
     def measure_held(thresholds: Thresholds) -> Tally:
         parts_held = [part.of(held_n) for part, held_n in zip(parts, held or (), strict=True)]
         return reduce(add, (policy.measure(epoch, ROWS, p, thresholds) for p in parts_held))
 
-    state = settle(policy, epoch, statistics, previous, measure)
-    chosen = choose(state.thresholds)
-    selected_c = reduce(add, (choice.counts(len(statistics.rows_c)) for choice in chosen))
-    wider = filled(policy, state, selected_c, None if held is None else measure_held)
-    if wider is None:
-        return state, chosen
-    return replace(state, thresholds=wider), choose(wider)
+    return select(
+        policy,
+        epoch,
+        statistics,
+        previous,
+        measure=measure,
+        choose=choose,
+        measure_held=None if held is None else measure_held,
+    )
 
 
 class FilledPolicy(Policy):

@@ -195,7 +195,7 @@ def measure(
     from llkd.cluster.display import ProgressDisplay
     from llkd.cluster.shard_tasks import sum_over_shards
     from llkd.ingest.stage import ingest
-    from llkd.repair import mend
+    from llkd.repair import repair
     from llkd.results.predict import pass_over_corpus, predict
     from llkd.student.data import portion
     from llkd.teacher.stage import label
@@ -224,7 +224,7 @@ def measure(
         timed("label", lambda: label(config, ["corpus"], tracker))
         timed("select", select)
         timed("predict", lambda: predict(config, pass_over_corpus(config), tracker))
-        timed("check", lambda: mend(config, ["corpus"], print))
+        timed("check", lambda: repair(config, ["corpus"], print))
     timed("queue", lambda: hand_out(shards))
     timed("tracker", lambda: tell_of(shards))
     return found

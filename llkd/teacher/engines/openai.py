@@ -23,7 +23,7 @@ from llkd.errors import ConfigError, TeacherError
 from llkd.teacher.engine import LabelBatch
 from llkd.teacher.examples import NearestExamples
 
-CHARACTERS_PER_TOKEN = 4
+ASSUMED_CHARACTERS_PER_TOKEN = 4
 """The endpoint's tokenizer is not known: `max_text_tokens` is counted in characters, at so many
 a token."""
 DISTINCT_CHARACTERS = 3
@@ -145,7 +145,7 @@ class OpenAIEngine:
             instructions(task.instruction, task.labels, self._codes),
             [spoken[example.label] for example in examples],
         )
-        most = self._teacher.max_text_tokens * CHARACTERS_PER_TOKEN
+        most = self._teacher.max_text_tokens * ASSUMED_CHARACTERS_PER_TOKEN
         texts = iter([*(example.text[:most] for example in examples), text[:most]])
         return [
             {
