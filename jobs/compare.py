@@ -3,11 +3,11 @@
     python jobs/compare.py CONFIG [CONFIG ...] [--policies llkd,refined,all,random] [--seeds 3]
         [--cheap] [--json FILE] [--plots FOLDER] [dotted.key=value ...]
 
-Ingests and labels what is not yet there, then trains a student for each policy and seed: by
-fine-tuning, in <run_dir>/compare/<policy>-<seed>, which resumes where it was broken off; or, with
---cheap, a head on the frozen student, in seconds a run and without Ray. Shows a table for each
-config, and one over all; writes the figures to FILE and plots to FOLDER (by default
-<run_dir>/compare/plots). Needs a test set.
+Ingests and labels the data sets where necessary, then trains a student for each policy and seed: by
+fine-tuning, in <run_dir>/compare/<policy>-<seed>, where an interrupted run resumes; or, with --cheap,
+as a linear probe on the frozen student, in seconds per run and without Ray. Prints a table for each
+config, and one over all configs; writes the figures to FILE and plots.html to FOLDER (by default
+<run_dir>/compare/plots). Requires a test set.
 
 A policy can have settings of its own: --policies 'llkd,llkd:selection.weights=none;student.epochs=2'.
 """
@@ -40,37 +40,39 @@ def main() -> None:
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML configs")
     parser.add_argument(
         "--policies",
-        help="by commas, with settings of their own as above",
+        help="separated by commas, see above for their own settings",
         default="llkd,refined,all,random,teacher_confidence",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many (3)")
-    parser.add_argument("--cheap", action="store_true", help="a head on the frozen student")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
     parser.add_argument(
-        "--plots", metavar="FOLDER", help="where the plots go; a folder in it for each config"
+        "--cheap", action="store_true", help="train a linear probe on the frozen student"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    parser.add_argument(
+        "--plots", metavar="FOLDER", help="write plots here, in a subfolder for each config"
     )
     arguments = parser.parse_intermixed_args()
     paths = [path for path in arguments.configs if "=" not in path or Path(path).exists()]
     overrides = [text for text in arguments.configs if text not in paths]
     if arguments.seeds < 1:
-        parser.error("--seeds must be 1 or more")
+        parser.error(f"--seeds must be at least 1, not {arguments.seeds}")
     if not paths:
-        parser.error("name a config")
+        parser.error("give at least one config")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        parser.error(f"--json: there is no folder {arguments.json.absolute().parent}")
+        parser.error(f"--json: no such folder: {arguments.json.absolute().parent}")
     arguments.policies = list(dict.fromkeys(arguments.policies.split(",")))
     with errors_told():
         configs = {Path(path).stem: config_of(path, overrides) for path in paths}
         for config in configs.values():
             require_comparable(config, arguments.policies)
     if len({config.run_dir for config in configs.values()}) < len(paths):
-        parser.error("each config needs a name and a run_dir of its own")
+        parser.error("each config needs its own name and its own run_dir")
     sys.exit(_compare_all(configs, arguments))
 
 
 def _compare_all(configs: dict[str, RunConfig], arguments: argparse.Namespace) -> int:
     """Compare on each config; returns the exit status."""
-    from llkd.lab.compare.compare import Comparison
+    from llkd.lab.compare.results import Comparison
     from llkd.lab.compare.tables import overview_table
 
     found: dict[str, Comparison] = {}
@@ -91,7 +93,7 @@ def _compare_all(configs: dict[str, RunConfig], arguments: argparse.Namespace) -
 
 
 def _figures(found: dict[str, Any], several: bool) -> list[dict[str, Any]]:
-    """The figures of all runs, of several configs with their names."""
+    """The figures of all runs; those of several configs carry the config's name."""
     return [
         {**({"config": name} if several else {}), **result.figures()}
         for name, one in found.items()
@@ -100,10 +102,10 @@ def _figures(found: dict[str, Any], several: bool) -> list[dict[str, Any]]:
 
 
 def compare(name: str, config: RunConfig, arguments: argparse.Namespace, console: Console) -> Any:
-    """Make the runs of a config, and show and draw what they came to."""
+    """Run the policies of a config, print the table and write the plots."""
     from llkd.cluster.shard_tasks import FEW_SHARDS
     from llkd.lab.compare.compare import comparison, is_labelled
-    from llkd.lab.compare.plots import draw_all
+    from llkd.lab.compare.plots import PLOTS, draw_all
     from llkd.lab.compare.tables import summary_table
     from llkd.store.folder import Folder
     from llkd.store.schema import RunLayout
@@ -126,7 +128,7 @@ def compare(name: str, config: RunConfig, arguments: argparse.Namespace, console
     folder = RunLayout(config.run_dir).comparison("plots")
     plots = Folder(f"{arguments.plots}/{name}" if arguments.plots else folder)
     draw_all(plots, found.results, found.summaries)
-    console.print(f"Plots     {escape(portable_path(plots.uri))}", highlight=False)
+    console.print(f"Plots     {escape(portable_path(plots.uri))}/{PLOTS}", highlight=False)
     return found
 
 

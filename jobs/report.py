@@ -1,8 +1,8 @@
-"""Make the report of a run, at any time: what it came to, or has come to so far.
+"""Make the report of a run, finished or in progress.
 
     python jobs/report.py jobs/configs/bbc.yaml [run_dir=runs/other]
 
-Reads the run directory, also of a run that goes on or was broken off; writes <run_dir>/report.html.
+Reads the run directory, even while the run is in progress, and writes <run_dir>/report.html.
 """
 
 import sys
@@ -17,15 +17,15 @@ from llkd.store.folder import portable_path
 
 
 def main() -> None:
-    """Write it and print where it lies; exit with 2 if there is no run, 1 if it cannot be made."""
+    """Write the report and print its path; exit with 2 without a run, with 1 if it fails."""
     arguments = job_parser("report", __doc__).parse_args()
     with errors_told():
         from llkd.results.report.facts import recorded_config
 
         try:
             config = recorded_config(config_of(arguments.config, arguments.overrides))
-        except IncompleteError as error:  # the config names another directory than that of a run
-            raise ConfigError(str(error)) from error
+        except IncompleteError as error:  # the config names a directory without a run
+            raise ConfigError(error.what, error.remedy) from error
 
     def work(console: Console) -> None:
         from llkd.results.report import needs_ray, write_report

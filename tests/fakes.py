@@ -23,7 +23,7 @@ TOPICS = {
 class KeywordTeacher:
     """Counts each label's keywords; adds noise drawn from the text, and a bias to the first label.
 
-    engine_args: `delay` seconds a text; `refuse` a word whose texts are refused;
+    engine_args: `delay` seconds a text; `gate` a file for which it waits after `ahead` texts; `refuse` a word whose texts are refused;
     `overflow` a word whose texts give NaN; `calls` a file
     to which every labelled text's hash is appended. `deaths` is a file and `die` how often its
     process kills itself: at its start, or, with `at` a word, on a text that has it; `broken` a
@@ -33,6 +33,7 @@ class KeywordTeacher:
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
         self._labels = task.label_names
         self._arguments = teacher.engine_args
+        self._labelled = 0
         if "at" not in self._arguments:
             self._die()
 
@@ -47,6 +48,7 @@ class KeywordTeacher:
         refused = {}
         for i, text in enumerate(texts):
             time.sleep(self._arguments.get("delay", 0.0))
+            self._wait_at_gate()
             if self._arguments.get("refuse", "\n") in text:
                 refused[i] = "refused"
             progress(i + 1)
@@ -60,6 +62,12 @@ class KeywordTeacher:
         logprobs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) - 0.5
         tokens = sum(len(text.split()) for text in texts)
         return LabelBatch(logprobs.astype(np.float32), refused, tokens)
+
+    def _wait_at_gate(self) -> None:
+        self._labelled += 1
+        if gate := self._arguments.get("gate"):
+            while self._labelled > self._arguments["ahead"] and not os.path.exists(gate):
+                time.sleep(0.05)
 
     def _die(self) -> None:
         if path := self._arguments.get("deaths"):

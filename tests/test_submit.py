@@ -73,7 +73,7 @@ def test_two_jobs_and_one_of_them_is_stopped_and_goes_on(
 
     done = ray_head.submit(slow)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "Rows trained on" in done.stdout
+    assert "Training, policy" in done.stdout
     assert (tmp_path / "run/student/model.safetensors").exists()
     counts = Counter(line.split()[0] for line in calls.read_text().splitlines())
     assert len(counts) == 420 + len(CONTENT_FREE)

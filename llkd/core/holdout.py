@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llkd.core.policies import Signals, uniform_by_position
+from llkd.core.draws import uniform_by_position
+from llkd.core.policies.base import Signals
 from llkd.core.statistics import ClassStatistics
 from llkd.core.thresholds import TOLERANCE
 

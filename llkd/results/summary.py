@@ -1,4 +1,4 @@
-"""What a finished command shows: the figures that a person wants to know, at a glance."""
+"""The console summary of a finished run or prediction."""
 
 from typing import Any
 
@@ -12,54 +12,63 @@ from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import read_stats
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import Manifest, require_complete
-from llkd.store.schema import REPORT, RunLayout
+from llkd.store.schema import METRICS, REPORT, RunLayout
 
 
 def show_summary(config: RunConfig, metrics: dict[str, Any], console: Console) -> None:
-    """What a person wants to know, at a glance."""
+    """Print quality, training, time and the paths of the results."""
     layout = RunLayout(config.run_dir)
+    root = portable_path(layout.root)
     console.print()
     if "test" in metrics.get("student", {}):
         console.print(_quality_table(metrics))
-    console.print(_selection_table(config))
+    console.print(_training_table(config))
     seconds = metrics["seconds"]
     parts = [f"{name} {duration(value)}" for name, value in seconds.items() if name != "total"]
-    console.print(f"Time      {', '.join(parts)}; in all {duration(seconds['total'])}")
-    console.print(f"Student   {escape(portable_path(layout.student))}", highlight=False)
-    console.print(f"Numbers   {escape(portable_path(layout.root))}/metrics.json", highlight=False)
+    console.print(f"Time      {', '.join(parts)}; total {duration(seconds['total'])}")
+    _print_path("Student", portable_path(layout.student), console)
+    _print_path("Metrics", f"{root}/{METRICS}", console)
     if Folder(layout.root).exists(REPORT):
-        console.print(f"Report    {escape(portable_path(layout.root))}/{REPORT}", highlight=False)
+        _print_path("Report", f"{root}/{REPORT}", console)
+
+
+def _print_path(title: str, path: str, console: Console) -> None:
+    console.print(f"{title:<10}{escape(path)}", highlight=False)
+
+
+def _table(title: str, *columns: str, names: str | None = None) -> Table:
+    """A table of numbers; the column `names` is left-aligned."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == names else "right")
+    return table
 
 
 def _quality_table(metrics: dict[str, Any]) -> Table:
     teacher, student = metrics["teacher"]["test"], metrics["student"]["test"]
-    table = Table(title=f"Test set, {student['rows']:,} rows", title_justify="left")
-    for column in ("", "accuracy", "macro-F1", "calibration error"):
-        table.add_column(column, justify="left" if not column else "right")
+    keys, title = ("accuracy", "macro_f1", "ece"), f"Test set, {student['rows']:,} rows"
+    table = _table(title, "", "accuracy", "macro-F1", "calibration error", names="")
     for name, figures in (("teacher", teacher), ("student", student)):
-        table.add_row(name, *(f"{figures[key]:.3f}" for key in ("accuracy", "macro_f1", "ece")))
-    table.add_row(
-        "difference",
-        *(f"{student[key] - teacher[key]:+.3f}" for key in ("accuracy", "macro_f1", "ece")),
-    )
+        table.add_row(name, *(f"{figures[key]:.3f}" for key in keys))
+    table.add_row("difference", *(f"{student[key] - teacher[key]:+.3f}" for key in keys))
     return table
 
 
-def _selection_table(config: RunConfig) -> Table:
-    table = Table(title=f"Rows trained on, policy {config.selection.policy}", title_justify="left")
-    for column in ("epoch", "rows", "share", "loss", "held out"):
-        table.add_column(column, justify="right")
+def _training_table(config: RunConfig) -> Table:
+    """The epochs; an asterisk marks the one whose student is kept."""
+    title = f"Training, policy {config.selection.policy} (* the epoch kept)"
+    columns = ("epoch", "rows", "share", "loss", "validation agreement")
+    table = _table(title, *columns)
     distilled = require_complete(Folder(RunLayout(config.run_dir).epochs), "distill").results
     for epoch in range(distilled["epochs"]):
         stats = read_stats(config, epoch)
         validation = stats["validation"]
-        agreement = "" if validation is None else f"{validation['accuracy']:.3f}"
         table.add_row(
             f"{epoch + 1}{' *' if epoch == distilled['epoch'] else ''}",
             f"{stats['selected']:,}",
             f"{stats['fraction']:.1%}",
             f"{stats['training_loss']:.3f}",
-            agreement,
+            "" if validation is None else f"{validation['accuracy']:.3f}",
         )
     return table
 
@@ -71,12 +80,19 @@ def show_predictions(
     figures: dict[str, Any] | None,
     console: Console,
 ) -> None:
-    """What the student said of a whole corpus, at a glance."""
+    """Print the predicted labels, the rejected rows and, given gold, the quality.
+
+    Args:
+        folder: of the predictions.
+        predicted: the manifest of the predictions.
+        ingested: the manifest of the rows.
+        figures: measured against gold; None without gold.
+        console: to print on.
+    """
     labels = predicted.results["labels"]
     rows = sum(predicted.results["rows"])
-    table = Table(title=f"Predictions, {rows:,} rows", title_justify="left")
-    for column in ("label", "rows", "share", "mean confidence"):
-        table.add_column(column, justify="left" if column == "label" else "right")
+    columns = ("label", "rows", "share", "mean confidence")
+    table = _table(f"Predictions, {rows:,} rows", *columns, names="label")
     for name, entry in labels.items():
         confidence = f"{entry['confidence']:.3f}" if entry["rows"] else "-"
         table.add_row(Text(name), f"{entry['rows']:,}", f"{entry['rows'] / rows:.1%}", confidence)
@@ -85,11 +101,11 @@ def show_predictions(
     table.add_row("all", f"{rows:,}", "100.0%", f"{mean:.3f}")
     console.print()
     console.print(table)
-    rejects = sum(ingested.results["rejects"].values())
-    console.print(f"Left out  {rejects:,} {'row' if rejects == 1 else 'rows'}")
+    rejected = sum(ingested.results["rejects"].values())
+    console.print(f"Rejected  {rejected:,} {'row' if rejected == 1 else 'rows'}")
     if figures is not None and figures["rows"]:
         console.print(
             f"Gold      {figures['rows']:,} rows: accuracy {figures['accuracy']:.3f}, macro-F1 "
             f"{figures['macro_f1']:.3f}, calibration error {figures['ece']:.3f}"
         )
-    console.print(f"Files     {escape(portable_path(folder.uri))}", highlight=False)
+    _print_path("Files", portable_path(folder.uri), console)

@@ -31,13 +31,15 @@ from llkd.store.schema import RunLayout, shard_starts
 from llkd.teacher.calibrate import calibrate
 from llkd.teacher.stage import label
 from tests.conftest import MakeConfig, SilentTracker, config_maker
+from tests.in_process import in_process
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def labelled(config: RunConfig, tracker: Any) -> RunConfig:
-    ingest(config, "corpus", tracker)
-    label(config, ["corpus"], tracker)
+    with in_process():
+        ingest(config, "corpus", tracker)
+        label(config, ["corpus"], tracker)
     return config
 
 
@@ -241,6 +243,7 @@ def write_uncertainty(config: RunConfig, epoch: int, shard: int, values: np.ndar
     Folder(RunLayout(config.run_dir).uncertainty(epoch)).write_shard(shard, table)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_refined_labels_and_soft_targets_are_kept_and_made_again(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -334,6 +337,7 @@ def forget_last_checkpoint(config: RunConfig) -> None:
     (folder / "epoch-0001/state.json").write_text(json.dumps({**state, "epoch": 1}))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_epochs_that_were_deleted_are_made_anew_and_one_worker_learns_like_two(
     tmp_path: Path, finished: Finished
 ) -> None:

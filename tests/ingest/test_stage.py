@@ -119,6 +119,7 @@ def test_a_shard_covers_consecutive_rows_across_files() -> None:
         assert all(start < stop for _, start, stop in pieces)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_bytes_that_are_not_utf8_reject_only_their_row(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -139,6 +140,7 @@ def test_too_many_rejects_fail_the_stage_with_their_reasons(
         ingest(config, "corpus", tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_gold_becomes_class_indices(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -167,6 +169,7 @@ def test_gold_becomes_class_indices(
         ([], r"t.jsonl is empty \(0 bytes\)"),
     ],
 )
+@pytest.mark.usefixtures("in_process")
 def test_a_wrong_test_set_is_refused(
     tmp_path: Path,
     make_config: MakeConfig,
@@ -179,6 +182,7 @@ def test_a_wrong_test_set_is_refused(
         ingest(config, "test", tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_files_without_a_row_are_refused(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -187,6 +191,7 @@ def test_files_without_a_row_are_refused(
         ingest(make_config(corpus={"path": str(tmp_path / "x.csv")}), "corpus", tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_resuming_writes_only_the_missing_shards(
     make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -206,12 +211,14 @@ def test_resuming_writes_only_the_missing_shards(
     assert pq.read_table(folder / "part-00002.parquet").equals(content)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_source_is_refused(make_config: MakeConfig, tracker: SilentTracker) -> None:
     ingest(make_config(), "corpus", tracker)
     with pytest.raises(FingerprintError, match=r"corpus.rows_per_shard: was 60, now 61"):
         ingest(make_config(corpus={"rows_per_shard": 61}), "corpus", tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_files_that_changed_during_ingest_are_refused(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -227,6 +234,7 @@ def test_files_that_changed_during_ingest_are_refused(
         ingest(config, "corpus", tracker)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_rejects_of_shards_that_were_deleted_do_not_count(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -240,6 +248,7 @@ def test_rejects_of_shards_that_were_deleted_do_not_count(
     assert ingest(config, "corpus", tracker).results["rejects"] == {"empty": 1}
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_shard_whose_rejects_are_lost_is_written_again(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:

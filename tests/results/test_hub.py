@@ -130,7 +130,7 @@ for folder, repo, kind, private, revision in {pushes!r}:
 def push(url: str, *pushes: tuple[Any, ...]) -> list[str]:
     """What a process of its own prints, for the library reads the hub's address when it is imported."""
     done = subprocess.run(
-        [sys.executable, "-c", PUSH.format(pushes=pushes)], cwd=ROOT, text=True, timeout=120,
+        [sys.executable, "-c", PUSH.format(pushes=pushes)], cwd=ROOT, text=True,
         env={**os.environ, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN,
              "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

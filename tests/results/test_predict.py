@@ -25,6 +25,7 @@ from llkd.student.scoring import Scorer
 from tests.conftest import MadeRun, MakeConfig, SilentTracker
 from tests.fakes import DeadlyTracker, make_texts
 from tests.helpers import run
+from tests.in_process import in_process
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -84,6 +85,7 @@ def test_every_row_gets_the_students_label_by_name(make: MakeConfig) -> None:
     assert sum(sums) / 420 == pytest.approx(confidence)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_whole_distribution_on_request(make: MakeConfig) -> None:
     config = make(name="full", probabilities=True, replicas=[2, 2], resources={"CPU": 1})
     folder = predicted(config)
@@ -182,7 +184,7 @@ def test_another_corpus_is_ingested_predicted_and_measured(
     assert figures.keys() >= {"macro_f1", "ece", "per_class"}
     for words in (
         "student on predict/new-rows: 47 rows", "empty: 3", "Predictions, 47 rows",
-        "mean confidence", "Left out  3 rows", f"accuracy {right:.3f}", "predictions/new-rows",
+        "mean confidence", "Rejected  3 rows", f"accuracy {right:.3f}", "predictions/new-rows",
     ):  # fmt: skip
         assert words in output
     assert "student on" not in run("predict", config)
@@ -217,7 +219,8 @@ def test_a_corpus_without_usable_rows_is_an_error(tmp_path: Path, make: MakeConf
 def test_a_killed_actor_is_replaced_and_its_shard_predicted_again(
     tmp_path: Path, make: MakeConfig
 ) -> None:
-    plain = predicted(make(name="undisturbed"))
+    with in_process():
+        plain = predicted(make(name="undisturbed"))
     folder = predicted(make(name="killed"), DeadlyTracker("3", str(tmp_path / "died")))
     assert (tmp_path / "died").exists()
     assert folder.shards() == set(range(7))

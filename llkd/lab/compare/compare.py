@@ -1,14 +1,14 @@
-"""Policies by seeds, on the same rows and labels.
+"""Selection policies compared over seeds, on the same rows and labels.
 
-By fine-tuning each run is a run directory of its own, `<run_dir>/compare/<policy>-<seed>`, that
-reads the rows and labels of `<run_dir>` (see RunLayout) and resumes like any other. On a frozen
-student a run takes seconds and leaves its figures, in `<run_dir>/compare/cheap`.
+A fine-tuned run has a run directory of its own, `<run_dir>/compare/<policy>-<seed>`, which reads
+the rows and labels of `<run_dir>` (see RunLayout) and resumes like any other. A run on the frozen
+student takes seconds and leaves its figures in `<run_dir>/compare/cheap`.
 """
 
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any, get_args
@@ -19,42 +19,43 @@ from rich.console import Console
 from llkd.config.load import changed
 from llkd.config.run import RunConfig
 from llkd.core.policies import PolicyName, Signals
-from llkd.distill.selection import policy_of
+from llkd.distill.epoch_stats import read_stats
+from llkd.distill.selection import Selector, policy_of
 from llkd.errors import ConfigError
-from llkd.lab.compare.results import RunResult, Summary, reliability, summarise
+from llkd.lab.compare.results import Comparison, RunResult, reliability, summarise
 from llkd.store.folder import Folder
 from llkd.store.manifest import FILES, Manifest, open_stage, read_manifest, require_complete
-from llkd.store.schema import GOLD, METRICS, RunLayout
+from llkd.store.schema import GOLD, METRICS, RunLayout, shard_starts
 from llkd.teacher.calibrate import calibrate, calibration_settings
 
 
 def require_comparable(config: RunConfig, policies: Sequence[str]) -> None:
-    """See that runs can be compared, before any is made.
+    """Check the policies and the config before the first run.
 
     Raises:
-        ConfigError: there is no test set, or no such policy or setting.
+        ConfigError: there is no test set, or a policy or setting does not exist.
     """
     if config.test is None:
         raise ConfigError(
-            "Policies are compared on a test set",
-            "Name its files in test.path.",
+            "The comparison needs a test set, but test.path is not set",
+            "Set test.path to its files.",
         )
-    for what in policies:
-        policy_of(variant(config, what))
+    for policy in policies:
+        policy_of(variant(config, policy))
 
 
-def variant(config: RunConfig, what: str) -> RunConfig:
-    """The config of a policy, with settings of its own if it has any.
+def variant(config: RunConfig, spec: str) -> RunConfig:
+    """The config of a policy and its own settings.
 
     Args:
-        config: what all have in common.
-        what: a value of `selection.policy`, or `POLICY:dotted.key=value;dotted.key=value`; POLICY
+        config: the common config.
+        spec: a value of `selection.policy`, or `POLICY:dotted.key=value;dotted.key=value`; POLICY
             may be `package.module:Class`.
 
     Raises:
-        ConfigError: there is no such policy or setting.
+        ConfigError: the policy or a setting does not exist.
     """
-    policy, _, settings = what.partition(":")
+    policy, _, settings = spec.partition(":")
     if policy not in get_args(PolicyName) and settings:
         name, _, settings = settings.partition(":")
         policy = f"{policy}:{name}"
@@ -65,24 +66,24 @@ def variant(config: RunConfig, what: str) -> RunConfig:
 def variants(
     config: RunConfig, policies: Sequence[str], seeds: int
 ) -> Iterator[tuple[str, RunConfig]]:
-    """(what, config) of each run, policy by policy; see `variant`.
+    """(policy, config) of each run, policy by policy.
 
     Args:
-        config: what they have in common.
-        policies: what to compare.
-        seeds: how many, from the config's own on.
+        config: the common config.
+        policies: see `spec` of `variant`.
+        seeds: how many, starting at the config's own.
     """
     layout = RunLayout(config.run_dir)
-    for what in policies:
-        found = variant(config, what)
-        name = re.sub(r"[^\w.=-]+", "-", what)
+    for policy in policies:
+        own = variant(config, policy)
+        name = re.sub(r"[^\w.=-]+", "-", policy)
         for seed in range(config.seed, config.seed + seeds):
             run_dir = layout.comparison(f"{name}-{seed}")
-            yield what, found.model_copy(update={"run_dir": run_dir, "seed": seed})
+            yield policy, own.model_copy(update={"run_dir": run_dir, "seed": seed})
 
 
 def is_labelled(config: RunConfig) -> bool:
-    """Whether rows and labels are there, those of the test set too."""
+    """Whether corpus and test set are ingested and labelled."""
     layout = RunLayout(config.run_dir)
     folders = [of(dataset) for of in (layout.rows, layout.labels) for dataset in ("corpus", "test")]
     found = [read_manifest(Folder(folder)) for folder in folders]
@@ -90,23 +91,13 @@ def is_labelled(config: RunConfig) -> bool:
 
 
 BORROWED = "borrowed.json"
-"""In the run directory of a run that began with another's scores: what these took."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was compared on one data set."""
-
-    results: list[RunResult]
-    summaries: list[Summary]
-    teacher_macro_f1: float
-    """On the test set."""
+"""In the run directory of a run that copied its first scores: the seconds these took."""
 
 
 def comparison(
     config: RunConfig, policies: Sequence[str], seeds: int, cheap: bool, console: Console
 ) -> Comparison:
-    """Make all runs on labels that are there; see `run_cheap` and `run_fine_tuned`."""
+    """Run all policies and seeds on existing labels; see `run_cheap` and `run_fine_tuned`."""
     from llkd.results.evaluate import measure_teacher
 
     run = run_cheap if cheap else run_fine_tuned
@@ -118,7 +109,7 @@ def comparison(
 def run_cheap(
     config: RunConfig, policies: Sequence[str], seeds: int, console: Console
 ) -> list[RunResult]:
-    """All runs on the frozen student. Rows and labels must be there."""
+    """All runs on the frozen student. Requires rows and labels; finished runs are not repeated."""
     import torch
 
     from llkd.lab.compare.linear_probe import CheapRun, read_problem
@@ -126,22 +117,22 @@ def run_cheap(
     problem, results = read_problem(config), []
     kept = Folder(RunLayout(config.run_dir).comparison("cheap"))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # its products are too small to share
-    for what, run in variants(config, policies, seeds):
+    torch.set_num_threads(1)  # the matrices are too small for more
+    for policy, run in variants(config, policies, seeds):
         name = f"{run.run_dir.rpartition('/')[2]}-{_cheap_identity(run)}.json"
         if kept.exists(name):
-            found = RunResult.from_json(kept.read_json(name))
+            result = RunResult.from_json(kept.read_json(name))
         else:
-            found = replace(CheapRun(run, problem).run(), policy=what)
-            kept.write_json(name, found.to_json())
-        results.append(found)
-        _say(found, console)
+            result = replace(CheapRun(run, problem).run(), policy=policy)
+            kept.write_json(name, result.to_json())
+        results.append(result)
+        _print(result, console)
     torch.set_num_threads(threads)
     return results
 
 
 def _cheap_identity(config: RunConfig) -> str:
-    """A hash of all that a run on the frozen student comes from."""
+    """A hash of everything that a run on the frozen student depends on."""
     from llkd.distill.stage import manifest_of
 
     layout = RunLayout(config.run_dir)
@@ -161,99 +152,92 @@ def _cheap_identity(config: RunConfig) -> str:
 
 @cache
 def _code_identity() -> str:
-    """A hash of this package: who changes a policy wants to see what it does now."""
+    """A hash of the package `llkd`: a changed policy must not reuse old results."""
     package = Path(__file__).parents[2]
-    found = hashlib.sha256()
+    identity = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        identity.update(path.read_bytes())
+    return identity.hexdigest()
 
 
 def run_fine_tuned(
     config: RunConfig, policies: Sequence[str], seeds: int, console: Console
 ) -> list[RunResult]:
-    """All runs by fine-tuning; those that are done are not done again. Needs Ray."""
+    """All runs by fine-tuning; finished runs are not repeated. Needs Ray."""
     from llkd.pipeline import check_run, run_all
 
     results: list[RunResult] = []
     done: list[RunConfig] = []
-    for what, run in variants(config, policies, seeds):
+    for policy, run in variants(config, policies, seeds):
         check_run(run)
         if not Folder(run.run_dir).exists(METRICS):
-            _borrow_first_scores(run, done)
+            _copy_first_scores(run, done)
             run_all(run, console)
         done.append(run)
-        results.append(_read_result(what, run, Folder(run.run_dir).read_json(METRICS)))
-        _say(results[-1], console)
+        results.append(_read_result(policy, run, Folder(run.run_dir).read_json(METRICS)))
+        _print(results[-1], console)
     return results
 
 
-def _borrow_first_scores(config: RunConfig, done: Sequence[RunConfig]) -> None:
-    """Let a run begin with the first epoch's scores of one that is done: students of a seed start
-    as the same."""
-    from llkd.distill.epoch_stats import read_stats
+def _copy_first_scores(config: RunConfig, done: Sequence[RunConfig]) -> None:
+    """Start a run with the first epoch's scores of a finished one: students of a seed start out
+    identical."""
     from llkd.distill.stage import manifest_of
 
-    layout, wanted = RunLayout(config.run_dir), _first_scores(config)
-    mine = Folder(layout.uncertainty(0))
-    if wanted is None or mine.names():
+    layout, needed = RunLayout(config.run_dir), _first_scores(config)
+    own = Folder(layout.uncertainty(0))
+    if needed is None or own.names():
         return
     for other in done:
-        found = _first_scores(other)
-        if found is not None and found[0] == wanted[0] and found[1] >= wanted[1]:
+        scores = _first_scores(other)
+        if scores is not None and scores[0] == needed[0] and scores[1] >= needed[1]:
             labelled = require_complete(Folder(layout.labels("corpus")), "label")
             open_stage(Folder(layout.epochs), manifest_of(config, labelled))
-            seconds = read_stats(other, 0)["seconds"]["score"] + _borrowed_seconds(other)
+            seconds = read_stats(other, 0)["seconds"]["score"] + _copied_seconds(other)
             Folder(layout.root).write_json(BORROWED, {"seconds": seconds})
-            theirs = Folder(RunLayout(other.run_dir).uncertainty(0))
-            for name in theirs.names():
-                mine.write_bytes(name, theirs.read_bytes(name))
+            source = Folder(RunLayout(other.run_dir).uncertainty(0))
+            for name in source.names():
+                own.write_bytes(name, source.read_bytes(name))
             return
 
 
-def _borrowed_seconds(config: RunConfig) -> float:
-    """What the first scores of a run would have taken, had it not had those of another."""
+def _copied_seconds(config: RunConfig) -> float:
+    """Seconds that the first scores took in the run they were copied from; 0 if not copied."""
     root = Folder(config.run_dir)
     return float(root.read_json(BORROWED)["seconds"]) if root.exists(BORROWED) else 0.0
 
 
 def _first_scores(config: RunConfig) -> tuple[tuple[Any, ...], bool] | None:
-    """What the scores of epoch 0 come from, and whether whole distributions are kept; None for a
-    policy that needs none."""
-
+    """(what the scores of epoch 0 depend on, whether distributions are kept); None for a policy
+    that scores no rows."""
     policy, student, selection = policy_of(config), config.student, config.selection
     if not policy.uses_uncertainty:
         return None
-    comes_from = (
+    inputs = (
         student.model, student.revision, student.max_length, student.precision, student.lora,
         config.seed, selection.uncertainty, selection.mc_dropout, calibration_settings(config),
     )  # fmt: skip
-    return comes_from, policy.uses_student_probs
+    return inputs, policy.uses_student_probs
 
 
-def _read_result(what: str, config: RunConfig, metrics: dict[str, Any]) -> RunResult:
-    """What a finished run came to."""
-    from llkd.distill.epoch_stats import read_stats
-
+def _read_result(policy: str, config: RunConfig, metrics: dict[str, Any]) -> RunResult:
+    """The result of a finished run."""
     tested, selection = metrics["student"]["test"], metrics["selection"]
     return RunResult(
-        policy=what,
+        policy=policy,
         seed=config.seed,
         accuracy=tested["accuracy"],
         macro_f1=tested["macro_f1"],
         row_visits_fraction=selection["row_visits_fraction"],
         unique_rows_fraction=selection["unique_rows_fraction"],
-        seconds=metrics["seconds"]["distill"] + _borrowed_seconds(config),
+        seconds=metrics["seconds"]["distill"] + _copied_seconds(config),
         epochs=tuple(read_stats(config, epoch) for epoch in range(selection["epochs"])),
         reliability=_read_reliability(config, selection["epochs"] - 1),
     )
 
 
 def _read_reliability(config: RunConfig, epoch: int) -> dict[str, Any]:
-    """How often the teacher is right, by the signals of an epoch."""
-    from llkd.distill.selection import Selector
-    from llkd.store.schema import shard_starts
-
+    """The teacher's accuracy by the signals of an epoch."""
     if config.corpus.label_column is None:
         return {}
     rows = Folder(RunLayout(config.run_dir).rows("corpus"))
@@ -262,13 +246,12 @@ def _read_reliability(config: RunConfig, epoch: int) -> dict[str, Any]:
     counts = manifest.results["rows"]
     selector = Selector(config, shard_starts(counts))
     scored = epoch if policy_of(config).uses_uncertainty else None
-    found = []
+    signals, gold = [], []
     for shard in range(len(counts)):
-        row_n, signals = selector.signals(shard, scored)
-        gold_n = rows.read_shard(shard, [GOLD])[GOLD].fill_null(-1).to_numpy()[row_n]
-        found.append((signals, gold_n))
-    gold_n = np.concatenate([gold for _, gold in found])
-    return reliability(reduce(_joined, (signals for signals, _ in found)), gold_n)
+        row_n, shard_signals = selector.signals(shard, scored)
+        signals.append(shard_signals)
+        gold.append(rows.read_shard(shard, [GOLD])[GOLD].fill_null(-1).to_numpy()[row_n])
+    return reliability(reduce(_joined, signals), np.concatenate(gold))
 
 
 def _joined(one: Signals, other: Signals) -> Signals:
@@ -282,7 +265,7 @@ def _joined(one: Signals, other: Signals) -> Signals:
     return Signals(label_n, confidence_n, uncertainty_n, position_n)
 
 
-def _say(result: RunResult, console: Console) -> None:
+def _print(result: RunResult, console: Console) -> None:
     console.print(
         f"  {result.policy} seed {result.seed}: macro-F1 {result.macro_f1:.3f}, accuracy "
         f"{result.accuracy:.3f}, row visits {result.row_visits_fraction:.1%}, "

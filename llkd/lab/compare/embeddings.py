@@ -1,4 +1,4 @@
-"""What a frozen student makes of each text: computed once, and kept as a file."""
+"""Embeddings of the rows by the frozen student, computed once and kept as a file."""
 
 import hashlib
 from typing import Any
@@ -20,10 +20,10 @@ TOKENS_PER_BATCH = 8192
 def embeddings(config: RunConfig, dataset: str) -> np.ndarray:
     """Mean-pooled last hidden states of all rows of a data set: float32, shape (N, D).
 
-    Kept in `<run_dir>/compare/embeddings`, a file for each student, length and data set.
+    Cached in `<run_dir>/compare/embeddings`, a file for each student, length and data set.
 
     Raises:
-        IncompleteError: the data set was not ingested.
+        IncompleteError: the data set is not ingested.
         StudentError: the student cannot be loaded.
     """
     layout = RunLayout(config.run_dir)

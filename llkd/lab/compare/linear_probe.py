@@ -1,7 +1,7 @@
-"""A run on a frozen student: a head is trained on its embeddings, all in one process.
+"""A run on a frozen student: a linear probe, trained on embeddings in one process.
 
-The epochs are those of llkd/distill/worker.py, with the same policies, statistics, thresholds, held-out
-rows, losses and training steps; what is missing is Ray, and the encoder's part of the work.
+The epochs follow llkd/distill/worker.py, with the same policies, statistics, thresholds, validation
+split, losses and training steps, but without Ray and without training the encoder.
 """
 
 import time
@@ -37,7 +37,7 @@ from llkd.teacher.calibrate import calibrate
 
 @dataclass(frozen=True)
 class Problem:
-    """What all runs on the same labels share: N labelled rows, M of test, C classes."""
+    """The data shared by all runs: N labelled rows, M test rows, C classes."""
 
     corpus_nd: np.ndarray
     """Embeddings, standardised, float32, shape (N, D)."""
@@ -48,19 +48,19 @@ class Problem:
     shard_n: np.ndarray
     """The shard of each row, shape (N,)."""
     gold_n: np.ndarray | None
-    """Gold classes, −1 where there is none, shape (N,); None for a corpus without gold. Never
-    trained on."""
+    """Gold classes, −1 for rows without gold, shape (N,); None for a corpus without gold. Never
+    used in training."""
     test_md: np.ndarray
     """Embeddings of the test set, shape (M, D)."""
     test_gold_m: np.ndarray
-    """Its gold, shape (M,)."""
+    """Gold classes of the test set, shape (M,)."""
 
 
 def read_problem(config: RunConfig) -> Problem:
-    """Read a run that is labelled.
+    """Read a labelled run.
 
     Raises:
-        IncompleteError: it is not.
+        IncompleteError: the run is not labelled.
         StudentError: the student cannot be loaded.
     """
     layout = RunLayout(config.run_dir)
@@ -90,13 +90,13 @@ def read_problem(config: RunConfig) -> Problem:
 
 
 def _gold(rows: Folder, shards: Sequence[int]) -> np.ndarray:
-    """Gold of every row of some shards, −1 where there is none."""
+    """Gold classes of the rows of some shards, −1 for rows without gold."""
     parts = [rows.read_shard(shard, [GOLD])[GOLD].fill_null(-1).to_numpy() for shard in shards]
     return np.concatenate(parts)
 
 
 class Head(torch.nn.Module):
-    """A linear layer, or two with a hidden layer between them, with dropout before each."""
+    """A linear layer, or two with tanh between them, with dropout before each."""
 
     def __init__(self, inputs: int, hidden: int, classes: int, dropout: float) -> None:
         super().__init__()
@@ -108,11 +108,12 @@ class Head(torch.nn.Module):
         self.layers = torch.nn.Sequential(*layers)
 
     def forward(self, features: torch.Tensor) -> Any:
-        """An object with `logits`, shape (B, C), as the models of transformers give."""
+        """An object with `logits`, shape (B, C), like the output of a transformers model."""
         return SimpleNamespace(logits=self.layers(features))
 
     def probabilities(self, features_nd: np.ndarray, passes: int = 0) -> np.ndarray:
-        """Distributions, float32, shape (N, C): the mean of passes with dropout, or one without."""
+        """Distributions, float32, shape (N, C): the mean of `passes` with dropout; of a single one
+        without, if 0."""
         self.train(passes > 0)
         features = torch.from_numpy(features_nd)
         with torch.inference_mode():
@@ -154,7 +155,7 @@ class CheapRun:
         return holdout.rows(self.signals) & np.isin(problem.shard_n, sorted(holdout.shards))
 
     def run(self) -> RunResult:
-        """All epochs, and the measure of the best of them, or the last."""
+        """Train all epochs and evaluate the best or the last of them."""
         started, previous, epochs = time.monotonic(), None, self.config.student.epochs
         stats: list[dict[str, Any]] = []
         signals = self.signals
@@ -184,7 +185,7 @@ class CheapRun:
         )
 
     def _scored(self) -> Signals:
-        """The signals as the student is now."""
+        """The signals, with the current student's uncertainty if the policy uses it."""
         if not self.policy.uses_uncertainty:
             return self.signals
         probs_nc = self.head.probabilities(self.problem.corpus_nd, self.config.selection.mc_dropout)
@@ -195,7 +196,7 @@ class CheapRun:
     def _epoch(
         self, epoch: int, signals: Signals, previous: Thresholds | None
     ) -> tuple[dict[str, Any], Thresholds, np.ndarray]:
-        """(stats, thresholds, rows trained on) of selection and training."""
+        """Select and train; returns (stats, thresholds, rows trained on)."""
         classes = len(self.config.task.labels)
         statistics = class_statistics(
             signals.label_n, signals.confidence_n, signals.uncertainty_n, classes
@@ -221,7 +222,7 @@ class CheapRun:
         return found, state.thresholds, chosen_n
 
     def _train(self, epoch: int, chosen_n: np.ndarray, choice: Choice) -> float:
-        """Train on the rows chosen; returns the mean loss."""
+        """Train on the selected rows; returns the mean loss."""
         seed, size = self.config.seed * 1009 + epoch, self.config.student.batch_size
         passes = self.config.cheap.passes
         torch.manual_seed(seed * 65537)  # dropout
@@ -239,7 +240,7 @@ class CheapRun:
         return total / rows
 
     def _batch(self, row_b: np.ndarray, choice: Choice, scale: float) -> Batch:
-        """Some rows; their weights are divided by `scale`."""
+        """A batch of rows, their weights divided by `scale`."""
         targets_bc = None
         if self.config.student.loss.uses_targets:
             assert choice.target_nc is not None

@@ -1,129 +1,168 @@
-"""What compared runs look like."""
+"""Plots of compared runs, in one HTML file that needs no network."""
 
-from collections.abc import Sequence
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import plotly.graph_objects as go
+
 from llkd.lab.compare.results import RunResult, Summary
+from llkd.results.report.charts import (
+    MAX_HOVER_NAME,
+    PALETTE,
+    PERCENT_AXIS,
+    epoch_axis,
+    figure,
+    line,
+    shown,
+)
 from llkd.store.folder import Folder
 
-_SIZE = (4.0, 3.0)
-"""Inches of one panel."""
+PLOTS = "plots.html"
+SETTINGS = {"responsive": True, "displaylogo": False}
+SIGNALS = ("confidence", "uncertainty")
+MAX_LEGEND = 12
+"""Lines that a legend can tell apart."""
+UNIT_RANGE = [0, 1.02]
+SHARE_AXIS = {**PERCENT_AXIS, "range": UNIT_RANGE}
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Compared runs</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 24px; }
+section { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 16px; }
+figure { margin: 0; }
+</style>
+<script>{{ plotlyjs|safe }}</script>
+{% for title, figures in sections.items() if figures %}
+<h2>{{ title }}</h2>
+<section>
+{% for caption, figure in figures.items() %}
+<figure><figcaption>{{ caption }}</figcaption>
+{{ figure.to_html(config=settings, full_html=False, include_plotlyjs=False)|safe }}</figure>
+{% endfor %}
+</section>
+{% endfor %}
+</html>
+"""
 
 
 def draw_all(folder: Folder, results: Sequence[RunResult], summaries: Sequence[Summary]) -> None:
-    """Write all plots as PNG: `score`, `selected`, `thresholds` where there are any, and
-    `reliability` where the corpus has gold. Of each policy the first seed is drawn where all would be too much."""
+    """Write PLOTS: scores, shares selected, thresholds and, given gold, the teacher's reliability.
+
+    Where all seeds would be too much, the first seed of each policy is drawn.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
     first: dict[str, RunResult] = {}
     for result in results:
         first.setdefault(result.policy, result)
-    _save(folder, "score", _score(results, summaries))
-    _save(folder, "selected", _selected(first))
-    barred = {policy: result for policy, result in first.items() if _has_bars(result)}
-    if barred:
-        _save(folder, "thresholds", _thresholds(barred))
-    if any(result.reliability for result in first.values()):
-        _save(folder, "reliability", _reliability(first))
+    score = _score(results, summaries)
+    sections: dict[str, dict[str, go.Figure]] = {
+        "Score against rows trained on": {"mean and deviation over the seeds": score},
+        "Share of each label's rows selected": {
+            policy: _epoch_lines(result, _fractions(result), "share selected", SHARE_AXIS)
+            for policy, result in first.items()
+        },
+    }
+    for signal in SIGNALS:
+        sections[f"Thresholds on {signal}"] = {
+            policy: _epoch_lines(
+                result, _thresholds(result, signal), "threshold", {"range": UNIT_RANGE}
+            )
+            for policy, result in first.items()
+            if any(value is not None for values in _thresholds(result, signal) for value in values)
+        }
+    sections["How often the teacher is right"] = _reliability(first)
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
+    html = page.render(sections=sections, settings=SETTINGS, plotlyjs=get_plotlyjs())
+    folder.write_bytes(PLOTS, html.encode())
 
 
-def _figure(rows: int, columns: int) -> tuple[Any, Any]:
-    """(figure, its panels, shape (rows, columns))."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_SIZE[0] * columns, _SIZE[1] * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _save(folder: Folder, name: str, figure: Any) -> None:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    folder.write_bytes(f"{name}.png", buffer.getvalue())
-
-
-def _score(results: Sequence[RunResult], summaries: Sequence[Summary]) -> Any:
-    """Macro-F1 against rows trained on: each run a dot, each policy its mean."""
-    figure, [[panel]] = _figure(1, 1)
-    figure.set_size_inches(7, 4.5)
-    for number, found in enumerate(summaries):
-        runs = [result for result in results if result.policy == found.policy]
-        color = f"C{number % 10}"
-        panel.scatter(
-            [100 * run.row_visits_fraction for run in runs], [run.macro_f1 for run in runs],
-            s=12, alpha=0.4, color=color,
-        )  # fmt: skip
-        panel.errorbar(
-            100 * found.mean["row_visits_fraction"], found.mean["macro_f1"],
-            found.deviation["macro_f1"], marker="s", capsize=3, color=color, label=found.policy,
-        )  # fmt: skip
-    panel.set(xlabel="row visits, % of rows × epochs", ylabel="macro-F1 on the test set")
-    panel.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def _selected(first: dict[str, RunResult]) -> Any:
-    """Share of each class's rows that is selected, by epoch; a panel for each policy."""
-    figure, panels = _figure(1, len(first))
-    for panel, (policy, result) in zip(panels[0], first.items(), strict=True):
-        epochs = range(1, len(result.epochs) + 1)
-        for name in result.epochs[0]["classes"]:
-            share = [entry["classes"][name]["fraction"] for entry in result.epochs]
-            panel.plot(epochs, share, marker=".", label=_plain(name))
-        panel.set(title=policy, xlabel="epoch", ylabel="share selected", ylim=(0, 1.02))
-        panel.set_xticks(list(epochs))
-    _legend(panels[0][-1])
-    return figure
-
-
-def _has_bars(result: RunResult) -> bool:
-    return any(
-        bar is not None
-        for entry in result.epochs
-        for signal in ("confidence", "uncertainty")
-        for bar in entry["thresholds"][f"{signal}_c"]
+def _score(results: Sequence[RunResult], summaries: Sequence[Summary]) -> go.Figure:
+    """Macro-F1 against row visits: a small mark for each run, a large one for each policy's mean."""
+    data = []
+    for number, summary in enumerate(summaries):
+        color, policy = PALETTE[number % len(PALETTE)], shown(summary.policy, MAX_HOVER_NAME)
+        runs = [result for result in results if result.policy == summary.policy]
+        common = {"mode": "markers", "name": policy, "legendgroup": policy}
+        hover = "%{x:.1%} row visits, macro-F1 %{y:.3f}"
+        data += [
+            go.Scatter(
+                x=[run.row_visits_fraction for run in runs], y=[run.macro_f1 for run in runs],
+                marker={"color": color, "size": 6, "opacity": 0.4}, showlegend=False,
+                hovertemplate=hover, **common,
+            ),
+            go.Scatter(
+                x=[summary.mean["row_visits_fraction"]], y=[summary.mean["macro_f1"]],
+                error_y={"array": [summary.deviation["macro_f1"]]},
+                marker={"color": color, "size": 11, "symbol": "square"}, hovertemplate=hover,
+                **common,
+            ),
+        ]  # fmt: skip
+    return figure(
+        data,
+        440,
+        showlegend=True,
+        xaxis={**PERCENT_AXIS, "title": {"text": "row visits, share of rows × epochs"}},
+        yaxis={"title": {"text": "macro-F1 on the test set"}},
     )
 
 
-def _thresholds(first: dict[str, RunResult]) -> Any:
-    """Thresholds by class and epoch; a column for each policy."""
-    figure, panels = _figure(2, len(first))
-    for column, (policy, result) in enumerate(first.items()):
-        epochs = range(1, len(result.epochs) + 1)
-        names = list(result.epochs[0]["classes"])
-        for row, signal in enumerate(("confidence", "uncertainty")):
-            panel = panels[row][column]
-            for number, name in enumerate(names):
-                bars = [entry["thresholds"][f"{signal}_c"][number] for entry in result.epochs]
-                values = [float("nan") if bar is None else bar for bar in bars]
-                panel.plot(epochs, values, marker=".", label=_plain(name))
-            panel.set(title=policy, xlabel="epoch", ylabel=f"threshold of {signal}", ylim=(0, 1.02))
-            panel.set_xticks(list(epochs))
-    _legend(panels[0][-1])
-    return figure
+Lines = Sequence[Sequence[float | None]]
+"""Of each label a value for each epoch."""
 
 
-def _reliability(first: dict[str, RunResult]) -> Any:
-    """How often the teacher is right, by its confidence and by the student's uncertainty."""
-    figure, panels = _figure(1, 2)
-    for panel, signal in zip(panels[0], ("confidence", "uncertainty"), strict=True):
-        for policy, result in first.items():
-            if bins := result.reliability.get(signal):
-                mean, right, _ = zip(*bins, strict=True)
-                panel.plot(mean, right, marker=".", label=policy)
-            if signal == "confidence" and bins:
-                break  # it is the teacher's: the same in all runs
-        panel.set(xlabel=signal, ylabel="share of labels that are right", ylim=(0, 1.02))
-    _legend(panels[0][-1])
-    return figure
+def _fractions(result: RunResult) -> Lines:
+    labels = result.epochs[0]["classes"]
+    return [[entry["classes"][name]["fraction"] for entry in result.epochs] for name in labels]
 
 
-def _legend(panel: Any) -> None:
-    """A legend, where there are few enough lines to tell apart."""
-    handles, labels = panel.get_legend_handles_labels()
-    if 0 < len(labels) <= 12:
-        panel.legend(handles, labels, fontsize="x-small")
+def _thresholds(result: RunResult, signal: str) -> Lines:
+    by_epoch = [entry["thresholds"][f"{signal}_c"] for entry in result.epochs]
+    return list(zip(*by_epoch, strict=True))
 
 
-def _plain(name: str) -> str:
-    """A label that is drawn as it is: `$` would begin a formula, `_` in front hide it."""
-    shown = name.replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown
+def _epoch_lines(result: RunResult, lines: Lines, title: str, axis: dict[str, Any]) -> go.Figure:
+    """A line for each label."""
+    epochs = list(range(1, len(result.epochs) + 1))
+    names = [shown(name, MAX_HOVER_NAME) for name in result.epochs[0]["classes"]]
+    data = [
+        line(epochs, values, name, i, f"{name}<br>epoch %{{x}}: %{{y:.3f}}")
+        for i, (name, values) in enumerate(zip(names, lines, strict=True))
+    ]
+    return figure(
+        data,
+        showlegend=len(data) <= MAX_LEGEND,
+        xaxis=epoch_axis(epochs),
+        yaxis={**axis, "title": {"text": title}},
+    )
+
+
+def _reliability(first: Mapping[str, RunResult]) -> dict[str, go.Figure]:
+    """The teacher's accuracy by its confidence and by the student's uncertainty."""
+    figures = {}
+    for signal in SIGNALS:
+        curves = {
+            policy: result.reliability[signal]
+            for policy, result in first.items()
+            if result.reliability.get(signal)
+        }
+        if signal == "confidence":  # the teacher's own: the same in all runs
+            curves = dict(list(curves.items())[:1])
+        data = [
+            line(
+                [mean for mean, _, _ in bins], [right for _, right, _ in bins],
+                shown(policy, MAX_HOVER_NAME), i, f"{signal} %{{x:.3f}}: %{{y:.1%}} right",
+            )
+            for i, (policy, bins) in enumerate(curves.items())
+        ]  # fmt: skip
+        if data:
+            figures[f"by {signal}"] = figure(
+                data,
+                showlegend=signal != "confidence" and len(data) <= MAX_LEGEND,
+                xaxis={"title": {"text": signal}},
+                yaxis={**SHARE_AXIS, "title": {"text": "share of labels that are right"}},
+            )
+    return figures

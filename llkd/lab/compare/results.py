@@ -1,4 +1,4 @@
-"""What a compared run came to, and what the runs say together."""
+"""Results of compared runs, and their statistics over seeds and data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +9,7 @@ import numpy as np
 from llkd.core.policies import Signals
 
 OURS = ("llkd", "refined")
-"""The policies that are compared with the others, the baselines."""
-
+"""The policies compared with all others, the baselines."""
 
 FIGURES = (
     "accuracy", "macro_f1", "row_visits_fraction", "unique_rows_fraction", "seconds",
@@ -19,7 +18,7 @@ FIGURES = (
 Bin = tuple[float, float, int]
 """(mean of a signal, share of rows whose pseudo-label is right, rows)."""
 BINS = 10
-"""Of a signal, with as many rows each."""
+"""Bins of a signal, with equal numbers of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,29 +26,29 @@ class RunResult:
     """One policy, one seed."""
 
     policy: str
-    """With the settings of its own, where it has any."""
+    """With its own settings, if it has any."""
     seed: int
     accuracy: float
     """On the test set."""
     macro_f1: float
     row_visits_fraction: float
-    """Rows trained on, summed over the epochs, of rows times epochs."""
+    """Rows trained on, summed over the epochs, as a share of rows × epochs."""
     unique_rows_fraction: float
-    """Rows trained on in at least one epoch, of all."""
+    """Share of the rows trained on in at least one epoch."""
     seconds: float
     """Of scoring, selection and training."""
     epochs: tuple[dict[str, Any], ...] = ()
     """The stats of each epoch, as in stats.json."""
     reliability: dict[str, list[Bin]] = field(default_factory=dict)
-    """How often the teacher is right, by `confidence` and `uncertainty` in the last epoch; empty
-    where the corpus has no gold."""
+    """The teacher's accuracy by `confidence` and `uncertainty` in the last epoch; empty without
+    gold in the corpus."""
 
     def figures(self) -> dict[str, Any]:
         """The figures alone."""
         return {name: getattr(self, name) for name in ("policy", "seed", *FIGURES)}
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """All fields; `from_json` reads them back."""
         return dict(vars(self))
 
     @staticmethod
@@ -70,18 +69,28 @@ class Summary:
     mean: dict[str, float]
     """Of each figure."""
     deviation: dict[str, float]
-    """The standard deviation over the seeds, with one degree of freedom less; 0 for one seed."""
+    """The sample standard deviation over the seeds; 0 for one seed."""
     difference: float | None
     """Mean macro-F1 less that of the best baseline; None for that baseline itself."""
     p_value: float | None
-    """Of a paired t-test of it over the seeds, two-sided; None where there are too few."""
+    """Of a two-sided paired t-test of the difference over the seeds; None for too few seeds."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The policies compared on one data set."""
+
+    results: list[RunResult]
+    summaries: list[Summary]
+    teacher_macro_f1: float
+    """On the test set."""
 
 
 def summarise(results: Sequence[RunResult]) -> list[Summary]:
-    """Each policy of some runs, the best first by mean macro-F1.
+    """The policies, the best first by mean macro-F1.
 
-    The best baseline is that of the highest mean macro-F1 among the policies that are not OURS;
-    where there is none, among all.
+    The best baseline has the highest mean macro-F1 among the policies not in OURS; without such a
+    policy, among all.
     """
     by_policy: dict[str, list[RunResult]] = {}
     for result in results:
@@ -117,18 +126,18 @@ class Overview:
     """Mean over the seeds on each data set."""
     deviation: list[float]
     gain: float
-    """Mean over the data sets of macro-F1 relative to that of the best baseline there, less 1."""
+    """Mean over the data sets of the macro-F1 relative to the best baseline's, less 1."""
     worst: float
-    """The same of the data set where it is least."""
+    """The lowest gain on any data set."""
     row_visits_fraction: float
     """Mean over the data sets."""
 
 
 def overview(by_set: Sequence[Sequence[Summary]]) -> list[Overview]:
-    """Each policy over the data sets that all have been compared on, the largest gain first.
+    """The policies over several data sets, the largest gain first.
 
     Args:
-        by_set: what `summarise` gave of each data set, of the same policies.
+        by_set: the summaries of each data set, of the same policies.
     """
     found = []
     for policy in (summary.policy for summary in by_set[0]):
@@ -152,8 +161,8 @@ def overview(by_set: Sequence[Sequence[Summary]]) -> list[Overview]:
 
 
 def paired_p_value(runs: Sequence[RunResult], others: Sequence[RunResult]) -> float | None:
-    """The two-sided p-value of a paired t-test of macro-F1 over the seeds that both have; None
-    for fewer than two, or where all differences are equal."""
+    """The two-sided p-value of a paired t-test of macro-F1 over the common seeds; None for fewer
+    than two, or if all differences are equal."""
     from scipy.stats import ttest_rel
 
     other = {run.seed: run.macro_f1 for run in others}
@@ -167,11 +176,11 @@ def paired_p_value(runs: Sequence[RunResult], others: Sequence[RunResult]) -> fl
 
 
 def reliability(signals: Signals, gold_n: np.ndarray | None) -> dict[str, list[Bin]]:
-    """How often pseudo-labels are right, by bins of each signal that was measured.
+    """Accuracy of the pseudo-labels by bins of each measured signal; empty without gold.
 
     Args:
         signals: of N rows.
-        gold_n: gold classes, −1 where there is none, shape (N,); None: nothing is known.
+        gold_n: gold classes, −1 for rows without gold, shape (N,); None if no row has gold.
     """
     if gold_n is None or not (gold_n >= 0).any():
         return {}

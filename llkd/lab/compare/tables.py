@@ -1,11 +1,10 @@
-"""What compared runs came to, for people."""
+"""Tables of compared runs for the console."""
 
 from collections.abc import Mapping
 
 from rich.table import Table
 
-from llkd.lab.compare.compare import Comparison
-from llkd.lab.compare.results import overview
+from llkd.lab.compare.results import Comparison, overview
 
 
 def _p_value(value: float | None) -> str:
@@ -30,7 +29,7 @@ def summary_table(found: Comparison) -> Table:
             *(f"{mean[name]:.3f} ± {deviation[name]:.3f}" for name in ("macro_f1", "accuracy")),
             *(f"{mean[name]:.1%}" for name in ("row_visits_fraction", "unique_rows_fraction")),
             f"{mean['seconds']:.1f}",
-            "(it)" if summary.difference is None else f"{summary.difference:+.3f}",
+            "(baseline)" if summary.difference is None else f"{summary.difference:+.3f}",
             _p_value(summary.p_value),
         )
     table.add_section()
@@ -40,7 +39,7 @@ def summary_table(found: Comparison) -> Table:
 
 def overview_table(found: Mapping[str, Comparison]) -> Table:
     """The policies over several data sets, by name, the best first."""
-    title = "Macro-F1 on the test sets; gain over the best baseline of each, mean and least"
+    title = "Macro-F1 on the test sets; mean and least gain over the best baseline of each"
     table = Table(title=title, title_justify="left")
     for head in ("policy", *found, "gain", "least", "row visits"):
         table.add_column(head, justify="left" if head == "policy" else "right", overflow="fold")

@@ -1,4 +1,4 @@
-"""`report.html`: what a run came to, for people, in one file that needs no network."""
+"""`report.html`: the results of a run in one file that needs no network."""
 
 from llkd.cluster.shard_tasks import FEW_SHARDS
 from llkd.config.run import RunConfig
@@ -11,7 +11,7 @@ __all__ = ["needs_ray", "write_report"]
 
 
 def needs_ray(config: RunConfig) -> bool:
-    """Whether there are so many shards that the report is made by tasks.
+    """Whether the run has too many shards to read them in this process.
 
     Raises:
         StorageError: the run directory cannot be listed.
@@ -21,14 +21,14 @@ def needs_ray(config: RunConfig) -> bool:
 
 
 def write_report(config: RunConfig) -> str:
-    """Write the report of a run, finished or not, and whoever works in it; returns where it lies.
+    """Write the report of a run, finished or in progress; returns its path.
 
-    Only `run_dir` of the config counts: the rest is as the run recorded it. Ray must be connected
-    where `needs_ray`.
+    Only `run_dir` of the config is used: the rest is read from the run's run.yaml. Ray must be
+    connected if `needs_ray`.
 
     Raises:
-        IncompleteError: there is no run.
-        ConfigError: what the run recorded is no config.
+        IncompleteError: the run directory has no run.yaml.
+        ConfigError: run.yaml is invalid.
         StorageError: the report cannot be written.
     """
     root = Folder(RunLayout(config.run_dir).root)

@@ -105,7 +105,7 @@ def bars(
         axis: the x axis.
         hover: number format of the values shown on hovering.
         text: labels of the bars.
-        height: in pixels; by default that of so many names.
+        height: in pixels; by default it grows with the names.
         layout: see `figure`.
     """
     more = {} if text is None else {"text": list(text), "textposition": "auto"}

@@ -1,9 +1,8 @@
 """The section of rows to look at."""
 
 from llkd.results.report.facts import Facts
-from llkd.results.report.parts import Finding, RowList, Section, ShownRow
-from llkd.results.report.rows import Row
-from llkd.results.report.words import count, percent
+from llkd.results.report.parts import Finding, RowList, Section
+from llkd.results.report.words import percent
 
 MAX_REJECTED = 0.01
 """Share of rejected rows above which a finding reports it."""
@@ -34,8 +33,8 @@ def examples_section(facts: Facts) -> Section:
     notes = []
     if facts.stats and not facts.rows["mistakes"] and facts.agreement is None:
         notes.append(
-            "To see likely mistakes of the teacher in the corpus, run jobs/predict.py, then "
-            "jobs/report.py."
+            "Likely mistakes of the teacher are shown once jobs/predict.py has labelled the corpus: "
+            "run it, then jobs/report.py."
         )
     if not facts.rejects:
         notes.append("No row was rejected.")
@@ -45,7 +44,7 @@ def examples_section(facts: Facts) -> Section:
         short="Rows",
         notes=notes,
         row_lists=[
-            RowList(title, note, [_shown(row, facts.names) for row in facts.rows[kind]])
+            RowList(title, note, facts.rows[kind])
             for kind, (title, note) in KINDS.items()
             if facts.rows[kind]
         ],
@@ -61,17 +60,3 @@ def _findings(facts: Facts) -> list[Finding]:
             text = f"{step.name}: {percent(share)} of the rows were rejected (limit: {percent(limit)})."
             findings.append(Finding("bad" if share > limit / 2 else "warn", text))
     return findings
-
-
-def _shown(row: Row, names: list[str]) -> ShownRow:
-    columns, pairs = row.columns, list[tuple[str, str]]()
-    for who, sure in (("gold", ""), ("teacher", "confidence"), ("student", "student_confidence")):
-        if who in columns:
-            confidence = f" ({columns[sure]:.2f})" if sure in columns else ""
-            pairs.append((who, f"{names[columns[who]]}{confidence}"))
-    if "uncertainty" in columns:
-        pairs.append(("student's uncertainty", f"{columns['uncertainty']:.2f}"))
-    if columns.get("visits"):
-        pairs.append(("selected in", count(columns["visits"], "epoch")))
-    pairs += [(name, str(columns[name])) for name in ("stage", "reason") if name in columns]
-    return ShownRow(row.where, row.text, pairs)

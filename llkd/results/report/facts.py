@@ -107,6 +107,11 @@ class Facts:
         return self.config.task.label_names
 
     @property
+    def epoch_names(self) -> list[str]:
+        """Of the trained epochs, counted from 1."""
+        return [f"epoch {stats['epoch'] + 1}" for stats in self.stats]
+
+    @property
     def complete(self) -> bool:
         """Whether every step of the run is done."""
         return all(step.state == "done" for step in self.steps)
@@ -199,12 +204,15 @@ def gather(config: RunConfig) -> Facts:
     agreement = part(None, corpus_pass, config, calibration, last)
     rejects = part(dict[str, Totals](), _rejects, layout)
     rows = {
-        "useful": with_texts(config, "corpus", _rows(epochs, "useful")),
-        "unsure": with_texts(config, "corpus", _rows(epochs, "unsure")),
-        "mistakes": with_texts(config, "corpus", _rows(agreement, "disagree")),
-        "test_mistakes": with_texts(config, "test", _rows(test, "disagree")),
-        "rejected": part(list[Row](), reject_rows, config, rejects),
+        kind: with_texts(config, dataset, [] if totals is None else totals.rows[source])
+        for kind, dataset, totals, source in (
+            ("useful", "corpus", epochs, "useful"),
+            ("unsure", "corpus", epochs, "unsure"),
+            ("mistakes", "corpus", agreement, "disagree"),
+            ("test_mistakes", "test", test, "disagree"),
+        )
     }
+    rows["rejected"] = part(list[Row](), reject_rows, config, rejects)
     return Facts(
         config=config,
         made=datetime.now(UTC),
@@ -213,30 +221,19 @@ def gather(config: RunConfig) -> Facts:
         test_labels=test_labels,
         calibrated=calibration is not None,
         labelled=results_of(layout.labels("corpus")),
-        teachers=[
-            (alone.teacher.model, results_of(RunLayout(config.run_dir, number).labels("corpus")))
-            for number, alone in enumerate(config.of_each_teacher)
-        ],
+        teachers=_teachers(config),
         stats=stats,
         epochs=epochs,
         distilled=results_of(layout.epochs),
         test=test,
         agreement=agreement,
         rows=rows,
-        rejects={
-            f"{stage}: {reason}": int(rows)
-            for stage, totals in rejects.items()
-            for reason, rows in totals.sums.items()
-        },
+        rejects=_reject_counts(rejects),
         metrics=part(dict[str, Any](), _metrics, layout),
         tokens=part(None, _tokens, layout),
         versions=_versions(),
         errors=errors,
     )
-
-
-def _rows(totals: Totals | None, kind: str) -> list[dict[str, Any]]:
-    return [] if totals is None else totals.rows.get(kind, [])
 
 
 def _calibration(layout: RunLayout) -> Calibration | None:
@@ -267,6 +264,21 @@ def _rejects(layout: RunLayout) -> dict[str, Totals]:
     names = Folder(layout.rejects("")).names()
     found = {name: rejects_pass(Folder(layout.rejects(name))) for name in names}
     return {name: totals for name, totals in found.items() if totals is not None}
+
+
+def _reject_counts(rejects: Mapping[str, Totals]) -> dict[str, int]:
+    return {
+        f"{stage}: {reason}": int(rows)
+        for stage, totals in rejects.items()
+        for reason, rows in totals.sums.items()
+    }
+
+
+def _teachers(config: RunConfig) -> list[tuple[str, Mapping[str, Any]]]:
+    return [
+        (alone.teacher.model, results_of(RunLayout(config.run_dir, number).labels("corpus")))
+        for number, alone in enumerate(config.of_each_teacher)
+    ]
 
 
 def _metrics(layout: RunLayout) -> dict[str, Any]:

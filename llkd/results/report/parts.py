@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import plotly.graph_objects as go
 
+from llkd.results.report.rows import Row
+
 FINDING_KINDS = {"bad": "Problem", "warn": "Check", "note": "Note", "good": "Good"}
 """Titles by kind, the gravest first."""
 NONE = "–"
@@ -51,22 +53,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class ShownRow:
-    """A row of the data."""
-
-    where: str
-    text: str
-    facts: Sequence[tuple[str, str]]
-    """(name, value) pairs."""
-
-
-@dataclass(frozen=True)
 class RowList:
     """Rows of a kind."""
 
     title: str
     note: str
-    rows: Sequence[ShownRow]
+    rows: Sequence[Row]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llkd.config.run import RunConfig
 from llkd.errors import LLKDError
 from llkd.results.report.passes import MAX_REJECTS
 from llkd.results.report.totals import MAX_ROWS, Totals
+from llkd.results.report.words import count
 from llkd.store.folder import Folder
 from llkd.store.schema import ID, ROW, TEXT, RunLayout
 
@@ -23,8 +24,8 @@ class Row:
     where: str
     """Its id, or its shard and row."""
     text: str
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    """Its other columns, see the passes; classes are indices."""
+    facts: Sequence[tuple[str, str]]
+    """(name, value) pairs."""
 
 
 def with_texts(config: RunConfig, dataset: str, found: Sequence[dict[str, Any]]) -> list[Row]:
@@ -42,8 +43,23 @@ def with_texts(config: RunConfig, dataset: str, found: Sequence[dict[str, Any]])
             row_id = tables[shard][ID][row].as_py() if with_id else None
         except (LLKDError, IndexError):
             text, row_id = "(the text cannot be read)", None
-        rows.setdefault(text, Row(row_id or f"shard {shard}, row {row}", shortened(text), columns))
+        place = row_id or f"shard {shard}, row {row}"
+        rows.setdefault(text, Row(place, shortened(text), _facts(columns, config.task.label_names)))
     return list(rows.values())
+
+
+def _facts(columns: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
+    """The columns of a row that the passes kept, as the page shows them."""
+    facts = []
+    for who, sure in (("gold", ""), ("teacher", "confidence"), ("student", "student_confidence")):
+        if who in columns:
+            confidence = f" ({columns[sure]:.2f})" if sure in columns else ""
+            facts.append((who, f"{names[columns[who]]}{confidence}"))
+    if "uncertainty" in columns:
+        facts.append(("student's uncertainty", f"{columns['uncertainty']:.2f}"))
+    if columns.get("visits"):
+        facts.append(("selected in", count(columns["visits"], "epoch")))
+    return facts
 
 
 def reject_rows(config: RunConfig, rejects: Mapping[str, Totals]) -> list[Row]:
@@ -56,9 +72,8 @@ def reject_rows(config: RunConfig, rejects: Mapping[str, Totals]) -> list[Row]:
             if stage.startswith("label-"):  # only these have a text in the run directory
                 shown = with_texts(config, dataset, examples[:kept])
             else:
-                shown = [Row(_place(r), shortened(r["detail"] or ""), r) for r in examples[:kept]]
-            about = {"stage": stage, "reason": reason}
-            rows += [replace(row, columns={**row.columns, **about}) for row in shown]
+                shown = [Row(_place(r), shortened(r["detail"] or ""), ()) for r in examples[:kept]]
+            rows += [replace(row, facts=[("stage", stage), ("reason", reason)]) for row in shown]
     return rows
 
 

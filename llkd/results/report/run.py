@@ -54,7 +54,7 @@ def run_section(facts: Facts) -> Section:
 
 
 def seconds_by_part(facts: Facts) -> dict[str, float]:
-    """Where the time went, as far as it is known."""
+    """Seconds by part of the run, as far as known."""
     seconds: dict[str, float] = {}
     for step in facts.steps:
         if step.seconds and step.name.startswith("ingest"):
@@ -96,7 +96,7 @@ def _time_plot(facts: Facts) -> Plot | None:
 
 
 def _cost_table(facts: Facts) -> Table:
-    """Throughput, tokens and price, as far as they are known."""
+    """Throughput, tokens and price, as far as known."""
     labelled, lines = facts.labelled, list[list[str]]()
     if labelled.get("rows_per_second"):
         lines.append(["teacher, rows per second", f"{labelled['rows_per_second']:,.1f}"])

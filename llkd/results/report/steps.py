@@ -1,4 +1,4 @@
-"""The steps of the pipeline: how far each is, and the rows that came through it."""
+"""The steps of the pipeline: their progress, and the rows in and out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 from llkd.config.run import RunConfig
 from llkd.errors import LLKDError
+from llkd.results.report.words import count
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, read_manifest
 from llkd.store.schema import RunLayout
@@ -13,11 +14,11 @@ from llkd.store.schema import RunLayout
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the pipeline; None where it is not known."""
+    """A step of the pipeline; None where a figure is unknown."""
 
     name: str
     state: str
-    """`done`, `in progress` or `not begun`."""
+    """`done`, `in progress` or `not started`."""
     rows_in: int | None = None
     rows_out: int | None = None
     rejected: int | None = None
@@ -27,7 +28,7 @@ class Step:
 
 
 def _manifest(uri: str) -> Manifest | None:
-    """A stage's manifest; None where it is not there, or cannot be read just now."""
+    """A stage's manifest; None if it is missing, or unreadable at the moment."""
     try:
         return read_manifest(Folder(uri))
     except LLKDError:
@@ -35,9 +36,9 @@ def _manifest(uri: str) -> Manifest | None:
 
 
 def results_of(uri: str) -> Mapping[str, Any]:
-    """The results of a stage; nothing until it is done."""
-    found = _manifest(uri)
-    return found.results if found is not None and found.complete else {}
+    """The results of a stage; empty until it is complete."""
+    manifest = _manifest(uri)
+    return manifest.results if manifest is not None and manifest.complete else {}
 
 
 def steps_of(config: RunConfig, stats: Sequence[dict[str, Any]]) -> list[Step]:
@@ -47,29 +48,15 @@ def steps_of(config: RunConfig, stats: Sequence[dict[str, Any]]) -> list[Step]:
     steps = [_ingest_step(layout, dataset) for dataset in datasets]
     steps += [_label_step(config, dataset) for dataset in datasets]
     steps += [_epoch_step(config, stats, epoch) for epoch in range(_epochs_wanted(config, stats))]
-    exported = _manifest(layout.student)
-    steps.append(Step("export the student", _state(exported)))
+    steps.append(Step("export the student", _state(_manifest(layout.student))))
     if config.test is not None:
-        predicted = _manifest(layout.test_predictions)
-        results = predicted.results if predicted is not None else {}
-        rows = sum(results["rows"]) if results else None
-        seconds = results.get("seconds")
-        steps.append(
-            Step(
-                "student on the test set",
-                _state(predicted),
-                rows,
-                rows,
-                0 if rows else None,
-                seconds,
-            )
-        )
+        steps.append(_test_step(layout))
     return steps
 
 
 def _state(manifest: Manifest | None) -> str:
     if manifest is None:
-        return "not begun"
+        return "not started"
     return "done" if manifest.complete else "in progress"
 
 
@@ -94,28 +81,40 @@ def _label_step(config: RunConfig, dataset: str) -> Step:
     if manifest is None or not manifest.complete:
         note = _so_far(layout.labels(dataset), len(rows or []))
         return Step(name, _state(manifest), rows_in, note=note)
-    found = manifest.results
-    labelled, note = sum(found["rows"]), ""
+    results = manifest.results
+    labelled, note = sum(results["rows"]), ""
     if dataset == "corpus" and config.label.in_part and rows_in:
         note = f"label.budget {config.label.budget:g}: {labelled / rows_in:.1%} of the corpus"
-        rounds = len(Folder(layout.rounds).names())
-        note += f", in {rounds} round{'s' * (rounds != 1)}"
-    # All data sets are labelled in one go: its time is told once.
-    seconds = found["seconds"] if dataset == "corpus" else None
-    return Step(name, "done", rows_in, labelled, found.get("rejected", 0), seconds, note)
+        note += f", in {count(len(Folder(layout.rounds).names()), 'round')}"
+    # All data sets are labelled together: their time is listed once.
+    seconds = results["seconds"] if dataset == "corpus" else None
+    return Step(name, "done", rows_in, labelled, results.get("rejected", 0), seconds, note)
 
 
 def _so_far(uri: str, shards: int = 0) -> str:
     done = len(Folder(uri).shards())
-    of = f" of {shards:,}" if shards else ""
-    return f"{done:,}{of} shard{'s' * ((shards or done) != 1)} so far" if done else ""
+    if not done:
+        return ""
+    return (
+        f"{done:,} of {count(shards, 'shard')} so far"
+        if shards
+        else f"{count(done, 'shard')} so far"
+    )
+
+
+def _test_step(layout: RunLayout) -> Step:
+    name, manifest = "student on the test set", _manifest(layout.test_predictions)
+    if manifest is None or not manifest.results:
+        return Step(name, _state(manifest))
+    rows, seconds = sum(manifest.results["rows"]), manifest.results.get("seconds")
+    return Step(name, _state(manifest), rows, rows, 0, seconds)
 
 
 def _epoch_step(config: RunConfig, stats: Sequence[dict[str, Any]], epoch: int) -> Step:
     name = f"epoch {epoch + 1}"
     if epoch < len(stats):
-        found = stats[epoch]
-        seconds, note = sum(found["seconds"].values()), "rows selected"
-        return Step(name, "done", found["rows"], found["selected"], None, seconds, note)
-    begun = epoch == len(stats) and Folder(RunLayout(config.run_dir).epoch(epoch)).names()
-    return Step(name, "in progress" if begun else "not begun")
+        own = stats[epoch]
+        seconds, note = sum(own["seconds"].values()), "rows selected"
+        return Step(name, "done", own["rows"], own["selected"], None, seconds, note)
+    started = epoch == len(stats) and Folder(RunLayout(config.run_dir).epoch(epoch)).names()
+    return Step(name, "in progress" if started else "not started")

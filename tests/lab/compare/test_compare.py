@@ -1,4 +1,4 @@
-"""Policies compared: on a frozen student, by fine-tuning, and as a job."""
+"""Comparison of policies: on a frozen student, by fine-tuning, and as a job."""
 
 import io
 import json
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from llkd.lab.compare.compare import (
     variants,
 )
 from llkd.lab.compare.linear_probe import CheapRun, Head, read_problem
+from llkd.lab.compare.plots import PLOTS
 from llkd.teacher.calibrate import calibrate
 from tests.conftest import ROOT, MadeRun, MakeConfig
 from tests.helpers import environment, written
@@ -34,7 +36,7 @@ CHEAP = ["llkd", "refined", "all", "small_loss", "confident_learning", "freematc
 def labelled(
     labelled_run: MadeRun, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RunConfig, MakeConfig]:
-    """A labelled run, not to be changed but for what comparing leaves."""
+    """A labelled run; tests may only add comparisons to it."""
     copy = labelled_run.copy(tmp_path_factory.mktemp("labelled") / "run")
     config = copy.config(student={"loss": "mix"})
     calibrate(config)
@@ -45,7 +47,7 @@ def silent() -> Console:
     return Console(file=io.StringIO())
 
 
-def test_each_policy_and_seed_is_a_run_of_its_own(labelled: tuple[RunConfig, MakeConfig]) -> None:
+def test_each_policy_and_seed_has_its_own_run(labelled: tuple[RunConfig, MakeConfig]) -> None:
     policies = ["all", "refined:selection.beta=0.5;student.epochs=3"]
     found = list(variants(labelled[0], policies, 2))
     assert [run.run_dir.rsplit("/compare/", 1)[1] for _, run in found] == [
@@ -58,21 +60,21 @@ def test_each_policy_and_seed_is_a_run_of_its_own(labelled: tuple[RunConfig, Mak
     assert (run.selection.policy, run.selection.beta, run.student.epochs) == ("refined", 0.5, 3)
 
 
-def test_cheap_runs_learn_and_are_the_same_again(labelled: tuple[RunConfig, MakeConfig]) -> None:
+def test_cheap_runs_learn_and_are_reproducible(labelled: tuple[RunConfig, MakeConfig]) -> None:
     config, _ = labelled
     assert is_labelled(config)
     first = run_cheap(config, CHEAP, 2, silent())
     kept = sorted(Path(config.run_dir, "compare/embeddings").rglob("*.parquet"))
     assert len(kept) == 2  # of the corpus and of the test set
     written_at = [path.stat().st_mtime_ns for path in kept]
-    assert run_cheap(config, CHEAP, 2, silent()) == first  # as they were kept
+    assert run_cheap(config, CHEAP, 2, silent()) == first  # read from the cache
     shutil.rmtree(Path(config.run_dir, "compare/cheap"))
     again = run_cheap(config, CHEAP, 2, silent())
     assert [replace(run, seconds=0.0) for run in again] == [replace(r, seconds=0.0) for r in first]
     assert [path.stat().st_mtime_ns for path in kept] == written_at
     assert len({run.macro_f1 for run in first}) > 3
     for run in first:
-        assert run.macro_f1 > 0.6  # three topics, a teacher that is right most of the time
+        assert run.macro_f1 > 0.6  # three topics, a mostly correct teacher
         assert 0 < run.row_visits_fraction <= run.unique_rows_fraction <= 1
         assert len(run.epochs) == 2
         assert run.reliability["confidence"][-1][1] > run.reliability["confidence"][0][1]
@@ -80,7 +82,9 @@ def test_cheap_runs_learn_and_are_the_same_again(labelled: tuple[RunConfig, Make
     assert {run.row_visits_fraction for run in of_all} == {1.0}
 
 
-def test_gold_of_the_corpus_changes_no_run(labelled: tuple[RunConfig, MakeConfig]) -> None:
+def test_gold_of_the_corpus_does_not_affect_training(
+    labelled: tuple[RunConfig, MakeConfig],
+) -> None:
     config, _ = labelled
     problem = read_problem(config)
     assert problem.gold_n is not None
@@ -90,7 +94,7 @@ def test_gold_of_the_corpus_changes_no_run(labelled: tuple[RunConfig, MakeConfig
     assert runs[0].reliability != runs[1].reliability
 
 
-def test_a_cheap_run_keeps_the_best_epoch_by_rows_held_out(
+def test_a_cheap_run_keeps_the_best_epoch_on_the_validation_split(
     labelled: tuple[RunConfig, MakeConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _ = labelled
@@ -116,7 +120,7 @@ def test_the_best_epoch_is_the_first_of_the_highest_score() -> None:
     assert [best_epoch(scores) for scores in ([0.1, 0.3, 0.3], [0.5], [0.4, 0.2])] == [1, 0, 0]
 
 
-def test_passes_with_dropout_are_a_mean() -> None:
+def test_passes_with_dropout_are_averaged() -> None:
     head = Head(4, 8, 3, 0.5)
     features = np.ones((2, 4), dtype=np.float32)
     plain = head.probabilities(features)
@@ -126,7 +130,7 @@ def test_passes_with_dropout_are_a_mean() -> None:
     assert not np.allclose(mixed, plain)
 
 
-def test_what_cannot_be_compared_is_refused(
+def test_unsuitable_runs_are_refused(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
     _, make = labelled
@@ -173,20 +177,23 @@ def test_students_of_a_seed_share_the_first_scores(
         [path.read_bytes() for path in sorted(folder.glob("epochs/00/uncertainty/part-*"))]
         for folder in (Path(run.run_dir) for _, run in variants(config, policies, 1))
     )
-    assert llkd == refined  # with the distributions, which only the refined policy asks for
+    assert llkd == refined  # including the distributions, which only the refined policy needs
     assert len(margin) == len(llkd)
     assert margin != llkd
+
+
+def compare(*arguments: Any) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "jobs/compare.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
 
 
 def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
     other = labelled[0].model_copy(update={"run_dir": str(tmp_path / "other")})
     shutil.copytree(labelled[0].run_dir, other.run_dir)
     paths = [written(tmp_path / "one.yaml", labelled[0]), written(tmp_path / "two.yaml", other)]
-    done = subprocess.run(
-        [sys.executable, "jobs/compare.py", *map(str, paths), "--policies", "llkd,all", "--seeds",
-         "2", "--cheap", "--json", str(tmp_path / "figures.json"), "--plots",
-         str(tmp_path / "plots"), "student.epochs=2"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True,
+    done = compare(
+        *paths, "--policies", "llkd,all", "--seeds", "2", "--cheap", "--json",
+        tmp_path / "figures.json", "--plots", tmp_path / "plots", "student.epochs=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -196,8 +203,9 @@ def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None
         for name in ("one", "two") for policy in ("llkd", "all") for seed in (0, 1)
     ]  # fmt: skip
     for name in ("one", "two"):
-        plots = {path.name for path in (tmp_path / "plots" / name).iterdir()}
-        assert plots == {"score.png", "selected.png", "thresholds.png", "reliability.png"}
+        page = (tmp_path / "plots" / name / PLOTS).read_text()
+        for title in ("Score", "Share of each label", "Thresholds on", "How often the teacher"):
+            assert f"<h2>{title}" in page
     assert done.stdout.count("difference of macro-F1") == 2
     assert "gain" in done.stdout
     assert done.stdout.count("the teacher") == 3
@@ -207,19 +215,13 @@ def test_two_configs_in_one_run_directory(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
     paths = [written(tmp_path / f"{name}.yaml", labelled[0]) for name in ("one", "two")]
-    done = subprocess.run(
-        [sys.executable, "jobs/compare.py", *map(str, paths), "--cheap"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+    done = compare(*paths, "--cheap")
     assert done.returncode == 2
-    assert "run_dir of its own" in done.stderr
+    assert "its own run_dir" in done.stderr
 
 
-def test_a_policy_that_there_is_not(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
+def test_an_unknown_policy(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
     path = written(tmp_path / "config.yaml", labelled[0])
-    done = subprocess.run(
-        [sys.executable, "jobs/compare.py", str(path), "--policies", "none"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+    done = compare(path, "--policies", "none")
     assert done.returncode == 2
     assert "none" in done.stderr

@@ -1,4 +1,4 @@
-"""What compared runs say together, by numbers worked out by hand."""
+"""Statistics of compared runs, with numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -39,30 +39,30 @@ def test_the_paired_test() -> None:
     assert p_value == pytest.approx(1 - t / np.sqrt(t**2 + 2))
 
 
-def test_no_test_where_it_says_nothing() -> None:
+def test_no_p_value_for_too_few_seeds_or_equal_differences() -> None:
     assert paired_p_value(RESULTS[:1], RESULTS[3:4]) is None
     assert paired_p_value(RESULTS[6:], RESULTS[6:]) is None
 
 
-def test_ours_alone_are_compared_among_themselves() -> None:
+def test_without_baselines_ours_are_compared_among_themselves() -> None:
     found = summarise([result("llkd", 0, 0.7), result("refined", 0, 0.8)])
     assert [(entry.policy, entry.difference) for entry in found] == [
         ("refined", None), ("llkd", pytest.approx(-0.1)),
     ]  # fmt: skip
 
 
-def test_figures_as_the_file_has_them() -> None:
+def test_figures_written_to_the_file() -> None:
     assert list(RESULTS[0].figures()) == [
         "policy", "seed", "accuracy", "macro_f1", "row_visits_fraction", "unique_rows_fraction",
         "seconds",
     ]  # fmt: skip
 
 
-def test_reliability_by_bins_of_as_many_rows() -> None:
+def test_reliability_by_bins_of_equal_size() -> None:
     confidence_n = np.linspace(0.05, 0.95, 20)
     label_n = np.zeros(20, dtype=int)
     gold_n = np.where(confidence_n > 0.5, 0, 1)
-    gold_n[0] = -1  # nothing is known of it
+    gold_n[0] = -1  # no gold
     found = reliability(Signals(label_n, confidence_n, None, np.arange(20)), gold_n)
     assert list(found) == ["confidence"]
     assert sum(rows for _, _, rows in found["confidence"]) == 19

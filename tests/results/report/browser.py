@@ -1,4 +1,4 @@
-"""A page in a real headless browser: what it says, asks for and draws."""
+"""A page in a headless browser: its content, its requests and its drawings."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,19 +25,19 @@ UNDRAWN = """() => [...document.querySelectorAll("[data-figure]")].filter((box) 
     return width + height > 4 && (mark.tagName === "image" || mark.getAttribute("d"));
   });
 }).map((box) => box.dataset.figure)"""
-"""The figures without a mark that one could see."""
+"""The figures without a visible mark."""
 
 HIDDEN_LABELS = """() => [...document.querySelectorAll("[data-figure]")].flatMap((box) =>
   [...box.querySelectorAll(".xtick text, .ytick text")].filter((text) => {
     const [a, b] = [text.getBoundingClientRect(), box.getBoundingClientRect()];
     return a.left < b.left - 1 || a.right > b.right + 1;
   }).map((text) => `${box.dataset.figure}: ${text.textContent}`))"""
-"""Tick labels that stand out of their figure."""
+"""Tick labels that stick out of their figure."""
 
 
 @dataclass
 class Seen:
-    """A page that is open."""
+    """An open page."""
 
     page: Any
     troubles: list[str] = field(default_factory=list)
@@ -59,8 +59,9 @@ def opened(path: Path, width: int) -> Iterator[Seen]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET, timeout=0)
         page = browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(0)  # the timeout of the test is the only one
         seen = Seen(page)
         note = seen.troubles.append
         page.on("console", lambda said: note(said.text) if said.type == "error" else None)

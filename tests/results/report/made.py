@@ -1,4 +1,4 @@
-"""Run directories made by the project's own writers, without a model: stage by stage."""
+"""Builds run directories stage by stage with the project's own writers, without a model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ Shards = Sequence[tuple[list[str], np.ndarray]]
 
 
 def a_config(run_dir: object, names: Sequence[str], **sections: Any) -> RunConfig:
-    """A config and the run.yaml that a command would have left."""
+    """A config, written to run.yaml as a command would."""
     raw = {
         "run_dir": str(run_dir),
         "task": {"instruction": "Which topic?", "labels": list(names)},
@@ -50,7 +50,7 @@ def a_config(run_dir: object, names: Sequence[str], **sections: Any) -> RunConfi
 
 
 def ingested(config: RunConfig, dataset: str, shards: Shards) -> None:
-    """Rows, with gold where the config has a column of it."""
+    """Writes rows, with gold if the config names a label column."""
     layout, source = RunLayout(config.run_dir), config.source(dataset)
     assert source is not None
     folder, with_gold = Folder(layout.rows(dataset)), source.label_column is not None
@@ -65,7 +65,7 @@ def ingested(config: RunConfig, dataset: str, shards: Shards) -> None:
 
 
 def labelled(config: RunConfig, dataset: str, probs: Sequence[np.ndarray]) -> None:
-    """The teacher's distributions, of each shard (N, C); calibrated as the config asks."""
+    """Writes the teacher's distributions, (N, C) for each shard, and calibrates them."""
     folder = Folder(RunLayout(config.run_dir).labels(dataset))
     for shard, probs_nc in enumerate(probs):
         columns = {
@@ -85,10 +85,16 @@ def labelled(config: RunConfig, dataset: str, probs: Sequence[np.ndarray]) -> No
 
 
 def trained(
-    config: RunConfig, epoch: int, uncertainty: Sequence[np.ndarray], **told: Any
+    config: RunConfig, epoch: int, uncertainty: Sequence[np.ndarray], **overrides: Any
 ) -> dict[str, Any]:
-    """An epoch whose student was so unsure, of each shard (N,); or whose distributions were so, of
-    each shard (N, C). Selected by the config's policy. Returns its stats."""
+    """Writes an epoch and selects its rows by the config's policy; returns its stats.
+
+    Args:
+        config: of the run.
+        epoch: its number.
+        uncertainty: the student's, (N,) for each shard, or its distributions, (N, C).
+        overrides: of stats.json.
+    """
     layout = RunLayout(config.run_dir)
     selector = Selector(config, shard_starts([len(part) for part in uncertainty]))
     selector.make_pseudo_labels(calibrate(config))
@@ -111,14 +117,14 @@ def trained(
     stats |= {
         "training_loss": 1.0 / (epoch + 1), "dropped": 0, "validation": None, "stopped": False,
         "seconds": {"score": 4.0, "select": 0.5, "train": 8.0},
-        "waiting": {"share": 0.02, "seconds": {}}, **told,
+        "waiting": {"share": 0.02, "seconds": {}}, **overrides,
     }  # fmt: skip
     Folder(layout.epoch(epoch)).write_json(STATS, stats)
     return stats
 
 
 def distilled(config: RunConfig, epochs: int) -> None:
-    """The end of the training, and the student's folder."""
+    """Writes the manifests of the finished training and of the student."""
     layout = RunLayout(config.run_dir)
     results = {"epochs": epochs, "epoch": epochs - 1, "seconds": 12.5 * epochs + 5}
     write_manifest(Folder(layout.epochs), Manifest("distill", {}, "").finished(results))
@@ -126,13 +132,13 @@ def distilled(config: RunConfig, epochs: int) -> None:
 
 
 def tested(config: RunConfig, probs: Sequence[np.ndarray]) -> None:
-    """The student's distributions on the test set, of each shard (N, C)."""
+    """Writes the student's distributions on the test set, (N, C) for each shard."""
     folder = Folder(RunLayout(config.run_dir).test_predictions)
     predicted(config, folder, probs)
 
 
 def predicted(config: RunConfig, folder: Folder, probs: Sequence[np.ndarray]) -> None:
-    """The student's distributions on any rows."""
+    """Writes the student's distributions to a folder of predictions."""
     for shard, probs_nc in enumerate(probs):
         columns = {
             "row": np.arange(len(probs_nc), dtype=np.int32),
@@ -148,8 +154,8 @@ def predicted(config: RunConfig, folder: Folder, probs: Sequence[np.ndarray]) ->
 
 
 def rejected(config: RunConfig, stage: str, rows: Sequence[dict[str, Any]], shard: int = 0) -> None:
-    """Rows that a stage left out."""
-    told = [
+    """Writes rows that a stage rejected."""
+    entries = [
         {
             "stage": stage.partition("-")[0],
             "shard": 0,
@@ -161,11 +167,11 @@ def rejected(config: RunConfig, stage: str, rows: Sequence[dict[str, Any]], shar
         for row in rows
     ]
     folder = Folder(RunLayout(config.run_dir).rejects(stage))
-    folder.write_shard(shard, pa.Table.from_pylist(told, schema=REJECTS_SCHEMA))
+    folder.write_shard(shard, pa.Table.from_pylist(entries, schema=REJECTS_SCHEMA))
 
 
 def answers(class_n: Sequence[int], sure: float, classes: int) -> np.ndarray:
-    """Distributions that give `sure` to a class and the rest to all others: shape (N, C)."""
+    """Distributions with probability `sure` on a class, and the rest shared equally: (N, C)."""
     probs_nc = np.full((len(class_n), classes), (1 - sure) / (classes - 1))
     probs_nc[np.arange(len(class_n)), class_n] = sure
     return probs_nc

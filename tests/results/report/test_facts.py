@@ -1,4 +1,4 @@
-"""What a report makes of a run directory: figures worked out by hand, and what is not there."""
+"""Facts and sentences of a report: figures worked out by hand, unfinished and damaged runs."""
 
 import shutil
 from pathlib import Path
@@ -25,10 +25,10 @@ from tests.results.report import made
 NAMES = ["sport", "tech", "trade"]
 GOLD = [np.array([0, 0, 0, 0, 1, 1]), np.array([1, 1, 2, 2, 2, 2])]
 TEACHER = [np.array([0, 0, 1, 1, 1, 1]), np.array([1, 2, 2, 2, 2, 2])]
-"""Takes 2 of the 4 sport rows for tech, and 1 of the 4 tech rows for trade."""
+"""Takes 2 of the 4 sport rows for tech and 1 of the 4 tech rows for trade."""
 STUDENT = [np.array([0, 0, 0, 0, 1, 1]), np.array([1, 2, 2, 2, 2, 1])]
-"""Right where the teacher takes sport for tech; wrong where it takes tech for trade, and alone on
-one trade row."""
+"""Right on the rows that the teacher takes for tech; wrong with it on one tech row, and alone on one
+trade row."""
 UNSURE = [np.linspace(0.1, 0.6, 6), np.linspace(0.2, 0.7, 6)]
 TEXTS = [[f"text {shard} {row}" for row in range(6)] for shard in range(2)]
 
@@ -43,13 +43,23 @@ def config_of(run_dir: Path, **sections: Any) -> RunConfig:
     )
 
 
+def teacher_probs() -> list[np.ndarray]:
+    return [made.answers(part, 0.8, 3) for part in TEACHER]
+
+
+def labelled(config: RunConfig, probs: list[np.ndarray] | None = None) -> None:
+    """Two shards of labelled corpus."""
+    made.ingested(config, "corpus", rows())
+    made.labelled(config, "corpus", teacher_probs() if probs is None else probs)
+
+
 def finished(run_dir: Path, **sections: Any) -> RunConfig:
     """Two shards of corpus and test set, the same rows; two epochs."""
     config = config_of(run_dir, **sections)
     for dataset in ("corpus", "test"):
         if config.source(dataset) is not None:
             made.ingested(config, dataset, rows())
-            made.labelled(config, dataset, [made.answers(part, 0.8, 3) for part in TEACHER])
+            made.labelled(config, dataset, teacher_probs())
     for epoch in range(2):
         made.trained(config, epoch, UNSURE)
     made.distilled(config, 2)
@@ -67,7 +77,7 @@ def shown(facts: Facts) -> str:
     return render(facts).partition('<script type="application/json"')[0]
 
 
-def test_the_figures_of_a_finished_run(tmp_path: Path) -> None:
+def test_figures_of_a_finished_run(tmp_path: Path) -> None:
     facts = gather(finished(tmp_path / "run"))
     assert facts.complete
     assert facts.errors == []
@@ -92,16 +102,15 @@ def test_the_figures_of_a_finished_run(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_why_rows_were_left_out_and_which_were_taken(tmp_path: Path) -> None:
+def test_selected_rows_and_reasons_for_the_others(tmp_path: Path) -> None:
     config = config_of(
         tmp_path / "run", test=None,
         selection={"thresholds": "fixed", "confidence_threshold": 0.7, "uncertainty_threshold": 0.5,
                    "class_floor": 0.0},
     )  # fmt: skip
-    made.ingested(config, "corpus", rows())
-    sure = [made.answers(part, 0.8, 3) for part in TEACHER]
-    sure[0][0] = [0.6, 0.2, 0.2]  # below the bar
-    made.labelled(config, "corpus", sure)
+    sure = teacher_probs()
+    sure[0][0] = [0.6, 0.2, 0.2]  # below the threshold
+    labelled(config, sure)
     for epoch in range(2):
         made.trained(config, epoch, UNSURE)
     facts = gather(config)
@@ -123,19 +132,19 @@ def test_why_rows_were_left_out_and_which_were_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sure", "said"),
+    ("sure", "reading"),
     [
         (0.9, "mean confidence is 40.0 points above its accuracy"),
         (0.3, "mean confidence is 20.0 points below its accuracy"),
     ],
 )
-def test_which_way_confidence_lies_from_accuracy(sure: float, said: str) -> None:
+def test_direction_of_the_confidence_gap(sure: float, reading: str) -> None:
     rest = (1 - sure) / 3
     probs_nc = np.array([[sure, rest, rest, rest]] * 2)
-    assert gap_reading(evaluate(probs_nc, np.array([0, 1]))) == said
+    assert gap_reading(evaluate(probs_nc, np.array([0, 1]))) == reading
 
 
-def test_sums_do_not_depend_on_the_cut_and_survive_their_journey(tmp_path: Path) -> None:
+def test_totals_are_independent_of_the_shards_and_survive_json(tmp_path: Path) -> None:
     config = finished(tmp_path / "run")
     stats = gather(config).stats
     apart = [epochs_pass(config, stats, [shard]) for shard in range(2)]
@@ -150,7 +159,7 @@ def test_sums_do_not_depend_on_the_cut_and_survive_their_journey(tmp_path: Path)
     assert {row["shard"] for row in added.rows["useful"]} == {0, 1}
 
 
-def test_a_run_in_every_state_has_a_report(tmp_path: Path) -> None:
+def test_a_report_exists_in_every_state_of_a_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with pytest.raises(IncompleteError, match="There is no run"):
         gather(config_of(tmp_path / "other").model_copy(update={"run_dir": str(run_dir)}))
@@ -158,7 +167,7 @@ def test_a_run_in_every_state_has_a_report(tmp_path: Path) -> None:
     assert "No row is labelled yet" in shown(gather(config))
     made.ingested(config, "corpus", rows())
     assert "label corpus" in shown(gather(config))
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    made.labelled(config, "corpus", teacher_probs())
     (run_dir / "labels/calibration.json").unlink()
     page = shown(gather(config))
     assert "There is no gold to check against. The teacher hesitates most between" in page
@@ -168,17 +177,16 @@ def test_a_run_in_every_state_has_a_report(tmp_path: Path) -> None:
     facts = gather(config)
     assert [step.state for step in facts.steps if step.name.startswith("epoch")] == [
         "done",
-        "not begun",
+        "not started",
     ]
     page = shown(facts)
     assert "has not been measured on the test set yet" in page
     assert "The run is not finished: next is “ingest test”" in page
 
 
-def test_shards_that_are_not_written_yet_are_left_out(tmp_path: Path) -> None:
+def test_missing_shards_are_left_out(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", test=None)
-    made.ingested(config, "corpus", rows())
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    labelled(config)
     labels = tmp_path / "run/labels"
     (labels / "part-00001.parquet").unlink()
     (labels / "manifest.json").write_text(
@@ -192,7 +200,7 @@ def test_shards_that_are_not_written_yet_are_left_out(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_damaged_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+def test_damage_is_reported_and_the_rest_is_shown(tmp_path: Path) -> None:
     config = finished(tmp_path / "run")
     (tmp_path / "run/epochs/01/selection/part-00001.parquet").write_bytes(b"PAR1")
     facts = gather(config)
@@ -205,12 +213,11 @@ def test_what_is_damaged_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["all", "random", "freematch", "refined", "small_loss"])
-def test_policies_without_bars_are_not_given_any(tmp_path: Path, policy: str) -> None:
+def test_policies_without_thresholds_show_none(tmp_path: Path, policy: str) -> None:
     config = config_of(
         tmp_path / "run", test=None, selection={"policy": policy, "class_floor": 0.0}
     )
-    made.ingested(config, "corpus", rows())
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    labelled(config)
     for epoch in range(2):
         made.trained(config, epoch, [made.answers(part, 0.7, 3) for part in STUDENT])
     facts = gather(config)
@@ -222,16 +229,16 @@ def test_policies_without_bars_are_not_given_any(tmp_path: Path, policy: str) ->
     assert "Likely mistakes of the teacher" in shown(facts)
 
 
-def test_findings_tell_what_is_wrong(tmp_path: Path) -> None:
+def test_findings(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run")
     made.ingested(config, "corpus", rows())
     made.ingested(config, "test", [*rows()] * 4)
     for dataset, times in (("corpus", 1), ("test", 4)):
-        made.labelled(config, dataset, [made.answers(part, 0.8, 3) for part in TEACHER] * times)
+        made.labelled(config, dataset, teacher_probs() * times)
     made.trained(config, 0, UNSURE)
     made.tested(config, [made.answers([0] * 6, 0.99, 3) for _ in range(8)])
     found = {text: kind for kind, text in findings(gather(config))}
-    # It says sport to all: right on 16 of 48 rows, where the teacher is on 36.
+    # The student labels all rows sport: 16 of 48 are right; the teacher is right on 36.
     assert found["The student's accuracy is 41.7 points below the teacher's on 48 test rows "
                  "(33\u00a0% against 75\u00a0%), more than chance explains."] == "bad"  # fmt: skip
     assert found["The student's F1 is below 0.5 for “tech”, “trade”."] == "warn"
@@ -240,15 +247,14 @@ def test_findings_tell_what_is_wrong(tmp_path: Path) -> None:
     assert found[unfinished] == "warn"
 
 
-def test_a_label_that_is_never_selected_is_told_first(tmp_path: Path) -> None:
+def test_a_label_that_is_never_selected_comes_first(tmp_path: Path) -> None:
     config = config_of(
         tmp_path / "run", test=None, student={"model": "s", "epochs": 1},
         selection={"thresholds": "fixed", "confidence_threshold": 0.7, "class_floor": 0.0},
     )  # fmt: skip
-    made.ingested(config, "corpus", rows())
-    sure = [made.answers(part, 0.8, 3) for part in TEACHER]
-    sure[0][:2] = [0.5, 0.25, 0.25]  # all that is called sport
-    made.labelled(config, "corpus", sure)
+    sure = teacher_probs()
+    sure[0][:2] = [0.5, 0.25, 0.25]  # all rows labelled sport
+    labelled(config, sure)
     made.trained(config, 0, UNSURE)
     assert findings(gather(config))[0] == (
         "bad", "No row of “sport” was ever selected: the student cannot learn this label.",
@@ -273,7 +279,7 @@ def test_rejects_are_counted_and_shown(tmp_path: Path) -> None:
     assert "&lt;b&gt;why&lt;/b&gt;" in page
 
 
-def test_gold_of_the_corpus_judges_the_teacher(tmp_path: Path) -> None:
+def test_gold_of_the_corpus_takes_precedence(tmp_path: Path) -> None:
     config = finished(tmp_path / "run", corpus={"path": "c", "label_column": "label"})
     gold = gather(config).gold
     assert gold is not None
@@ -281,7 +287,7 @@ def test_gold_of_the_corpus_judges_the_teacher(tmp_path: Path) -> None:
     assert confusions(gold.calibrated.confusion_cc)[0].rows == 2
 
 
-def test_the_config_of_the_run_counts_and_not_that_of_the_command(tmp_path: Path) -> None:
+def test_the_recorded_config_takes_precedence(tmp_path: Path) -> None:
     config = finished(tmp_path / "run")
     shutil.move(tmp_path / "run", tmp_path / "moved")
     other = made.a_config(tmp_path / "x", ["a", "b"]).model_copy(
@@ -294,17 +300,16 @@ def test_the_config_of_the_run_counts_and_not_that_of_the_command(tmp_path: Path
         write_report(other)
 
 
-def test_every_section_says_something(tmp_path: Path) -> None:
+def test_every_section_has_content(tmp_path: Path) -> None:
     for section in sections_of(gather(finished(tmp_path / "run"))):
         assert section.plots or section.tables or section.row_lists
         assert all(plot.reading and plot.title for plot in section.plots)
 
 
-def test_nothing_ends_the_script_that_holds_the_figures(tmp_path: Path) -> None:
+def test_figures_cannot_end_their_script_element(tmp_path: Path) -> None:
     names = ["</script><script>alert(1)</script>", "<!--", "&amp;"]
     config = made.a_config(tmp_path / "run", names, test=None)
-    made.ingested(config, "corpus", rows())
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER])
+    labelled(config)
     plots = {p.key: p.variants for s in sections_of(gather(config)) for p in s.plots}
     assert plots
     assert not set("<>&") & set(embedded(plots))
@@ -314,5 +319,5 @@ def test_nothing_ends_the_script_that_holds_the_figures(tmp_path: Path) -> None:
     ("share", "text"),
     [(0, "0"), (0.0004, "under 0.1"), (0.042, "4.2"), (0.5, "50"), (1, "100")],
 )
-def test_shares_are_told_as_people_read_them(share: float, text: str) -> None:
+def test_percentages(share: float, text: str) -> None:
     assert percent(share) == f"{text}\u00a0%"

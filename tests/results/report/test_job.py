@@ -1,4 +1,4 @@
-"""`jobs/report.py`, a report of many shards, and one that cannot be made."""
+"""`jobs/report.py`, a report of many shards, and a report that fails."""
 
 import io
 import subprocess
@@ -16,10 +16,10 @@ from llkd.pipeline import make_report
 from llkd.results.report.facts import gather
 from tests.conftest import ROOT
 from tests.results.report import made
-from tests.results.report.test_facts import TEACHER, config_of, rows, shown
+from tests.results.report.test_facts import config_of, rows, shown, teacher_probs
 
 
-def test_a_run_that_is_not_there_is_told_and_nothing_made(tmp_path: Path) -> None:
+def test_a_missing_run(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run").model_dump(mode="json")
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({**config, "run_dir": str(tmp_path / "no")})
@@ -49,11 +49,11 @@ def test_a_report_that_fails_does_not_fail_the_run(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_many_shards_are_added_up_by_tasks(tmp_path: Path) -> None:
+def test_tasks_sum_over_many_shards(tmp_path: Path) -> None:
     times = FEW_SHARDS // 2 + 2
     config = config_of(tmp_path / "run", test=None)
     made.ingested(config, "corpus", [*rows()] * times)
-    made.labelled(config, "corpus", [made.answers(part, 0.8, 3) for part in TEACHER] * times)
+    made.labelled(config, "corpus", teacher_probs() * times)
     made.trained(config, 0, [np.linspace(0, 1, 6)] * (2 * times))
     for shard in range(2 * times):
         reason = "odd" if shard % 2 else "empty text"

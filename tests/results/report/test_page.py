@@ -1,4 +1,4 @@
-"""The report in a real browser: 200 labels, texts and names that would rather be code."""
+"""The report in a browser: 200 labels, with texts and names that look like code."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ ROWS, SHARDS = 500, 3
 
 
 def noisy(class_n: np.ndarray, right: float, rng: np.random.Generator) -> np.ndarray:
-    """Distributions of somebody who is right that often, (N, C)."""
+    """Distributions of a labeller with that accuracy, (N, C)."""
     said_n = np.where(rng.random(len(class_n)) < right, class_n, (class_n + 1) % len(NAMES))
     sure_n = rng.uniform(0.2, 0.95, len(class_n))
     probs_nc = rng.dirichlet(np.full(len(NAMES), 0.05), len(class_n)) + 1e-6
@@ -38,7 +38,7 @@ def noisy(class_n: np.ndarray, right: float, rng: np.random.Generator) -> np.nda
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a finished run with 200 labels, hostile ones among them."""
+    """The report of a finished run with 200 labels, some of them hostile."""
     run_dir = tmp_path_factory.mktemp("hostile") / "run"
     config = made.a_config(
         run_dir, NAMES, corpus={"path": "c", "label_column": "gold"},
@@ -70,7 +70,7 @@ def desktop(report: Path) -> Iterator[Seen]:
         yield seen
 
 
-def is_drawn(seen: Seen) -> None:
+def assert_drawn(seen: Seen) -> None:
     assert seen.page.locator("[data-figure]").count() == 17
     assert seen.undrawn == []
     assert seen.overflow <= 0
@@ -81,16 +81,16 @@ def is_drawn(seen: Seen) -> None:
     assert seen.troubles == []
 
 
-def test_all_is_drawn_at_the_width_of_a_phone(report: Path) -> None:
+def test_drawn_at_the_width_of_a_phone(report: Path) -> None:
     with opened(report, PHONE) as seen:
-        is_drawn(seen)
+        assert_drawn(seen)
 
 
-def test_all_is_drawn_at_the_width_of_a_desk(desktop: Seen) -> None:
-    is_drawn(desktop)
+def test_drawn_at_the_width_of_a_desktop(desktop: Seen) -> None:
+    assert_drawn(desktop)
 
 
-def test_texts_and_names_are_shown_as_they_are(desktop: Seen) -> None:
+def test_texts_and_names_are_shown_literally(desktop: Seen) -> None:
     page, seen = desktop.page, desktop
     assert page.title() == "run: report"
     assert page.locator("img").count() == 0
@@ -99,8 +99,8 @@ def test_texts_and_names_are_shown_as_they_are(desktop: Seen) -> None:
     cells = page.locator("#student > .scroll td:first-child").all_text_contents()
     assert cells == NAMES
     assert page.locator(".task").inner_text() == HOSTILE[0]
-    told = " ".join(page.locator("blockquote").all_text_contents())
-    assert sum(f"{text} " in told for text in HOSTILE[:-1]) > 8
+    shown = " ".join(page.locator("blockquote").all_text_contents())
+    assert sum(f"{text} " in shown for text in HOSTILE[:-1]) > 8
     assert HOSTILE[0] in " ".join(page.locator("#examples .facts").all_text_contents())
     ticks = set(page.locator("[data-figure=teacher-labels] .ytick").all_text_contents())
     cut = {name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in NAMES}
@@ -110,7 +110,7 @@ def test_texts_and_names_are_shown_as_they_are(desktop: Seen) -> None:
     assert seen.troubles == []
 
 
-def test_a_column_sorts_and_paper_shows_all(desktop: Seen) -> None:
+def test_columns_sort_and_print_opens_all_details(desktop: Seen) -> None:
     page, seen = desktop.page, desktop
     head = page.locator("#student > .scroll th", has_text="student F1")
     column = head.evaluate("head => head.cellIndex") + 1
