@@ -1,4 +1,4 @@
-"""See whether a cluster's file fits a run, before the cluster is started.
+"""Check a cluster file against a run's config, before the cluster is started.
 
     python jobs/check_cluster.py cluster.yaml jobs/configs/cluster-example.yaml [dotted.key=value ...]
 
@@ -13,7 +13,7 @@ from llkd.lab.cluster_files import check
 
 
 def main() -> None:
-    """Print what is wrong and exit: 0 if nothing is, else 2."""
+    """Print all problems and exit with 2, or with 0 if there are none."""
     parser = plain_parser("check_cluster", __doc__)
     parser.add_argument(
         "cluster", help="cluster.yaml, jobs/clusters/gcp.yaml, jobs/clusters/rayjob.yaml, ..."
@@ -28,7 +28,7 @@ def main() -> None:
         run = config_of(arguments.config, arguments.overrides)
     try:
         check(arguments.cluster, run)
-    except LLKDError as error:  # a list of what to change, which is what this job is for
+    except LLKDError as error:  # the list of changes that this job is for
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{arguments.cluster} fits {arguments.config}.")

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from llkd.cluster.display import ProgressDisplay
 from llkd.cluster.integrity import is_whole_file
-from llkd.cluster.progress import ProgressDisplay
 from llkd.config.load import dump_config
 from llkd.config.run import RunConfig
 from llkd.core.metrics import Evaluation
@@ -30,7 +30,7 @@ from llkd.results.predict import manifest_of as predict_manifest
 from llkd.results.save_student import export
 from llkd.results.save_student import manifest_of as export_manifest
 from llkd.results.summary import show_predictions, show_summary
-from llkd.results.tracking import followed, tell_figures
+from llkd.results.tracking import log_final_metrics, logged_epochs
 from llkd.rounds import label_in_rounds
 from llkd.store.folder import Folder, portable_path
 from llkd.store.lock import held
@@ -255,7 +255,7 @@ def _label(config: RunConfig, tracker: Any, console: Console) -> None:
 
 def _distill(config: RunConfig, tracker: Any, console: Console) -> None:
     require_complete(Folder(RunLayout(config.run_dir).labels("corpus")), "label")
-    with followed(config, tracker, partial(_line, console)):
+    with logged_epochs(config, tracker, partial(_line, console)):
         distill(config, calibrate(config), tracker)
     export(config)
 
@@ -270,7 +270,7 @@ def _evaluate(config: RunConfig, tracker: Any, started: float, console: Console)
     now = time.monotonic()
     metrics = collect_metrics(config, found, now - begun_evaluation, now - started)
     Folder(RunLayout(config.run_dir).root).write_json(METRICS, metrics)
-    tell_figures(config, metrics, partial(_line, console))
+    log_final_metrics(config, metrics, partial(_line, console))
     return metrics
 
 

@@ -1,9 +1,9 @@
-"""Run the notebooks from top to bottom and keep what they show.
+"""Execute the notebooks and keep their outputs.
 
     python notebooks/execute.py [NOTEBOOK ...]
 
-Reads demo/ and runs/bbc, which `make demo` leaves, and writes the outputs into the notebooks. They
-run in a folder of links, from nothing, so that what they show is the same wherever it is done.
+Reads demo/ and runs/bbc, which `make demo` writes, and stores the outputs in the notebooks. Each notebook
+runs in a fresh folder of links, so its outputs do not depend on earlier runs in this checkout.
 """
 
 import argparse
@@ -24,24 +24,24 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("jobs", "demo", "runs/bbc")
-"""What the notebooks read of a checkout."""
-MOST_BYTES = 250_000
-"""Of a notebook with its outputs."""
+"""The parts of a checkout that the notebooks read."""
+MAX_BYTES = 250_000
+"""Size limit of a notebook with its outputs."""
 COLORS = 128
-"""Of a plot."""
-SECONDS = 1800
-"""That a cell, or the start of Python, may take."""
+"""Colours of a plot."""
+NO_LIMIT = 10**9
+"""Seconds, where nbclient requires a number. A kernel that dies ends every wait."""
 
 _UNWANTED = {
     "a path of this machine": re.compile(r"(?<![\w./])/(work|tmp|root|home|Users|opt|usr)/[^\s'\"]*"),
-    "what a library logged": re.compile(
+    "log lines of a library": re.compile(
         r"Traceback \(|[a-z]Warning: |\b(WARNING|INFO)\b|\([\w:]{1,40} pid=|ray::|\x1b"
     ),
 }  # fmt: skip
 
 
 def main() -> None:
-    """Run them in the order given; exit status 1 if what one shows is not to be kept."""
+    """Execute the notebooks in the order given; exit with 1 if an output must not be committed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def linked_checkout(folder: Path) -> Path:
-    """Make a folder look like a checkout in which nothing was done but `make demo`; returns it."""
+    """Make a folder look like a checkout after `make demo`; returns it."""
     for name in LINKED:
         link = folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -74,27 +74,32 @@ def linked_checkout(folder: Path) -> Path:
 def executed(path: Path, checkout: Path, **environment: str) -> nbformat.NotebookNode:
     """A notebook with the outputs of a run from top to bottom.
 
+    Nothing here depends on the speed of the machine: each wait ends with a message of the kernel or
+    with the kernel's death, and outputs that arrive late are waited for (nbclient drops those that come
+    four seconds after the reply).
+
     Args:
-        path: the notebook, which is left as it is.
-        checkout: see `linked_checkout`; the notebook finds there what earlier ones made.
-        environment: variables that its first cell reads.
+        path: the notebook; the file is not changed.
+        checkout: see `linked_checkout`; notebooks that share one find each other's files.
+        environment: variables that the first cell reads.
 
     Raises:
         CellExecutionError: a cell raised, or a command in it failed.
+        DeadKernelError: the kernel died.
     """
     notebook = nbformat.read(path, as_version=4)
     search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, "PYTHONPATH": search_path, "IPYTHONDIR": str(checkout / ".ipython")}
     client = NotebookClient(
-        notebook, kernel_name="python3", timeout=SECONDS, startup_timeout=SECONDS,
-        record_timing=False,
+        notebook, kernel_name="python3", timeout=None, startup_timeout=NO_LIMIT,
+        iopub_timeout=NO_LIMIT, record_timing=False,
     )  # fmt: skip
     client.execute(cwd=str(checkout / "notebooks"), env={**variables, **environment})
     return _tidied(notebook)
 
 
 def _tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without versions of this machine; what a cell printed in one piece, not as it arrived."""
+    """Drop metadata of this machine, join the pieces of each stream, reduce the plots' colours."""
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -117,7 +122,7 @@ def _tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _fewer_colors(picture: str) -> str:
-    """A PNG in base64 as one of COLORS colours: a third of the bytes, and plots look the same."""
+    """A base64 PNG reduced to COLORS colours: a third of the bytes, and plots look the same."""
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
         buffer = io.BytesIO()
         image.convert("RGB").quantize(COLORS).save(buffer, "png", optimize=True)
@@ -125,19 +130,19 @@ def _fewer_colors(picture: str) -> str:
 
 
 def faults(path: Path) -> list[str]:
-    """What keeps a notebook from being committed: empty for one that may be."""
+    """The reasons not to commit a notebook; empty if there are none."""
     notebook = nbformat.read(path, as_version=4)
     found = [f"the output of {cell} holds {what}" for cell, what in _unwanted(notebook)]
-    if (size := path.stat().st_size) > MOST_BYTES:
-        found.append(f"{size:,} bytes are more than {MOST_BYTES:,}: draw fewer or smaller plots")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        found.append(f"{size:,} bytes exceed {MAX_BYTES:,}: draw fewer or smaller plots")
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     if counts != list(range(1, len(counts) + 1)):
-        found.append("the cells were not run from top to bottom")
+        found.append("the cells were not executed from top to bottom")
     return found
 
 
 def _unwanted(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, str]]:
-    """(the id of a cell, what is wrong with its output)."""
+    """(cell id, fault of its output)."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error" or output.get("name") == "stderr":

@@ -1,14 +1,16 @@
-"""A cluster of several nodes with two GPUs each, and teachers that are spread over two of them.
+"""A cluster of nodes with two GPUs each, and teachers that span two of the nodes.
 
     python -m tests.spread CONFIG FOLDER
 
-CONFIG's corpus has been ingested. What was seen is written into FOLDER. The GPUs are only there for the scheduler.
+The corpus of CONFIG has been ingested. Observations are written into FOLDER. The GPUs exist for the
+scheduler only. Waits have no deadline: the time limit of the test ends them.
 """
 
 import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,26 +29,26 @@ from tests.conftest import SilentTracker
 from tests.fakes import KeywordTeacher
 
 NODES, GPUS, CPUS = 4, 2, 1
-"""And of each."""
+"""Nodes of the cluster, and GPUs and CPUs of each."""
 ON_EACH: connection.Resources = {"GPU": 2, "CPU": 1, "gpu_worker": 1}
-"""What a replica takes on each of its two nodes."""
-PATIENCE = 120
-"""Seconds in which something must have come about."""
+"""Resources of a replica on each of its two nodes."""
 
 
-def place() -> list[Any]:
-    """[the node, its GPU] of a worker that an engine starts; it holds them for a moment, so that
-    all of an engine's are there at once."""
-    time.sleep(1)
+def place(meeting: Path, workers: int) -> list[Any]:
+    """[the node, its GPU] of a worker that an engine starts; held until all its workers have one."""
+    meeting.mkdir(exist_ok=True)
+    (meeting / uuid.uuid4().hex).touch()
+    wait_for(lambda: len(list(meeting.iterdir())) == workers)
     context = ray.get_runtime_context()
     return [context.get_node_id(), *context.get_accelerator_ids()["GPU"]]
 
 
-def told() -> dict[str, Any]:
-    """Where this actor is, which group it is in, and where its workers are."""
+def observed(folder: Path) -> dict[str, Any]:
+    """The node and the placement group of this actor, and the places of its workers."""
     worker = ray.remote(num_cpus=0, num_gpus=1)(place)
     group, context = get_current_placement_group(), ray.get_runtime_context()
     table = placement_group_table(group)
+    meeting, size = folder / f"workers-{group.id.hex()}", len(table["bundles"])
     return {
         "group": group.id.hex(),
         "strategy": table["strategy"],
@@ -54,24 +56,24 @@ def told() -> dict[str, Any]:
         "nodes": list(table["bundles_to_node_id"].values()),
         "node": context.get_node_id(),
         "held": context.get_assigned_resources(),
-        "workers": ray.get([worker.remote() for _ in table["bundles"]], timeout=PATIENCE),
+        "workers": ray.get([worker.remote(meeting, size) for _ in range(size)]),
     }
 
 
 class SpreadTeacher(KeywordTeacher):
-    """Tells where it is in a file of the folder `told`; waits until there are two of it."""
+    """Writes its observations into the folder `told`; waits until two replicas have."""
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
         super().__init__(teacher, task)
-        seen = told()
         folder = Path(teacher.engine_args["told"])
+        seen = observed(folder.parent)
         (folder / seen["group"]).write_text(json.dumps(seen))
         wait_for(lambda: len(list(folder.iterdir())) >= 2)
 
 
 class Meeting:
-    """Takes items a and b, which wait for c, which another must take; the item `last` of that one
-    ends when the first is let go."""
+    """Maps items a and b, which wait until another actor gets c; the item `last` of that actor waits
+    until the first actor is released."""
 
     def __init__(self, folder: str) -> None:
         self._met = Path(folder) / "met"
@@ -88,7 +90,7 @@ class Meeting:
 
 
 class Broken:
-    """Cannot be made."""
+    """Fails in its constructor."""
 
     def __init__(self) -> None:
         raise TeacherError("cannot be made")
@@ -105,21 +107,19 @@ class Echo:
 
 
 def groups() -> list[str]:
-    """The groups that are there or wait."""
+    """The placement groups that exist or wait for nodes."""
     return [k for k, v in placement_group_table().items() if v["state"] != "REMOVED"]
 
 
 def wait_for(seen: Callable[[], bool]) -> None:
-    """Until it is so."""
-    deadline = time.monotonic() + PATIENCE
+    """Poll until it holds."""
     while not seen():
-        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Nodes that are all alike; the first is the head."""
+    """A cluster of identical nodes; the first is the head."""
     from ray.cluster_utils import Cluster
 
     size = {
@@ -134,27 +134,26 @@ def cluster() -> Iterator[None]:
         connection.connect()
         yield
     finally:
+        os.environ.pop(ADDRESS_VARIABLE, None)
         connection.disconnect()
         made.shutdown()
 
 
 def left() -> list[str]:
-    """Groups that a pool has left; Ray removes them in its own time."""
-    deadline = time.monotonic() + PATIENCE / 6
-    while groups() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    """Groups that a pool has left behind: none, once Ray has removed them."""
+    wait_for(lambda: not groups())
     return groups()
 
 
 def pool(actor: Any, arguments: tuple[Any, ...], items: Sequence[Any], most: int) -> Iterator[Any]:
-    """Work on a pool of actors over two nodes each."""
+    """Map items on a pool of actors that span two nodes each."""
     return actor_pool.run_on_actors(
         actor, arguments, items, pool=(most, most), resources=ON_EACH, nodes=2
     )
 
 
 def main() -> None:
-    """Label a corpus by two teachers, then let pools shrink, fail and be left."""
+    """Label a corpus by two teachers, then let pools shrink, fail and be interrupted."""
     path, folder = sys.argv[1], Path(sys.argv[2])
     config, seen = load_config(path, []), {}
     with cluster():

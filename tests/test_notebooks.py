@@ -1,4 +1,4 @@
-"""The notebooks: run from top to bottom with real models, and what of them is committed."""
+"""The notebooks: executed with real models, and as they are committed."""
 
 from pathlib import Path
 
@@ -8,11 +8,12 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from notebooks.execute import MOST_BYTES, executed, faults, linked_checkout
+from notebooks.execute import MAX_BYTES, executed, faults, linked_checkout
 from tests.conftest import ROOT
 from tests.demo import prepared
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
+"""The limit is a backstop against a hang: the tour starts Ray six times, within its first test."""
 
 FOLDER = ROOT / "notebooks"
 ROWS = 64
@@ -20,7 +21,7 @@ RUN = "runs/tour/run"
 QUICK = {
     "engine: vllm": "engine: transformers", ", enforce_eager: true": "", "epochs: 4": "epochs: 2",
 }  # fmt: skip
-"""vLLM's two starts would take most of the time; tests/teacher/test_vllm.py has the real one."""
+"""Two starts of vLLM would take most of the time; tests/teacher/test_vllm.py tests the real one."""
 
 
 @pytest.fixture(scope="module")
@@ -31,32 +32,34 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tour(checkout: Path) -> Path:
-    """The tour as it was run here, small."""
+    """The tour, executed on few rows."""
     notebook = nbformat.read(FOLDER / "tour.ipynb", as_version=4)
     (config,) = (cell for cell in notebook.cells if cell.id == "write-config")
-    for said, instead in QUICK.items():
-        assert said in config.source
-        config.source = config.source.replace(said, instead)
-    path = kept(notebook, checkout / "tour.ipynb")
-    return kept(executed(path, checkout, ROWS=str(ROWS)), path)
+    for slow, quick in QUICK.items():
+        assert slow in config.source
+        config.source = config.source.replace(slow, quick)
+    path = saved(notebook, checkout / "tour.ipynb")
+    return saved(executed(path, checkout, ROWS=str(ROWS)), path)
 
 
-def kept(notebook: nbformat.NotebookNode, path: Path) -> Path:
+def saved(notebook: nbformat.NotebookNode, path: Path) -> Path:
     nbformat.write(notebook, path)
     return path
 
 
-def shown(path: Path, cell: str) -> str:
-    """What a cell printed."""
+def printed(path: Path, cell: str) -> str:
+    """The text that a cell printed."""
     (found,) = (each for each in nbformat.read(path, as_version=4).cells if each.id == cell)
     return "".join(output.get("text", "") for output in found.outputs)
 
 
 def test_the_tour_labels_distils_compares_and_predicts(tour: Path, checkout: Path) -> None:
     assert faults(tour) == []
-    assert f"label: {ROWS + 40} rows" in shown(tour, "run-label")
-    assert "Test set, 40 rows" in shown(tour, "run-distill")
-    assert all(name in shown(tour, "run-compare") for name in ("llkd", "refined", "all", "random"))
+    assert f"label: {ROWS + 40} rows" in printed(tour, "run-label")
+    assert "Test set, 40 rows" in printed(tour, "run-distill")
+    assert all(
+        name in printed(tour, "run-compare") for name in ("llkd", "refined", "all", "random")
+    )
     folder = checkout / RUN / "predictions/new"
     found = ds.dataset(folder, format="parquet", exclude_invalid_files=True).to_table()
     new = [f"article-{number:04d}" for number in range(1780 - ROWS // 8, 1780)]
@@ -65,14 +68,14 @@ def test_the_tour_labels_distils_compares_and_predicts(tour: Path, checkout: Pat
 
 def test_the_analysis_reads_the_run_of_the_tour(tour: Path, checkout: Path) -> None:
     notebook = executed(FOLDER / "analysis.ipynb", checkout, RUN_DIR=RUN)
-    analysis = kept(notebook, checkout / "analysis.ipynb")
+    analysis = saved(notebook, checkout / "analysis.ipynb")
     assert faults(analysis) == []
-    assert shown(analysis, "read") == "64 labelled rows, 5 labels, 2 epochs, 40 test rows\n"
-    assert "of the rows at least once" in shown(analysis, "cost")
+    assert printed(analysis, "read") == "64 labelled rows, 5 labels, 2 epochs, 40 test rows\n"
+    assert "of the rows at least once" in printed(analysis, "cost")
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_what_is_committed_shows_a_whole_run_and_nothing_of_the_machine(path: Path) -> None:
+def test_committed_notebooks_show_a_complete_run_and_no_local_paths(path: Path) -> None:
     assert faults(path) == []
     assert sum("image/png" in str(cell.get("outputs")) for cell in cells(path)) >= 1
 
@@ -83,7 +86,7 @@ def cells(path: Path) -> list[nbformat.NotebookNode]:
 
 def test_a_command_that_fails_fails_its_cell(checkout: Path) -> None:
     source = "%%bash\npython jobs/run.py runs/nowhere.yaml"
-    path = kept(new_notebook(cells=[new_code_cell(source)]), checkout / "failing.ipynb")
+    path = saved(new_notebook(cells=[new_code_cell(source)]), checkout / "failing.ipynb")
     with pytest.raises(CellExecutionError, match="nowhere"):
         executed(path, checkout)
 
@@ -99,28 +102,28 @@ def test_a_command_that_fails_fails_its_cell(checkout: Path) -> None:
             new_output("execute_result", data={"text/html": "<b>/home/me</b>"}),
             "a path of this machine",
         ),
-        (new_output("stream", text="2026 WARNING a.py:1"), "what a library logged: 'WARNING'"),
-        (new_output("stream", text="a.py:1: UserWarning: b"), "what a library logged"),
-        (new_output("stream", text="x" * MOST_BYTES), "bytes are more than 250,000"),
+        (new_output("stream", text="2026 WARNING a.py:1"), "log lines of a library: 'WARNING'"),
+        (new_output("stream", text="a.py:1: UserWarning: b"), "log lines of a library"),
+        (new_output("stream", text="x" * MAX_BYTES), "bytes exceed 250,000"),
     ],
 )
-def test_outputs_that_are_not_to_be_kept(
+def test_outputs_that_must_not_be_committed(
     tmp_path: Path, output: nbformat.NotebookNode, words: str
 ) -> None:
     cell = new_code_cell("1", execution_count=1, outputs=[output])
-    (fault,) = faults(kept(new_notebook(cells=[cell]), tmp_path / "a.ipynb"))
+    (fault,) = faults(saved(new_notebook(cells=[cell]), tmp_path / "a.ipynb"))
     assert words in fault
 
 
-def test_outputs_that_may_be_kept(tmp_path: Path) -> None:
+def test_outputs_that_may_be_committed(tmp_path: Path) -> None:
     output = new_output("stream", text="Warning   runs/tour/run/logs and/or a/tmp/b")
     picture = new_output("display_data", data={"image/png": "iVBO+/tmp/a+/root/b"})
     cell = new_code_cell("1", execution_count=1, outputs=[output, picture])
-    assert faults(kept(new_notebook(cells=[cell]), tmp_path / "a.ipynb")) == []
+    assert faults(saved(new_notebook(cells=[cell]), tmp_path / "a.ipynb")) == []
 
 
-def test_cells_that_were_not_run_in_order(tmp_path: Path) -> None:
+def test_cells_executed_out_of_order(tmp_path: Path) -> None:
     two = [new_code_cell("1", execution_count=count) for count in (2, 1)]
-    assert faults(kept(new_notebook(cells=two), tmp_path / "a.ipynb")) == [
-        "the cells were not run from top to bottom"
+    assert faults(saved(new_notebook(cells=two), tmp_path / "a.ipynb")) == [
+        "the cells were not executed from top to bottom"
     ]

@@ -3,10 +3,9 @@
 import contextlib
 import json
 import threading
-import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,27 @@ from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
 from llkd.teacher.stage import CONTENT_FREE
 from tests.conftest import ROOT, MakeConfig, config_maker
-from tests.heads import HEAD_TYPE, PATIENCE, Head, head, node_type
+from tests.heads import ENDED, HEAD_TYPE, Head, SharedHead, head, node_type, wait_until
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with head(tmp_path_factory.mktemp("head")) as found:
-        yield found
+def shared_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedHead]:
+    shared = SharedHead(tmp_path_factory.mktemp("head"))
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def ray_head(shared_head: SharedHead) -> Head:
+    """A head that answers, whatever an earlier test did to it."""
+    return shared_head.get()
 
 
 def written(path: Path, config: RunConfig) -> Path:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return path
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 def labelled(run_dir: Path | str) -> int:
@@ -65,7 +64,7 @@ def test_two_jobs_and_one_of_them_is_stopped_and_goes_on(
     )
     ray_head.submit(slow, name="stopped")
     ray_head.submit(f"file://{other}", name="other")
-    wait_until(lambda: labelled(tmp_path / "run") >= 2, "labels")
+    ray_head.wait_for_job("stopped", lambda: labelled(tmp_path / "run") >= 2)
     ray_head.job("stop", "stopped")
     assert "was stopped" in ray_head.job("status", "stopped").stdout
     assert "Interrupted. The same command goes on" in ray_head.job("logs", "stopped").stdout
@@ -79,11 +78,11 @@ def test_two_jobs_and_one_of_them_is_stopped_and_goes_on(
     assert len(counts) == 420 + len(CONTENT_FREE)
     assert sum(n > 1 for n in counts.values()) <= 60  # one shard of the one actor
 
-    wait_until(lambda: "succeeded" in ray_head.job("status", "other").stdout, "the other job")
+    ray_head.wait_for_job("other", lambda: ray_head.status("other") == "SUCCEEDED")
     assert "selection" in json.loads((tmp_path / "other/metrics.json").read_text())
 
 
-def test_a_wrong_config_fails_the_job_and_says_why(
+def test_a_wrong_config_fails_the_job_with_the_reason(
     tmp_path: Path, make_config: MakeConfig, ray_head: Head
 ) -> None:
     failed = ray_head.submit(written(tmp_path / "config.yaml", make_config()), "student.epoch=3")
@@ -108,17 +107,17 @@ NODE_TYPES: dict[str, Any] = {
     "gpu_worker": {"resources": {"CPU": 2, "GPU": 1, "gpu_worker": 1}, "max_workers": 3},
     "cpu_worker": {"resources": {"CPU": 2, "cpu_worker": 2}, "max_workers": 1},
 }
-"""Who takes a node of the first type takes all of its CPUs. The GPU is only there for the scheduler,
-which adds no such node for work that needs none. Of three nodes one is for what was killed: its
-provider goes on counting it."""
+"""A worker on a node of the first type takes all of its CPUs. The GPU exists for the scheduler only,
+which adds no such node for work that needs none. The third node replaces the one that is killed,
+which its provider still counts."""
 
 TITLES = ("ray::MapWorker", "ray::RayTrainWorker", "ray::Map(")
-"""The processes of a teacher, of training, of tasks over shards."""
+"""Titles of the processes of a teacher, of training, and of tasks over shards."""
 
 
 @dataclass
 class Watch:
-    """What was on the nodes of a cluster, twice a second."""
+    """Records the nodes and processes of a cluster, twice a second."""
 
     cluster: Head
     nodes: list[Counter[str]] = field(default_factory=list)
@@ -135,6 +134,10 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
+
+    def is_alive(self) -> bool:
+        """Whether it still records."""
+        return self._thread.is_alive()
 
     def _look(self) -> None:
         types: dict[int, str] = {}
@@ -159,24 +162,24 @@ class Watch:
             )
 
     def of(self, title: str) -> set[str]:
-        """The node types on which processes of a title were."""
+        """The node types that had processes of a title."""
         return {name for found in self.seen for name, there in found if there == title}
 
     def together(self, title: str) -> list[int]:
-        """How many processes of a title there were, at each look."""
+        """The number of processes of a title, at each look."""
         return [sum(n for (_, there), n in found.items() if there == title) for found in self.seen]
 
 
 @dataclass
 class Grown:
-    """A run on a cluster that grew for it, lost a node, and shrank."""
+    """A run on a cluster that grew, lost a node, and shrank."""
 
     config: RunConfig
     alone: RunConfig
     """The same on one node."""
     watch: Watch
     left: Counter[str]
-    """Nodes by type, some time after the job."""
+    """Nodes by type, after the job when the idle ones had gone."""
     shards_at_kill: int
     logs: str
 
@@ -184,7 +187,7 @@ class Grown:
 @pytest.fixture(scope="module")
 def alone(
     tmp_path_factory: pytest.TempPathFactory, tiny_student: str, corpus_files: tuple[str, str],
-    ray_head: Head,
+    shared_head: SharedHead,
 ) -> RunConfig:  # fmt: skip
     """A run on one node."""
     folder, cpu = tmp_path_factory.mktemp("alone"), {"CPU": 1}
@@ -192,7 +195,7 @@ def alone(
         corpus={"rows_per_shard": 20}, teacher={"resources": cpu},
         student={"workers": 2, "resources": cpu},
     )  # fmt: skip
-    done = ray_head.submit(written(folder / "config.yaml", config))
+    done = shared_head.get().submit(written(folder / "config.yaml", config))
     assert done.returncode == 0, done.stdout
     return config
 
@@ -233,15 +236,15 @@ def grow(
     with head(folder, NODE_TYPES, autoscaler=autoscaler) as cluster, Watch(cluster) as watch:
         assert cluster.autoscaler() == autoscaler
         cluster.submit(written(folder / "config.yaml", config), name="grown")
-        wait_until(lambda: max(watch.together("ray::MapWorker"), default=0) == 2, "two teachers")
+        cluster.wait_for_job("grown", lambda: max(watch.together("ray::MapWorker"), default=0) == 2)
         done_before = labelled(config.run_dir)
-        wait_until(lambda: labelled(config.run_dir) > done_before + 2, "labels of two teachers")
+        cluster.wait_for_job("grown", lambda: labelled(config.run_dir) > done_before + 2)
         cluster.raylets("gpu_worker")[0].kill()
         shards = labelled(config.run_dir)
-        wait_until(lambda: "RUNNING" not in cluster.job("status", "grown").stdout, "its end")
+        wait_until(lambda: cluster.status("grown") in ENDED)
         logs = cluster.job("logs", "grown").stdout
-        assert "succeeded" in cluster.job("status", "grown").stdout, logs
-        wait_until(lambda: not cluster.raylets("gpu_worker"), "an idle node to go")
+        assert cluster.status("grown") == "SUCCEEDED", logs
+        wait_until(lambda: watch.nodes[-1]["gpu_worker"] == 0, watch.is_alive)
         left = watch.nodes[-1]
     return Grown(config, alone, watch, left, shards, logs)
 

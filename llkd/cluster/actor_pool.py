@@ -1,4 +1,4 @@
-"""Work over items on a pool of Ray Data actors, which grows with it and outlives its deaths."""
+"""Map items over a pool of Ray Data actors that grows with the cluster and survives actor deaths."""
 
 import json
 import os
@@ -13,8 +13,16 @@ import ray
 from llkd.cluster import autoscaling
 from llkd.cluster.connection import Resources, actors_of, autoscales, here
 from llkd.cluster.placement import bundles_of, reserved
-from llkd.cluster.shard_tasks import answer, data_of, result_of
+from llkd.cluster.shard_tasks import data_of, outcome_of, result_of
 from llkd.errors import ActorError, LLKDError
+
+ITEMS_PER_NODE = 4
+"""Waiting items that make another actor worth a new node."""
+
+MAX_BATCH = 64
+"""Items in a batch, at most: all of them wait for one actor even if another is idle."""
+BATCHES_PER_ACTOR = 16
+"""Batches that each actor would get of the remaining items, if all were as long as the next."""
 
 
 def run_on_actors(
@@ -28,56 +36,44 @@ def run_on_actors(
     max_failures: int = 3,
 ) -> Iterator[Any]:
     """Call `actor(*arguments)(item)` for each item on a pool of Ray Data actors; yield the results
-    as they come.
+    in the order in which they arrive.
 
     Args:
-        actor: a class whose instances take an item and return a result, both small and JSON-able.
-            They are called for two items at once, from two threads, so that one item's input and
-            output do not keep another waiting.
-        arguments: for its constructor.
-        items: an item that an actor dies on is given to another, or to the same one when Ray has
-            started it again.
-        pool: fewest and most actors; the pool grows while items wait.
-        resources: what one actor reserves, on each of its nodes.
-        nodes: over which one actor is spread (see llkd/cluster/placement.py).
-        max_failures: how often an actor may die at its start, or actors on one item.
+        actor: a class whose instances map an item to a result, both small and JSON-able. They are
+            called for two items at once, from two threads, to overlap computation and I/O.
+        arguments: of its constructor.
+        items: an item whose actor dies is retried, by another actor or by the restarted one.
+        pool: minimum and maximum size; the pool grows while items wait.
+        resources: reserved by one actor, on each of its nodes.
+        nodes: that one actor spans (see llkd/cluster/placement.py).
+        max_failures: how many failed starts of an actor, or failed tries of an item, are retried.
 
     Raises:
-        LLKDError: what the actor raised, as itself.
-        ActorError: actors died more often than `max_failures`.
+        LLKDError: that the actor raised.
+        ActorError: actors failed more often than `max_failures`.
     """
-    import ray.data
-
     if not items:
         return
-    most = most_actors(pool, len(items), at_once=nodes > 1 and autoscales())
-    # Each has two items at once, and more actors are wanted as soon as all have.
-    growth = ray.data.DataContext.get_current().autoscaling_config
-    growth.actor_pool_util_upscaling_threshold = 1.0
-    deaths = _Deaths.options(**here()).remote(max_failures)  # type: ignore[attr-defined]
+    size = max_actors(pool, len(items), one_node_each=nodes > 1 and autoscales())
+    fewest = min(pool[0], size)
     returned = 0
 
     def missing() -> int:
-        """Actors that the items still out would keep busy, beside those that Ray has begun: it asks
-        for the nodes of these, and of the fewest, itself."""
-        busy = min(most, (len(items) - returned) // ITEMS_AHEAD)
-        return max(busy - max(_pool_size(), min(pool[0], most)), 0)
+        """Nodes to request from the autoscaler: for actors that the remaining items would keep
+        busy, without those that Ray Data has started, for which it requests nodes itself."""
+        busy = min(size, (len(items) - returned) // ITEMS_PER_NODE)
+        return max(busy - max(_pool_size(), fewest), 0)
 
     bundles = bundles_of(resources, nodes)
     with (
         reserved(resources, nodes) as reservation,
         autoscaling.demand(bundles, missing) if autoscales() else nullcontext(),
     ):
-        dataset = data_of(falling_runs(items, most)).map(
+        attempts = _Attempts.options(**here()).remote(max_failures)  # type: ignore[attr-defined]
+        dataset = data_of(guided_batches(items, size)).map(
             _Replica,
-            fn_constructor_args=(actor, arguments, deaths),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(pool[0], most),
-                max_size=most,
-                max_tasks_in_flight_per_actor=2,
-                max_concurrent_calls_per_actor=2,
-                enable_true_multi_threading=True,
-            ),
+            fn_constructor_args=(actor, arguments, attempts),
+            compute=_pool_of(fewest, size),
             **reservation,
         )
         for row in dataset.iter_rows():
@@ -86,140 +82,158 @@ def run_on_actors(
             yield from results
 
 
-ITEMS_AHEAD = 4
-"""Items that wait for an actor when it is worth a new node."""
+def _pool_of(fewest: int, most: int) -> Any:
+    """Ray Data's strategy for actors that process two batches at once; the pool grows as soon as
+    every actor has two."""
+    from ray.data import ActorPoolStrategy, DataContext
+
+    growth = DataContext.get_current().autoscaling_config
+    growth.actor_pool_util_upscaling_threshold = 1.0
+    return ActorPoolStrategy(
+        min_size=fewest,
+        max_size=most,
+        max_tasks_in_flight_per_actor=2,
+        max_concurrent_calls_per_actor=2,
+        enable_true_multi_threading=True,
+    )
 
 
-def most_actors(pool: tuple[int, int], items: int, at_once: bool) -> int:
-    """Actors that a pool may have for so many items.
+def max_actors(pool: tuple[int, int], items: int, one_node_each: bool) -> int:
+    """Maximum size of a pool for this number of items.
 
     Args:
-        pool: fewest and most.
-        items: what they do.
-        at_once: whether Ray Data begins all of them as soon as one is busy, and Ray adds nodes for
-            each: what is in a placement group of its own takes nothing that Ray Data counts.
+        pool: configured minimum and maximum.
+        items: to be mapped.
+        one_node_each: whether each actor brings its own placement group on an autoscaling cluster.
+            Ray Data then starts all actors as soon as one is busy, for it does not count the
+            resources of such groups, and Ray adds nodes for each.
     """
     fewest, most = min(pool[0], items), min(pool[1], items)
-    return max(min(most, items // ITEMS_AHEAD), fewest) if at_once else most
+    return max(min(most, items // ITEMS_PER_NODE), fewest) if one_node_each else most
 
 
 def _pool_size() -> int:
-    """Actors of this job's pool, whether they run or wait for a node."""
+    """Actors of this job's pool that run or wait for a node."""
     return sum(actor["State"] != "DEAD" for actor in actors_of("replica"))
 
 
-LONGEST_RUN = 64
-"""Items that an actor is given at once, at most: all of them wait if there is no other one."""
-RUNS_AHEAD = 16
-"""Runs that each actor would have of the items that are left, were all as long as the next."""
-
-
-def falling_runs(items: Sequence[Any], actors: int) -> list[list[Any]]:
-    """Items cut into runs for actors to take one after another: long ones first, for each costs
-    the driver some milliseconds; ever shorter ones, so that all end at about the same time."""
-    runs, start = [], 0
+def guided_batches(items: Sequence[Any], actors: int) -> list[list[Any]]:
+    """Items in batches of falling length, as in guided self-scheduling: long ones first, as each
+    batch costs the driver some milliseconds; short ones last, so that all actors end together."""
+    batches, start = [], 0
     while start < len(items):
-        length = max((len(items) - start) // (RUNS_AHEAD * actors), 1)
-        runs.append(list(items[start : start + min(length, LONGEST_RUN)]))
-        start += len(runs[-1])
-    return runs
+        length = max((len(items) - start) // (BATCHES_PER_ACTOR * actors), 1)
+        batches.append(list(items[start : start + min(length, MAX_BATCH)]))
+        start += len(batches[-1])
+    return batches
 
 
 @ray.remote(num_cpus=0)
-class _Deaths:
-    """Counts what was begun and not ended, for Ray starts a dead actor again for ever; and keeps
-    the results of runs that are not ended, so that no item of them is done again after a death."""
+class _Attempts:
+    """Bounds the attempts of starts and items, and keeps the results of unfinished batches.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    Ray's own limits do not fit: `max_restarts` and `max_task_retries` count over an actor's whole
+    life and over a batch, not per start and item; a process killed in its constructor does not
+    count as one of `max_consecutive_actor_init_deaths`; and none of them names the item or keeps
+    what the process raised last.
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        self._max_failures = max_failures
         self._begun: dict[str, int] = {}
-        self._said: dict[str, str] = {}
+        self._messages: dict[str, str] = {}
         self._results: dict[str, str] = {}
 
-    def begin(self, what: str) -> tuple[str | None, str | None]:
-        """Something is tried: (why it must not be, if it failed too often; its result, if there
-        is one)."""
-        if what in self._results:
-            return None, self._results[what]
-        failed = self._begun.get(what, 0)
-        if failed > self._most:
-            said = self._said.get(what, "it was killed: too little memory is the usual cause")
-            return f"{what} failed {failed} times; the last time: {said}", None
-        self._begun[what] = failed + 1
+    def begin(self, name: str) -> tuple[str | None, str | None]:
+        """Count an attempt: (why it must not be made, or None; its result if one is kept)."""
+        if name in self._results:
+            return None, self._results[name]
+        failed = self._begun.get(name, 0)
+        if failed > self._max_failures:
+            last = self._messages.get(name, "it was killed: too little memory is the usual cause")
+            return f"{name} failed {failed} times; the last time: {last}", None
+        self._begun[name] = failed + 1
         return None, None
 
-    def end(self, what: str, result: str | None) -> None:
-        """It went well; the result is kept until it is forgotten."""
-        self._begun.pop(what, None)
+    def succeed(self, name: str, result: str | None) -> None:
+        """Forget the attempts; keep the result, if it is part of a batch, until `forget`."""
+        self._begun.pop(name, None)
         if result is not None:
-            self._results[what] = result
+            self._results[name] = result
 
-    def forget(self, whats: Sequence[str]) -> None:
-        """A run has ended: the results of its items are on their way."""
-        for what in whats:
-            self._results.pop(what, None)
+    def forget(self, names: Sequence[str]) -> None:
+        """A batch is finished: drop the results of its items."""
+        for name in names:
+            self._results.pop(name, None)
 
-    def say(self, what: str, message: str, others: Sequence[str]) -> None:
-        """Why it failed; the others fell with it by no fault of theirs."""
-        self._said[what] = message
+    def fail(self, name: str, message: str, others: Sequence[str]) -> None:
+        """Record why an attempt failed; those of `others`, which die with it, do not count."""
+        self._messages[name] = message
         for other in others:
             self._begun[other] -= 1
 
 
 class _Replica:
-    """An actor of the pool. Its constructor does not raise: Ray would tell the text only."""
+    """An actor of the pool. Its constructor does not raise, as Ray would pass on the text only."""
 
     def __init__(
         self,
         actor: Callable[..., Callable[[Any], Any]],
         arguments: tuple[Any, ...],
-        deaths: Any,
+        attempts: Any,
     ) -> None:
         self._failure: LLKDError | None = None
-        self._deaths = deaths
-        self._under_way: set[str] = set()
-        # Ray gives an actor that it starts again its old name.
-        me = f"The start of replica {ray.get_runtime_context().get_actor_id()[:8]}"
+        self._attempts = attempts
+        self._running: set[str] = set()
+        # A restarted actor keeps its id.
+        start = f"The start of replica {ray.get_runtime_context().get_actor_id()[:8]}"
         try:
-            self._actor = self._guarded(me, lambda: actor(*arguments))
+            self._actor = self._attempt(start, lambda: actor(*arguments))
         except LLKDError as error:
             self._failure = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return answer(lambda: self._run(json.loads(row["item"])))
+        return outcome_of(lambda: self._map(json.loads(row["item"])))
 
-    def _run(self, items: list[Any]) -> list[Any]:
+    def _map(self, items: list[Any]) -> list[Any]:
         if self._failure is not None:
             raise self._failure
         names = [f"Work on {json.dumps(item)}" for item in items]
-        kept = len(items) > 1
+        keep = len(items) > 1
         results = [
-            self._guarded(name, partial(self._actor, item), kept)
+            self._attempt(name, partial(self._actor, item), keep)
             for name, item in zip(names, items, strict=True)
         ]
-        if kept:
-            ray.get(self._deaths.forget.remote(names))
+        if keep:
+            ray.get(self._attempts.forget.remote(names))
         return results
 
-    def _guarded(self, what: str, call: Callable[[], Any], kept: bool = False) -> Any:
-        """Call, unless it failed too often, or its result was kept. What it raises by mistake ends
-        this process: an engine that met it may be broken, and Ray starts another."""
-        refusal, known = ray.get(self._deaths.begin.remote(what))
+    def _attempt(self, name: str, call: Callable[[], Any], keep: bool = False) -> Any:
+        """The result of a call, or the one kept from an earlier attempt.
+
+        An unexpected exception ends this process: an engine that raised it may be broken, and Ray
+        starts a new one.
+
+        Raises:
+            LLKDError: that the call raised.
+            ActorError: it failed too often.
+        """
+        refusal, known = ray.get(self._attempts.begin.remote(name))
         if refusal is not None:
             raise ActorError(refusal)
         if known is not None:
             return json.loads(known)
-        self._under_way.add(what)
+        self._running.add(name)
         try:
             result = call()
         except LLKDError:
             raise
         except Exception as error:
             traceback.print_exc()
-            others = sorted(self._under_way - {what})
-            ray.get(self._deaths.say.remote(what, f"{type(error).__name__}: {error}", others))
+            others = sorted(self._running - {name})
+            ray.get(self._attempts.fail.remote(name, f"{type(error).__name__}: {error}", others))
             os._exit(1)
         finally:
-            self._under_way.discard(what)
-        ray.get(self._deaths.end.remote(what, json.dumps(result) if kept else None))
+            self._running.discard(name)
+        ray.get(self._attempts.succeed.remote(name, json.dumps(result) if keep else None))
         return result

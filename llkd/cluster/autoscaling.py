@@ -1,7 +1,7 @@
-"""What the autoscaler of a Ray cluster says of itself.
+"""Whether an autoscaler serves the cluster, and how a pool makes it add nodes.
 
-That there is one can be seen. Which nodes it may add, the autoscalers of `ray up` and of KubeRay
-tell nobody in Ray 2.60; others do.
+That an autoscaler runs can be detected. Which nodes it may add is not published by those of
+`ray up` and KubeRay in Ray 2.60; others publish it.
 """
 
 import contextlib
@@ -12,43 +12,35 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llkd.cluster import ray_internals
+
 READONLY_TYPE = "node_"
-"""Where no autoscaler adds nodes, Ray's monitor reports a node type of this prefix for each node."""
+"""Prefix of the node types that Ray's monitor reports, one a node, where no autoscaler runs."""
 
-STATUS_KEY = "__autoscaling_status"
-
-LOOK_SECONDS = 1.0
-"""Between two looks whether nodes have come."""
-TAKE_SECONDS = 30.0
-"""Within which a node that has come is taken; else it is asked for again."""
+POLL_SECONDS = 1.0
+"""Interval between two checks whether nodes have come."""
+CLAIM_SECONDS = 30.0
+"""Time for a pool to occupy a new node, before another node is requested."""
 
 
 def addable_nodes() -> list[dict[str, float]]:
-    """Resources of the node types that may be added, as far as the autoscaler tells."""
-    from ray._private.state import state
-
+    """Resources of the node types that the autoscaler publishes; empty where it publishes none."""
     try:
-        config = state.get_cluster_config()
-    except Exception:  # no Ray, or none that knows of it
+        return ray_internals.declared_node_types()
+    except Exception:  # no Ray is connected, or an older one runs
         return []
-    groups = config.node_group_configs if config else []
-    return [dict(group.resources) for group in groups]
 
 
 def is_running() -> bool:
-    """Whether an autoscaler looks after this cluster, and not only a monitor that reports on it."""
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-    from ray.experimental.internal_kv import _internal_kv_get
-
+    """Whether an autoscaler serves this cluster, not only a monitor that reports on it."""
     try:
-        # The second version is switched on by KubeRay, where it scales, and by hand.
-        return bool(is_autoscaler_v2()) or adds_nodes(_internal_kv_get(STATUS_KEY))
-    except Exception:  # no Ray, or none that knows of it
+        return ray_internals.is_autoscaler_v2() or adds_nodes(ray_internals.autoscaler_status())
+    except Exception:  # no Ray is connected, or an older one runs
         return False
 
 
 def adds_nodes(status: bytes | None) -> bool:
-    """Whether the monitor that reported this status adds nodes; None is no report."""
+    """Whether the monitor that reported this status adds nodes; None stands for no report."""
     report = json.loads(status).get("autoscaler_report") if status else None
     types = [*report["active_nodes"], *report["pending_launches"]] if report else []
     return any(not name.startswith(READONLY_TYPE) for name in types)
@@ -56,38 +48,43 @@ def adds_nodes(status: bytes | None) -> bool:
 
 @contextlib.contextmanager
 def demand(bundles: Sequence[Mapping[str, float]], missing: Callable[[], int]) -> Iterator[None]:
-    """Have nodes added for so many reservations of these bundles, all of them or none, as are
-    missing; none is kept: as soon as there are nodes for one it is given back, and asked for again
-    if still missing.
+    """Request nodes from the autoscaler within the block, by placement groups.
 
-    Ray Data lets a pool of actors grow on nodes that are there. Those that it asks for itself it
-    chooses by CPUs, GPUs and memory alone, and only by rates that it has measured.
+    Ray Data grows a pool of actors only onto existing nodes. The nodes that it requests itself it
+    chooses by CPUs, GPUs and memory alone, and only from rates that it has measured.
+
+    A group that gets its nodes is released at once for the pool to take them, and requested again
+    if it is still missing after CLAIM_SECONDS.
+
+    Args:
+        bundles: of one group: all of them are placed, or none.
+        missing: how many groups are still needed.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    asked: list[Any] = []
+    requested: list[Any] = []
     done = threading.Event()
 
-    def look() -> None:
-        came = -math.inf
-        while (wanted := missing()) and not done.wait(LOOK_SECONDS):
-            for group in [group for group in asked if _is_placed(group)]:
+    def watch() -> None:
+        placed_at = -math.inf
+        while (wanted := missing()) and not done.wait(POLL_SECONDS):
+            for group in [group for group in requested if _is_placed(group)]:
                 remove_placement_group(group)
-                asked.remove(group)
-                came = time.monotonic()
-            while len(asked) < wanted and time.monotonic() - came >= TAKE_SECONDS:
-                asked.append(placement_group([dict(bundle) for bundle in bundles]))
-            while len(asked) > wanted:
-                remove_placement_group(asked.pop())
+                requested.remove(group)
+                placed_at = time.monotonic()
+            while len(requested) < wanted and time.monotonic() - placed_at >= CLAIM_SECONDS:
+                requested.append(placement_group([dict(bundle) for bundle in bundles]))
+            while len(requested) > wanted:
+                remove_placement_group(requested.pop())
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-        for group in asked:
+        for group in requested:
             remove_placement_group(group)
 
 

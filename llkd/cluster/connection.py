@@ -1,4 +1,4 @@
-"""Connecting to Ray, and what its nodes have."""
+"""Connect to Ray, and query the resources of its nodes."""
 
 import logging
 import os
@@ -10,16 +10,15 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from llkd.cluster import autoscaling
+from llkd.cluster import autoscaling, ray_internals
 from llkd.cluster.environment import ADDRESS_VARIABLE
 from llkd.errors import ResourceError
 
-REACH_SECONDS = 20.0
-"""How long a cluster may take to accept a connection."""
+CONNECT_SECONDS = 20.0
+"""Time limit for the cluster to accept a connection."""
 
 START_ATTEMPTS = 3
-"""Ray gives a node of its own half a minute to start; a busy machine may need longer."""
-
+"""Ray gives a local node half a minute to start; a busy machine may need longer."""
 
 Resources = dict[str, float]
 
@@ -48,9 +47,9 @@ def connect() -> bool:
             ray.shutdown()
             if not address and attempt < START_ATTEMPTS and "timed out" in str(error):
                 continue
-            where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+            where = f"connect to the Ray cluster at {address}" if address else "start Ray here"
             raise ResourceError(
-                f"Cannot start on {where}: {error}",
+                f"Cannot {where}: {error}",
                 "Run the same command again; if it fails again, read the log.",
             ) from error
     from ray.data import DataContext
@@ -61,72 +60,72 @@ def connect() -> bool:
 
 
 def use_own_token() -> None:
-    """Let nobody else into a Ray of this machine: whoever asks it must know a token, which Ray
-    would otherwise keep in a file of the home directory. Ours is in the environment alone."""
+    """Protect a local Ray by a token that only this process's environment holds. Ray itself would
+    keep one in the home directory."""
     if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _require_reachable(address: str) -> None:
-    """See that somebody listens at host:port, for Ray itself tries for ever.
+    """Check that host:port accepts connections, as Ray itself retries for ever.
 
     Raises:
-        ResourceError: nobody does.
+        ResourceError: it does not.
     """
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
-        return  # "auto": Ray finds it by itself, or says that it cannot
+        return  # "auto": Ray finds the cluster, or reports that it cannot
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise ResourceError(
-            f"{ADDRESS_VARIABLE} is {address}, and no Ray cluster answers there: {error}.",
-            "Correct it, or unset it to work on a Ray of this machine.",
+            f"{ADDRESS_VARIABLE} is {address}, and no Ray cluster answers there: {error}",
+            f"Correct {ADDRESS_VARIABLE}, or unset it to use a local Ray.",
         ) from error
 
 
 def disconnect() -> None:
-    """Leave the cluster, or stop the Ray that `connect` started."""
+    """Leave the cluster, or stop the local Ray that `connect` started."""
     ray.shutdown()
 
 
 def is_local() -> bool:
-    """Whether this process works on a Ray of its own, on this machine."""
+    """Whether this process uses a local Ray instead of a cluster."""
     return not os.environ.get(ADDRESS_VARIABLE)
 
 
 def cluster_has_gpus(setting: str) -> bool:
-    """Whether any node of the cluster has a GPU, or one that the autoscaler can add.
+    """Whether a node of the cluster has a GPU, or a node that the autoscaler can add.
 
     Args:
-        setting: what to set where that cannot be known.
+        setting: the setting to name in the remedy.
 
     Raises:
-        ResourceError: no node has one now, and the autoscaler does not say which nodes it adds.
+        ResourceError: no node has one now, and the autoscaler does not publish its node types.
     """
     if any(node.get("GPU", 0) > 0 for node in nodes() + _addable_nodes()):
         return True
     if autoscales() and not _addable_nodes():
         raise ResourceError(
-            "No node of this cluster has a GPU now, and its autoscaler does not say which "
+            "No node of this cluster has a GPU now, and its autoscaler does not publish which "
             "nodes it can add.",
-            f"Set {setting}: {{GPU: 1, CPU: 1}} for GPUs, or {{CPU: 8}} to work without.",
+            f"Set {setting}: {{GPU: 1, CPU: 1}} for GPUs, or {{CPU: 8}} to run without.",
         )
     return False
 
 
 def largest_node_cpus() -> float:
-    """CPUs of the node that has most."""
+    """CPUs of the largest node."""
     return max((node.get("CPU", 0) for node in nodes() + _addable_nodes()), default=1)
 
 
 def cpus_each(actors: int) -> float:
-    """CPUs of the largest node, divided by so many actors: whole ones, at least one."""
+    """The share of each of `actors` in the CPUs of the largest node: a whole number, at least 1."""
     return max(largest_node_cpus() // actors, 1)
 
 
 def nodes() -> list[Resources]:
-    """Resources of each node that is there."""
+    """Resources of each node that is alive."""
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
@@ -135,8 +134,8 @@ def _addable_nodes() -> list[Resources]:
 
 
 def here() -> dict[str, Any]:
-    """Ray's keyword arguments that keep an actor on this process's node: one that reserves nothing
-    is else put on any, also on one that is taken away when it has no work."""
+    """Ray's keyword arguments that pin an actor to this process's node. An actor that reserves
+    nothing could otherwise land on a node that the autoscaler removes as idle."""
     node = ray.get_runtime_context().get_node_id()
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
@@ -157,31 +156,31 @@ def options_of(resources: Resources) -> dict[str, Any]:
 
 
 def require_resources(resources: Resources, setting: str, spread: int = 1) -> None:
-    """See that some node can ever hold these resources, or so many nodes at once.
+    """Check that the cluster can provide these resources, on `spread` nodes at once.
 
-    A cluster that scales by itself is trusted to add nodes for what none has now.
+    An autoscaling cluster passes: it may add nodes.
 
     Args:
-        resources: what is asked for, of each node.
-        setting: where it is asked for.
-        spread: `teacher.nodes`, where it is a replica of the teacher.
+        resources: requested of each node.
+        setting: that requests them.
+        spread: `teacher.nodes`, for a replica of the teacher.
 
     Raises:
-        ResourceError: naming what is asked, where, and what the nodes have.
+        ResourceError: naming the request, the setting, and the resources of the nodes.
     """
-    there = nodes()
-    places = room_for(there, resources) if resources else spread
+    alive = nodes()
+    places = room_for(alive, resources) if resources else spread
     if places >= spread or autoscales():
         return
     have = "; ".join(
         ", ".join(f"{k}: {v:g}" for k, v in sorted(node.items()) if k in {"CPU", "GPU", *resources})
-        for node in there
+        for node in alive
     )
     wanted = ", ".join(f"{k}: {v:g}" for k, v in resources.items())
     if spread > 1:
         raise ResourceError(
             f"{setting} asks for {{{wanted}}} on each of {spread} nodes "
-            f"(teacher.nodes), and this cluster has {places} such places ({have}).",
+            f"(teacher.nodes), and this cluster has room for {places} of them ({have}).",
             f"Lower teacher.nodes or {setting}, or use more nodes.",
         )
     raise ResourceError(
@@ -191,40 +190,36 @@ def require_resources(resources: Resources, setting: str, spread: int = 1) -> No
 
 
 def room_for(nodes: Sequence[Resources], resources: Resources) -> int:
-    """How often these resources fit on the nodes beside each other."""
+    """How many times these resources fit on the nodes at once."""
     return sum(
         min(times(node.get(name, 0), amount) for name, amount in resources.items())
         for node in nodes
     )
 
 
-def times(there: float, amount: float) -> int:
-    """How often an amount fits into what is there."""
-    return int((there + 1e-9) // amount)
+def times(available: float, amount: float) -> int:
+    """How many times an amount fits into what is available."""
+    return int((available + 1e-9) // amount)
 
 
 def autoscales() -> bool:
-    """Whether nodes may still be added: an autoscaler looks after this cluster."""
+    """Whether an autoscaler may add nodes to this cluster."""
     return not is_local() and bool(autoscaling.addable_nodes() or autoscaling.is_running())
 
 
-CREWS = {"replica": "MapWorker", "worker": "RayTrainWorker"}
-"""How the classes of actors begin that Ray Data and Ray Train do a stage's work with, by what a
-person calls them."""
+ACTOR_CLASSES = {"replica": "MapWorker", "worker": "RayTrainWorker"}
+"""Prefix of the class name of the actors of Ray Data and Ray Train, by LLKD's name for them."""
 
 
-def crew_size(crew: str) -> int:
-    """Actors of this job that run, of a crew in CREWS; 0 where Ray does not say."""
+def running_actors(kind: str) -> int:
+    """How many actors of a kind in ACTOR_CLASSES this job runs; 0 where Ray does not answer."""
     try:
-        return [actor["State"] for actor in actors_of(crew)].count("ALIVE")
-    except Exception:  # of an interface of Ray's own, which raises what it likes
+        return [actor["State"] for actor in actors_of(kind)].count("ALIVE")
+    except Exception:  # a private interface of Ray, which may raise anything
         return 0
 
 
-def actors_of(crew: str) -> list[dict[str, Any]]:
-    """What Ray tells of each actor of this job, of a crew in CREWS: `State`, `Name` and more."""
-    from ray._private.state import actors
-
-    job = ray.get_runtime_context().get_job_id()
-    known = actors(job_id=ray.JobID.from_hex(job)).values()
-    return [actor for actor in known if actor["ActorClassName"].startswith(CREWS[crew])]
+def actors_of(kind: str) -> list[dict[str, Any]]:
+    """Ray's record of each actor of this job of a kind in ACTOR_CLASSES: `State`, `Name`, ..."""
+    known = ray_internals.actors_of_job(ray.get_runtime_context().get_job_id())
+    return [actor for actor in known if actor["ActorClassName"].startswith(ACTOR_CLASSES[kind])]

@@ -1,21 +1,20 @@
-"""What a Ray on this machine is told before it is imported, by its environment.
+"""Environment variables of a local Ray, set before Ray is imported.
 
-Ray reads some of it at import; so the package imports this module before any other.
+Ray reads some of them at import, so the package imports this module first.
 """
 
 import os
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
-"""The environment variable that names the cluster to join."""
+"""The environment variable with the address of the cluster to join."""
 
-# Without it a local Ray listens on the machine's outer address. With it
-# every port of a Ray that is started here binds to 127.0.0.1. On a cluster other nodes have to
-# reach this process.
+# A local Ray binds every port to 127.0.0.1 by the first variable; without, it listens on the
+# machine's public address. On a cluster other nodes have to reach this process.
 if not os.environ.get(ADDRESS_VARIABLE):
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    # An engine in a process of its own must not outlive an actor that is killed.
+    # An engine in a separate process must not outlive an actor that is killed.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
-    # This machine is not taken away; the watcher is one process more that each training starts.
+    # The local machine is not preempted; the watcher would be one more process for each training.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Seconds between Ray Train's looks at its workers, by which it notices that they are done.
+    # Seconds between two polls of Ray Train, by which it notices that its workers have finished.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

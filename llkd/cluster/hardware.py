@@ -1,4 +1,4 @@
-"""What this machine computes fastest in."""
+"""The fastest number format of this machine."""
 
 import time
 from functools import cache
@@ -12,14 +12,14 @@ _ROWS, _INNER, _OUTER, _REPEATS = 512, 576, 1536, 5
 def cpu_prefers_bfloat16() -> bool:
     """Whether bfloat16 matrix products are faster here than float32 ones, by timing both.
 
-    Not every processor that has bfloat16 instructions runs them at full speed, so their flag
-    says too little. Takes some tens of milliseconds.
+    The CPU flag is not enough: not every processor with bfloat16 instructions runs them at full
+    speed. Takes tens of milliseconds.
     """
     return _fastest(torch.bfloat16) < _fastest(torch.float32)
 
 
 def _fastest(dtype: torch.dtype) -> float:
-    """Seconds of the fastest of a few products of a transformer's usual shape."""
+    """Least time in seconds of a few matrix products of a typical transformer's shape."""
     left, right = torch.ones(_ROWS, _INNER, dtype=dtype), torch.ones(_INNER, _OUTER, dtype=dtype)
     torch.matmul(left, right)
     times = []

@@ -1,7 +1,6 @@
-"""torch's process group for a Ray that was started on this machine: no port beyond it.
+"""A torch process group on the loopback, for a Ray that runs on this machine alone.
 
-torch's own rendezvous listens on every interface, so the workers of one machine meet in a file
-instead, and talk over the loopback.
+The rendezvous of torch listens on every interface, so the workers meet in a file instead.
 """
 
 import os
@@ -11,17 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.train.torch.config import (
-    TorchConfig,
-    _set_torch_distributed_env_vars,
-    _setup_torch_process_group,
-    _TorchBackend,
-)
+from ray.train.torch import TorchConfig
+
+from llkd.cluster.ray_internals import torch_backend
+
+_RAY = torch_backend()
 
 
 @dataclass
 class LoopbackTorchConfig(TorchConfig):  # type: ignore[misc]
-    """What `TorchTrainer(torch_config=...)` takes."""
+    """For `TorchTrainer(torch_config=...)`."""
 
     @property
     def backend_cls(self) -> type:
@@ -29,17 +27,17 @@ class LoopbackTorchConfig(TorchConfig):  # type: ignore[misc]
         return _LoopbackBackend
 
 
-class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
+class _LoopbackBackend(_RAY.base):  # type: ignore[misc,name-defined]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         meeting = os.path.join(tempfile.gettempdir(), f"llkd-{uuid.uuid4().hex}")
         worker_group.execute(_use_loopback)
-        worker_group.execute(_set_torch_distributed_env_vars)
+        worker_group.execute(_RAY.set_environment)
         ray.get(
             [
                 worker_group.execute_single_async(
                     rank,
-                    _setup_torch_process_group,
+                    _RAY.set_up_group,
                     backend=backend_config.backend or ("nccl" if gpus > 0 else "gloo"),
                     world_rank=rank,
                     world_size=len(worker_group),

@@ -1,7 +1,7 @@
-"""Choices that depend on the machine, made once a run and kept with it.
+"""Choices that depend on the machine, made once per run and stored with it.
 
-The fastest choice is found by timing, and a busy machine may answer differently the next time. A
-resumed run must keep its number format, or its shards would not match.
+The choice is found by timing, which may come out differently on a busy machine. A resumed run must
+keep its number format, or its shards would not match.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ MACHINE_CHOICES = "settled.json"
 def choose_once(
     folder: Folder, decide: Callable[[], dict[str, Any]], resources: connection.Resources
 ) -> dict[str, Any]:
-    """The first answer of `decide`, on a node with these resources; kept in the folder."""
+    """The stored choice; on the first call, that of `decide` on a node with these resources."""
     found: dict[str, Any] | None = folder.read_json_if_there(MACHINE_CHOICES)
     if found is None:
         found = choose(decide, resources)
@@ -27,7 +27,7 @@ def choose_once(
 
 
 def choose(decide: Callable[[], dict[str, Any]], resources: connection.Resources) -> dict[str, Any]:
-    """The answer of `decide` on a node with these resources."""
+    """The choice of `decide` on a node with these resources."""
     if connection.is_local():
         return decide()  # this is the machine
     task = ray.remote(decide).options(**connection.options_of(resources))

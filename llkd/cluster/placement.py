@@ -1,4 +1,4 @@
-"""What the actors of a pool reserve: resources of one node, or of several for each actor."""
+"""Resources that each actor of a pool reserves, on one node or on several."""
 
 import contextlib
 import math
@@ -9,33 +9,33 @@ from typing import Any
 from llkd.cluster.connection import Resources, actors_of, options_of
 from llkd.errors import ActorError
 
-UNITS = 10_000
-"""In which Ray counts a whole of any resource."""
-LOOK_SECONDS = 1.0
-"""Between two looks whether actors are gone."""
+RESOLUTION = 10_000
+"""Ray counts resources in fractions of 1 / RESOLUTION."""
+POLL_SECONDS = 1.0
+"""Interval between two checks for dead actors."""
 
 
 def bundles_of(resources: Resources, nodes: int) -> list[Resources]:
-    """What one actor reserves, in parts of which each is on one node: all of it, or, over several
-    nodes, one for each GPU with its share of the node's other resources.
+    """The bundles of one actor's placement group. On one node, a single bundle; on several nodes,
+    one bundle per GPU, with its share of the node's other resources.
 
-    An engine that starts its workers by Ray wants bundles of one GPU (vLLM takes no others). What
-    should be said is that those of a node lie together and the nodes differ. Ray cannot: its strict
-    strategies are for all bundles of a group on one node, or each on its own. PACK, which is taken,
-    fills as few nodes as it can. On nodes that have as many GPUs free as
-    `resources` says that is what is wanted. On larger ones, or ones in use, a node may get more and
-    another less, which costs speed alone. A resource that each node has once (`gpu_worker: 1`)
-    makes it exact: no node holds more shares of it than one actor's.
+    An engine whose workers are started by Ray needs bundles of one GPU: vLLM accepts no others. The
+    bundles of a node should be placed together, and on as many nodes as asked for, which Ray cannot
+    express: its strict strategies place all bundles of a group on one node, or each on a different
+    one. PACK fills as few nodes as possible. That is exact on nodes with as many free GPUs as
+    `resources` names. On larger or partly used nodes one node may get more bundles than another,
+    which costs speed only. A resource that each node has once (`gpu_worker: 1`) makes it exact
+    everywhere: no node can hold more than one actor's share of it.
 
     Args:
-        resources: what an actor takes on each node; over several, a whole number of GPUs.
-        nodes: over which it is spread.
+        resources: of an actor on each node; on several nodes, a whole number of GPUs.
+        nodes: that the actor spans.
     """
     if nodes == 1:
         return [resources]
     gpus = int(resources["GPU"])
     # Rounded down: a node must have room for the sum.
-    share = {k: math.floor(v / gpus * UNITS) / UNITS for k, v in resources.items()}
+    share = {k: math.floor(v / gpus * RESOLUTION) / RESOLUTION for k, v in resources.items()}
     return [{**share, "GPU": 1.0}] * (gpus * nodes)
 
 
@@ -43,14 +43,15 @@ def bundles_of(resources: Resources, nodes: int) -> list[Resources]:
 def reserved(resources: Resources, nodes: int) -> Iterator[dict[str, Any]]:
     """Ray Data's keyword arguments by which each actor of a pool reserves its resources.
 
-    Over several nodes each actor is put into a placement group of its own, and so is whatever it
-    starts; it takes no GPU of the group itself. An actor that dies is started again in its group.
-    The group of one that Ray Data let go is removed, and all of them at the end. (Ray removes those
-    of a process that was killed. A group is made here, for one that an actor makes outlives it.)
+    An actor that spans several nodes gets its own placement group, which captures the workers that
+    it starts; the actor itself takes no GPU of it. An actor that dies is restarted in its group.
+    The group of an actor that Ray Data released is removed, and all groups are at the end. The
+    driver creates the groups, so that Ray removes them if the driver is killed; those that an actor
+    creates would outlive it.
 
     Args:
-        resources: what an actor takes on each node.
-        nodes: over which it is spread.
+        resources: of an actor on each node.
+        nodes: that it spans.
     """
     if nodes == 1:
         yield options_of(resources)
@@ -60,17 +61,18 @@ def reserved(resources: Resources, nodes: int) -> Iterator[dict[str, Any]]:
     groups = _Groups(bundles_of(resources, nodes))
     ended = threading.Event()
 
-    def look() -> None:
-        while not ended.wait(LOOK_SECONDS):
+    def watch() -> None:
+        while not ended.wait(POLL_SECONDS):
             groups.remove_those_of_the_dead()
 
-    # They only warn of memory, but ask for the options of an actor too: a group would be made for none.
+    # Ray Data's issue detectors only warn of memory use, but call `ray_remote_args_fn` too, which
+    # would create a group without an actor.
     detection = ray.data.DataContext.get_current().issue_detectors_config
     detectors, detection.detectors = detection.detectors, []
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        # Called in this process, once for each actor that is begun.
+        # Called in this process, once for each actor that is started.
         yield {"num_cpus": 0, "num_gpus": 0, "ray_remote_args_fn": lambda: groups.make()}
     finally:
         detection.detectors = detectors
@@ -80,7 +82,7 @@ def reserved(resources: Resources, nodes: int) -> Iterator[dict[str, Any]]:
 
 
 class _Groups:
-    """The placement groups of a pool, each with the name of its actor."""
+    """The placement groups of a pool, by the names of their actors."""
 
     def __init__(self, bundles: Sequence[Resources]) -> None:
         self._bundles = [dict(bundle) for bundle in bundles]
@@ -99,7 +101,7 @@ class _Groups:
 
         with self._lock:
             if self._closed:
-                raise ActorError("A replica was begun when its pool had ended.")
+                raise ActorError("A replica was started after its pool had ended.")
             group = placement_group(self._bundles, strategy="PACK")
             name = f"replica-{group.id.hex()}"
             self._groups[name] = group
@@ -107,13 +109,13 @@ class _Groups:
         return {"name": name, "scheduling_strategy": strategy}
 
     def remove_those_of_the_dead(self) -> None:
-        """Remove the groups whose actors do not come back."""
+        """Remove the groups whose actors are not restarted."""
         dead = {actor["Name"] for actor in actors_of("replica") if actor["State"] == "DEAD"}
         with self._lock:
             self._remove(dead.intersection(self._groups))
 
     def close(self) -> None:
-        """Remove all groups, and make no more."""
+        """Remove all groups, and refuse to make more."""
         with self._lock:
             self._closed = True
             self._remove(set(self._groups))

@@ -1,4 +1,4 @@
-"""Work over shards in Ray Data tasks, and how results and errors come back from there."""
+"""Map shards in Ray Data tasks, and return their results and typed errors."""
 
 import json
 import pickle
@@ -15,14 +15,13 @@ from llkd.cluster.connection import Resources, autoscales, options_of
 from llkd.errors import LLKDError
 
 AUTOSCALED_CPUS = 64
-"""CPUs for which a cluster that scales is given tasks: it adds nodes only for what waits."""
+"""CPUs for which tasks are made on an autoscaling cluster: it adds nodes only for waiting tasks."""
 
 SHARDS_AT_ONCE = 4
-"""Shards that a task which only reads, counts and writes has in hand: while one waits for the
-storage, another is computed."""
+"""Shards that an I/O-bound task processes at once: one is computed while another is read."""
 
-MOST_SHARDS_A_TASK = 256
-"""What a task did is told when it ends, and done again if its process dies."""
+MAX_SHARDS_PER_TASK = 256
+"""A task returns its results when it ends, and is repeated if its process dies."""
 
 
 def run_on_shards(
@@ -32,36 +31,35 @@ def run_on_shards(
     shards_per_task: int | None = None,
     resources: Resources | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Call `work(shard)` for each shard in Ray Data tasks; yield (shard, result) as they end.
+    """Call `work(shard)` for each shard in Ray Data tasks; yield (shard, result) as tasks end.
 
-    A task takes a run of shards, for a task costs about a millisecond of the machine. `work`
-    writes its tables itself; only its small JSON-able result comes back.
+    A task takes several shards, as each task costs about a millisecond. `work` writes its tables
+    itself, and returns a small JSON-able result.
 
     Raises:
-        LLKDError: what `work` raised, as itself.
+        LLKDError: that `work` raised.
     """
-
     if not shards:
         return
-    runs = _runs(shards, shards_per_task or min(_fair_run(len(shards)), MOST_SHARDS_A_TASK))
+    length = shards_per_task or min(_fair_length(len(shards)), MAX_SHARDS_PER_TASK)
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        return answer(lambda: [(shard, work(shard)) for shard in json.loads(row["item"])])
+        return outcome_of(lambda: [(shard, work(shard)) for shard in json.loads(row["item"])])
 
-    dataset = data_of([list(part) for part in runs]).map(run, **options_of(resources or {"CPU": 1}))
+    dataset = data_of(_batches(shards, length)).map(run, **options_of(resources or {"CPU": 1}))
     for row in dataset.iter_rows():
         yield from result_of(row)
 
 
 FEW_SHARDS = 16
-"""So many shards are added up sooner than a task has started."""
+"""Up to this number, shards are added up sooner than a task would start."""
 
 
 class Mergeable(Protocol):
-    """A statistic: added over shards, and carried between processes as JSON."""
+    """A statistic that is summed over shards, and crosses processes as JSON."""
 
     def __add__(self, other: Any) -> Any:
-        """Of both together."""
+        """The statistic of both."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists."""
@@ -78,23 +76,21 @@ def sum_over_shards(
     *,
     reserve: bool = True,
 ) -> Any:
-    """Add up `work(shard)`, of a mergeable kind, over ascending shards, in Ray Data tasks; a few
-    shards in this process.
+    """Sum `work(shard)` over ascending shards in Ray Data tasks; few shards in this process.
 
-    Tasks add up their run of shards, so that what reaches this process does not grow with them.
-    There must be a shard; `work` is called from several threads.
+    Each task sums its own shards, so that the driver receives few parts. At least one shard is
+    required; `work` is called from several threads.
 
     Args:
-        kind: the class of what `work` returns.
-        work: what to do with a shard.
-        shards: its numbers, ascending.
-        reserve: a CPU for each task. Without, as many tasks as there are CPUs run beside whatever
-            holds these: for work that those who hold them wait for.
+        kind: the class that `work` returns.
+        work: maps a shard to its statistic.
+        shards: their numbers, ascending.
+        reserve: whether each task reserves a CPU. If not, one task per CPU runs beside the actors
+            that hold the CPUs: for work that these actors wait for.
 
     Raises:
-        LLKDError: what `work` raised, as itself.
+        LLKDError: that `work` raised.
     """
-
     import ray.data
 
     def total(part: Sequence[int]) -> Any:
@@ -106,21 +102,20 @@ def sum_over_shards(
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
         part = json.loads(row["item"])
-        return answer(lambda: (part[0], total(part).to_json()))
+        return outcome_of(lambda: (part[0], total(part).to_json()))
 
-    runs = [list(part) for part in _runs(shards, _fair_run(len(shards)))]
     options: dict[str, Any] = options_of({"CPU": 1})
     if not reserve:
         cpus = max(int(ray.cluster_resources().get("CPU", 1)), 1)
         options = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=cpus)}
-    dataset = data_of(runs).map(run, **options)
+    dataset = data_of(_batches(shards, _fair_length(len(shards)))).map(run, **options)
     parts = sorted((result_of(row) for row in dataset.iter_rows()), key=itemgetter(0))
     return _merged(kind.from_json(part) for _, part in parts)
 
 
 def _merged(parts: Iterable[Any]) -> Any:
-    """The sum of parts in their order, two of a like size at a time: what grows by being put
-    together is not copied once for each part, and few parts are held."""
+    """The sum of parts in their order, as a balanced tree: a statistic that grows when merged is
+    not copied once for each part, and few parts are held at a time."""
     stack: list[tuple[int, Any]] = []
     for part in parts:
         stack.append((1, part))
@@ -131,15 +126,20 @@ def _merged(parts: Iterable[Any]) -> Any:
 
 
 def data_of(items: Sequence[Any]) -> Any:
-    """A data set of a block for each item, so that each is scheduled on its own."""
+    """A data set with one block per item, so that each item is scheduled separately."""
     import ray.data
 
     rows = [{"item": json.dumps(item)} for item in items]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
-def answer(call: Callable[[], Any]) -> dict[str, Any]:
-    """What a call returned, or which LLKDError it raised: Ray Data keeps only an error's text."""
+def outcome_of(call: Callable[[], Any]) -> dict[str, Any]:
+    """The result of a call or the LLKDError that it raised, as a row.
+
+    An error is returned as a value because Ray Data changes those that are raised: it passes on
+    the text alone, or, by `raise_original_map_exception`, appends advice on its own settings to
+    the message and logs them as bugs of Ray.
+    """
     try:
         return {"result": json.dumps(call()), "error": b""}
     except LLKDError as error:
@@ -148,21 +148,21 @@ def answer(call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def result_of(row: dict[str, Any]) -> Any:
-    """The inverse of `answer`: what was returned, or raised again as itself.
+    """The inverse of `outcome_of`.
 
     Raises:
-        LLKDError: of the kind that was raised there.
+        LLKDError: that the call raised.
     """
     if row["error"]:
         raise pickle.loads(row["error"])
     return json.loads(row["result"])
 
 
-def _fair_run(shards: int) -> int:
-    """Shards a task, so that each CPU gets several tasks and no task is tiny."""
+def _fair_length(shards: int) -> int:
+    """Shards per task, so that each CPU gets several tasks and no task is tiny."""
     cpus = max(int(ray.cluster_resources().get("CPU", 1)), AUTOSCALED_CPUS if autoscales() else 1)
     return max(shards // (cpus * 4), 1)
 
 
-def _runs(shards: Sequence[int], length: int) -> list[Sequence[int]]:
-    return [shards[i : i + length] for i in range(0, len(shards), length)]
+def _batches(shards: Sequence[int], length: int) -> list[list[int]]:
+    return [list(shards[i : i + length]) for i in range(0, len(shards), length)]

@@ -1,10 +1,10 @@
-"""What a run tells the machines that watch it: Ray metrics, and a line of JSON for each shard.
+"""Monitoring of a run: Ray metrics, and a line of JSON for each shard.
 
-Workers tell the progress tracker of each shard that they have done (llkd/cluster/progress.py); it alone
-counts and writes. So a worker's death takes nothing along, a shard that is done twice counts once,
-and there is one series of each metric instead of one for each process. Ray's agents export the
-metrics to Prometheus under the names below, with `ray_` before them; without an agent they go
-nowhere. How many series a metric can have is bounded: see MOST_VALUES.
+Workers report each finished shard to the progress tracker (llkd/cluster/progress.py), which alone
+counts and writes. So the death of a worker loses nothing, a shard that is done twice counts once,
+and each metric has one series instead of one per process. Ray's agents export the metrics to
+Prometheus under the names below, prefixed by `ray_`; without an agent they are dropped. The number
+of series of a metric is bounded by MAX_TAG_VALUES.
 """
 
 import json
@@ -20,29 +20,29 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-MOST_VALUES = 32
-"""Most values of a tag that a run can have many of: what is told by label is told where there are
-no more labels; of the epochs the last ones are told; reasons beyond are counted as `other`."""
+MAX_TAG_VALUES = 32
+"""Maximum number of values of a tag: metrics by label are dropped for more labels, those by epoch
+are kept for the last epochs, and further reasons of rejects are counted as OTHER."""
 OTHER = "other"
 
 SHARD_LOG: ContextVar[str | None] = ContextVar("SHARD_LOG", default=None)
-"""The file into which this command writes its lines; None for none."""
+"""The file for the lines of this command; None to write none."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One name that Prometheus finds, `ray_` before it."""
+    """A metric; Prometheus sees its name with the prefix `ray_`."""
 
     name: str
-    """`llkd_`, what is measured, its unit if it has one; a counter ends in `_total`."""
+    """`llkd_`, the quantity, and its unit if it has one; a counter ends in `_total`."""
     description: str
     tags: tuple[str, ...]
 
     @property
     def is_counter(self) -> bool:
-        """Whether it only grows, while the command runs; else it is a gauge."""
+        """Whether it is a counter, which only grows; else a gauge."""
         return self.name.endswith("_total")
 
 
@@ -93,12 +93,12 @@ METRICS = (
     ROWS, REJECTS, PROMPT_TOKENS, SHARDS, SHARD_SECONDS, SHARDS_WAITING, SELECTED, LABEL_SELECTED,
     THRESHOLD, LABEL_THRESHOLD, LOSS,
 )  # fmt: skip
-"""All there are; jobs/clusters/grafana.json draws them."""
+"""All metrics; jobs/clusters/grafana.json draws them."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A stage's way over the shards of a data set."""
+    """The pass of a stage over the shards of a data set."""
 
     run: str
     """RunLayout.name of the run directory."""
@@ -107,7 +107,7 @@ class Work:
     epoch: int | None = None
     """Of the student's training, from 0."""
     teacher: str | None = None
-    """Which of several teachers labels."""
+    """The labelling teacher, where there are several."""
 
 
 def _node() -> str:
@@ -122,17 +122,17 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """What a worker tells of a shard, when and where it has done it."""
+    """A worker's report of a finished shard, with the time and the place."""
 
     of: Work
     shard: int
     rows: int
-    """Without the rejected ones."""
+    """Rows without the rejected ones."""
     seconds: float
     rejects: Mapping[str, int] = field(default_factory=dict)
-    """Rows left out by reason."""
+    """Rejected rows, by reason."""
     tokens: int | None = None
-    """Of the prompts; None where there are none, or the engine does not know."""
+    """Prompt tokens; None where there are no prompts, or the engine does not count them."""
     time: str = field(default_factory=_now)
     """ISO 8601, UTC."""
     node: str = field(default_factory=_node)
@@ -142,8 +142,8 @@ class ShardDone:
 
 
 def announce(tracker: Any, of: Work, missing: Sequence[int]) -> None:
-    """Tell the progress tracker which shards a pass has to do, and wait until it knows: what workers
-    tell of a shard may else be there first, for calls of several processes come in any order."""
+    """Send the missing shards of a pass to the progress tracker, and wait until it has them. Calls
+    of several processes arrive in any order, so a worker's report could otherwise come first."""
     import ray
 
     ray.wait([tracker.missing.remote(of, missing)])
@@ -151,21 +151,21 @@ def announce(tracker: Any, of: Work, missing: Sequence[int]) -> None:
 
 @contextmanager
 def _harmless() -> Iterator[None]:
-    """A run does not fail for want of being watched."""
+    """Telemetry errors never fail a run."""
     try:
         yield
     except Exception:
-        _log.warning("Something of the run's progress is not told", exc_info=True)
+        _log.warning("Telemetry failed", exc_info=True)
 
 
 class Telemetry:
-    """Counts and writes what it is told. No call raises."""
+    """Updates metrics and writes lines. No method raises."""
 
     def __init__(self, lines: str | None = None, echo: bool = False) -> None:
         """
         Args:
-            lines: the file to which lines are appended; None for none.
-            echo: whether they go to stderr too, which Ray keeps in the log of a worker.
+            lines: the file to append lines to; None for none.
+            echo: whether to write them to stderr too, which Ray keeps in the log of a worker.
         """
         self._lines = logging.Logger("llkd.shards")
         if lines is not None:
@@ -180,13 +180,13 @@ class Telemetry:
 
     @_harmless()
     def begin(self, of: Work, missing: Sequence[int]) -> None:
-        """A pass begins; these shards are not done yet."""
+        """A pass begins with these shards missing."""
         self._missing[_key(of)] = set(missing)
         self._set(SHARDS_WAITING, len(missing), *_key(of))
 
     @_harmless()
     def shard(self, done: ShardDone) -> None:
-        """A shard is done; where that is told again it is only written down."""
+        """A shard is finished; a repeated report is written as a line, but not counted."""
         self._write(
             done.time, done.of,
             {
@@ -210,19 +210,19 @@ class Telemetry:
 
     @_harmless()
     def level(self, of: Work, unit: str, rows: int) -> None:
-        """So many rows of a unit of work are done by now: for a pass that has no shards."""
+        """Set the rows done of a unit of work, for a pass without shards."""
         before = self._levels.get((of, unit), 0)
         self._levels[of, unit] = rows
-        # Below what it was: the unit was begun anew.
+        # Fewer than before: the unit was restarted.
         self._count(ROWS, rows - before if rows >= before else rows, *_key(of))
 
     @_harmless()
     def epoch(self, of: Work, stats: Mapping[str, Any]) -> None:
-        """An epoch is done.
+        """An epoch is finished.
 
         Args:
             of: the training of that epoch.
-            stats: what its stats.json holds.
+            stats: the content of its stats.json.
         """
         self._write(
             _now(), of,
@@ -235,24 +235,25 @@ class Telemetry:
         epoch, labels = str(of.epoch), list(stats["classes"])
         self._set(SELECTED, stats["fraction"], of.run, epoch)
         self._set(LOSS, stats["training_loss"], of.run, epoch)
-        if len(labels) <= MOST_VALUES:
+        if len(labels) <= MAX_TAG_VALUES:
             for label, found in stats["classes"].items():
                 self._set(LABEL_SELECTED, found["fraction"], of.run, epoch, label)
         for signal in ("confidence", "uncertainty"):
-            bars = {
-                label: bar
-                for label, bar in zip(labels, stats["thresholds"][f"{signal}_c"], strict=True)
-                if bar is not None
+            thresholds = {
+                label: threshold
+                for label, threshold in zip(labels, stats["thresholds"][f"{signal}_c"], strict=True)
+                if threshold is not None
             }
-            if bars:
-                self._set(THRESHOLD, math.fsum(bars.values()) / len(bars), of.run, epoch, signal)
-            for label, bar in bars.items() if len(labels) <= MOST_VALUES else ():
-                self._set(LABEL_THRESHOLD, bar, of.run, epoch, signal, label)
-        self._forget_epochs_before(of.run, int(epoch) - MOST_VALUES + 1)
+            if thresholds:
+                mean = math.fsum(thresholds.values()) / len(thresholds)
+                self._set(THRESHOLD, mean, of.run, epoch, signal)
+            for label, threshold in thresholds.items() if len(labels) <= MAX_TAG_VALUES else ():
+                self._set(LABEL_THRESHOLD, threshold, of.run, epoch, signal, label)
+        self._forget_epochs_before(of.run, int(epoch) - MAX_TAG_VALUES + 1)
 
     @_harmless()
     def refresh(self) -> None:
-        """Say all gauges again: Ray forgets one that was not set for some 20 seconds."""
+        """Set all gauges again: Ray drops a gauge that was not set for about 20 seconds."""
         for (metric, tags), value in self._gauges.items():
             self._of(metric).set(value, dict(zip(metric.tags, tags, strict=True)))
 
@@ -263,8 +264,8 @@ class Telemetry:
                 del self._gauges[metric, tags]
 
     def _bounded(self, reason: str) -> str:
-        """The reason, or OTHER: those of an engine that is not ours can be anything."""
-        if len(self._reasons) < MOST_VALUES:
+        """The reason, or OTHER: a custom engine may give any number of reasons."""
+        if len(self._reasons) < MAX_TAG_VALUES:
             self._reasons.add(reason)
         return reason if reason in self._reasons else OTHER
 
@@ -273,8 +274,8 @@ class Telemetry:
             "time": time, "run": of.run, "stage": of.stage, "dataset": of.dataset,
             "epoch": of.epoch, "teacher": of.teacher, **fields,
         }  # fmt: skip
-        told = {key: value for key, value in line.items() if value is not None}
-        self._lines.info("%s", json.dumps(told, ensure_ascii=False))
+        known = {key: value for key, value in line.items() if value is not None}
+        self._lines.info("%s", json.dumps(known, ensure_ascii=False))
 
     def _count(self, metric: Metric, amount: float, *tags: str) -> None:
         if amount > 0:
@@ -285,7 +286,7 @@ class Telemetry:
         self._of(metric).set(value, dict(zip(metric.tags, tags, strict=True)))
 
     def _of(self, metric: Metric) -> Any:
-        """Ray's object of a metric."""
+        """Ray's object for a metric."""
         if metric not in self._metrics:
             from ray.util.metrics import Counter, Gauge
 

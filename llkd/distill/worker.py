@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from llkd.cluster.progress import now_and_then
+from llkd.cluster.progress import throttled
 from llkd.cluster.telemetry import Work
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
@@ -255,11 +255,11 @@ class EpochLoop:
             loss = self.trainer.mean_loss() if self.rank == 0 else None
             self.tracker.update.remote(unit, done, of=of, loss=loss)
 
-        now_and_then_, done = now_and_then(tell), 0
+        report, done = throttled(tell), 0
         for batches in steps:
             yield batches
             done += sum(len(batch.labels_b) for batch in batches)
-            now_and_then_(done)
+            report(done)
         tell(done)
 
     def _work(self, epoch: int) -> Work:

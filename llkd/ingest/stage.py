@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 
 from llkd.cluster.integrity import lost_files, read_record
-from llkd.cluster.progress import now_and_then
+from llkd.cluster.progress import throttled
 from llkd.cluster.shard_tasks import run_on_shards
 from llkd.cluster.stage import ShardedStage
 from llkd.cluster.telemetry import ShardDone, Work, announce
@@ -151,7 +151,7 @@ def _write_missing(config: RunConfig, plan: ShardPlan, stage: ShardedStage, trac
         return written
 
     update, done = partial(tracker.update.remote, "shards"), 0
-    update_rarely = now_and_then(update)
+    update_rarely = throttled(update)
     for shard, written in run_on_shards(write, missing):
         stage.add(shard, written)
         done += written["rows"] + sum(written["rejects"].values())

@@ -1,34 +1,35 @@
-"""Whether a cluster's file and a run's config fit together, before money is spent on finding out.
+"""Check a cluster file against a run's config, before the cluster costs money.
 
 A file of Ray's cluster launcher is read as `ray up` reads it, a RayJob of KubeRay as Ray's
-autoscaler does there. Both then name node types, with their resources and how many there may be.
+autoscaler reads it there. Both yield node types with their resources and limits. What Kubernetes
+and the KubeRay operator require of the manifest they check themselves when it is applied.
 """
 
-import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 import yaml
 
+from llkd.cluster import ray_internals
+from llkd.cluster.connection import times
 from llkd.config.run import RunConfig
 from llkd.errors import ConfigError
-from llkd.lab import rayjob
 
 Cluster = dict[str, Any]
-"""What Ray's autoscaler is given: `available_node_types`, `head_node_type`, `max_workers`, ..."""
+"""The configuration of Ray's autoscaler: `available_node_types`, `head_node_type`, `max_workers`, ..."""
 
 PLACEHOLDER = "REPLACE"
 
 
 def check(path: str, run: RunConfig) -> None:
-    """See that a run can have on a cluster what it asks for.
+    """Check that a cluster can provide what a run requests.
 
     Raises:
-        ConfigError: naming the file and all that is wrong in it.
+        ConfigError: naming the file and all of its problems.
     """
-    file = read(path)
-    found = problems(file, run)
+    found = problems(read(path), run)
     if found:
         raise ConfigError(f"{path} needs changes:" + "".join(f"\n- {each}" for each in found))
 
@@ -37,7 +38,7 @@ def read(path: str) -> dict[str, Any]:
     """The file as it is.
 
     Raises:
-        ConfigError: it cannot be read, or is neither a cluster of the launcher nor a RayJob.
+        ConfigError: it is not readable, or is neither a launcher file nor a RayJob.
     """
     try:
         file = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -45,44 +46,42 @@ def read(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(file, dict) or not ("available_node_types" in file or "kind" in file):
         raise ConfigError(
-            f"{path} is neither a file of Ray's cluster launcher, for it has no "
-            "available_node_types, nor a RayJob, for it has no kind."
+            f"{path} is neither a file of Ray's cluster launcher, which has available_node_types, "
+            "nor a RayJob, which has a kind."
         )
     return file
 
 
 def problems(file: Mapping[str, Any], run: RunConfig) -> list[str]:
-    """All that is wrong with a file for a run; empty if nothing is."""
+    """All problems of a file for a run; empty if there are none."""
     places = {value: where for where, value in reversed(list(_placeholders(file)))}
     left = [f"{where} still says {PLACEHOLDER}: {value}" for value, where in places.items()][::-1]
-    kubernetes = "kind" in file
-    own = rayjob.problems(file) if kubernetes else list(_launcher_problems(file))
+    own = _rayjob_problems(file) if "kind" in file else _launcher_problems(file)
     try:
-        cluster = rayjob.as_cluster(file) if kubernetes else prepared(file)
+        cluster = autoscaler_config(file)
     except ConfigError as error:
         return [*left, *own, str(error)]
     return [*left, *own, *_type_problems(cluster), *_run_problems(cluster, run)]
 
 
-def prepared(file: Mapping[str, Any]) -> Cluster:
-    """A launcher's file with Ray's defaults, as `ray up` takes it.
+def autoscaler_config(file: Mapping[str, Any]) -> Cluster:
+    """What Ray's autoscaler is given for a launcher file or a RayJob.
 
     Raises:
-        ConfigError: Ray refuses it.
+        ConfigError: Ray refuses the file.
     """
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
     try:
-        cluster = prepare_config(copy.deepcopy(dict(file)))
-        validate_config(cluster)
+        if "kind" in file:
+            return ray_internals.kuberay_config(file["spec"]["rayClusterSpec"])
+        return ray_internals.launcher_config(file)
     except Exception as error:  # jsonschema's, KeyError, NotImplementedError, ...
-        said = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
-        raise ConfigError(f"Ray's cluster launcher refuses the file: {said}") from error
-    return dict(cluster)
+        reader = "autoscaler" if "kind" in file else "cluster launcher"
+        reason = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
+        raise ConfigError(f"Ray's {reader} refuses the file: {reason}") from error
 
 
 def _placeholders(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """(place, text) of all that is still to be filled in."""
+    """(place, text) of each value that is still to be filled in."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _placeholders(inner, f"{where}.{key}".lstrip("."))
@@ -94,7 +93,7 @@ def _placeholders(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _launcher_problems(file: Mapping[str, Any]) -> Iterator[str]:
-    """What lets strangers in, or keeps everybody out."""
+    """Settings that leave a cluster of the launcher open, or keep its nodes from joining."""
     docker = file.get("docker") or {}
     if "-e RAY_AUTH_MODE=token" not in docker.get("run_options", []):
         yield "docker.run_options must have `-e RAY_AUTH_MODE=token`: else no node asks for a token"
@@ -108,8 +107,28 @@ def _launcher_problems(file: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def _rayjob_problems(file: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of a RayJob that leave it open, or cost money without an error."""
+    if (file.get("apiVersion"), file.get("kind")) != ("ray.io/v1", "RayJob"):
+        yield f"it must be a RayJob of ray.io/v1, not {file.get('kind')} of {file.get('apiVersion')}"
+        return
+    spec = file.get("spec") or {}
+    cluster = spec.get("rayClusterSpec") or {}
+    if not spec.get("shutdownAfterJobFinishes"):
+        yield "spec.shutdownAfterJobFinishes must be true: else the cluster runs on after the job"
+    if cluster.get("rayVersion") != ray.__version__:
+        yield (
+            f"rayVersion is {cluster.get('rayVersion')}, and LLKD was installed with Ray "
+            f"{ray.__version__}: both must be the same"
+        )
+    if (cluster.get("authOptions") or {}).get("mode") != "token":
+        yield "authOptions.mode must be token: else anyone who reaches the head can run code there"
+    if not cluster.get("enableInTreeAutoscaling"):
+        yield "enableInTreeAutoscaling must be true: else groups stay at their replicas"
+
+
 def _type_problems(cluster: Cluster) -> Iterator[str]:
-    """How many nodes there may be, and that the head is no worker."""
+    """Contradictory limits of node types, and a head that would run workers."""
     head = cluster["head_node_type"]
     for name, group in _workers(cluster).items():
         if group["min_workers"] > group["max_workers"]:
@@ -123,13 +142,16 @@ def _type_problems(cluster: Cluster) -> Iterator[str]:
             f"max_workers ({cluster['max_workers']}) is less than the node types may have together "
             f"({wanted})"
         )
-    had = cluster["available_node_types"][head].get("resources", {})
-    if had.get("CPU") != 0 or had.get("GPU", 0) > 0:
-        yield f"{head}: resources must be {{CPU: 0}}, so that the head gets no work, not {had}"
+    resources = cluster["available_node_types"][head].get("resources", {})
+    if resources.get("CPU") != 0 or resources.get("GPU", 0) > 0:
+        yield (
+            f"{head}: resources must be {{CPU: 0}} (rayStartParams.num-cpus: '0' in a RayJob), so "
+            f"that the head gets no work, not {resources}"
+        )
 
 
 def _run_problems(cluster: Cluster, run: RunConfig) -> Iterator[str]:
-    """What the run asks for and the node types do not have."""
+    """What the run requests and the node types lack."""
     for setting, resources, most in (
         *(
             ("teacher.resources", teacher.resources, teacher.replicas[1] * teacher.nodes)
@@ -139,7 +161,7 @@ def _run_problems(cluster: Cluster, run: RunConfig) -> Iterator[str]:
         ("predict.resources", run.predict.resources, run.predict.replicas[1]),
     ):
         if resources is None:
-            yield f"{setting} is not given: while no worker runs, nobody can tell what there will be"
+            yield f"{setting} is not set, and cannot be derived while no worker node runs"
         else:
             yield from _fit_problems(cluster, setting, resources, most)
 
@@ -147,7 +169,7 @@ def _run_problems(cluster: Cluster, run: RunConfig) -> Iterator[str]:
 def _fit_problems(
     cluster: Cluster, setting: str, resources: Mapping[str, float], most: int
 ) -> Iterator[str]:
-    """Whether so many times these resources fit on the nodes that there may be."""
+    """Whether the nodes can hold these resources `most` times."""
     wanted = ", ".join(f"{name}: {amount:g}" for name, amount in resources.items())
     groups = _workers(cluster)
     room = {name: _room(group["resources"], resources) for name, group in groups.items()}
@@ -158,17 +180,17 @@ def _fit_problems(
     places = sum(room[name] * group["max_workers"] for name, group in groups.items())
     if places < most:
         yield (
-            f"{setting} {{{wanted}}} fits {places} times on all nodes that there may be, and the "
-            f"run asks for up to {most}: raise max_workers, or lower the most replicas or workers"
+            f"{setting} {{{wanted}}} fits {places} times on all nodes that may be added, and the "
+            f"run asks for up to {most}: raise max_workers, or lower the number of replicas or workers"
         )
 
 
-def _room(have: Mapping[str, float], wanted: Mapping[str, float]) -> int:
-    """How often the wanted resources fit on one node."""
-    return min(int(have.get(name, 0) // amount) for name, amount in wanted.items())
+def _room(available: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+    """How many times the wanted resources fit on one node."""
+    return min(times(available.get(name, 0), amount) for name, amount in wanted.items())
 
 
 def _workers(cluster: Cluster) -> dict[str, dict[str, Any]]:
-    """The node types but the head's."""
+    """The node types without the head's."""
     types: dict[str, dict[str, Any]] = cluster["available_node_types"]
     return {name: group for name, group in types.items() if name != cluster["head_node_type"]}

@@ -1,55 +1,38 @@
 """The cards of the student and of the labelled rows, in the hub's own format.
 
-Metadata is written by `huggingface_hub` and read back by it, so that a card which is made is one that
-the hub's own library understands. Label names and descriptions stand in the cards; texts do not.
+The metadata is written by `huggingface_hub` and read back by it, so a card that is written is one that
+the hub's library understands. The text comes from the templates beside this file. Cards show label
+names and descriptions, never texts of the corpus.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from llkd import __version__
-from llkd.config.run import RunConfig
+from llkd.config.run import RunConfig, TeacherConfig
 from llkd.errors import ExportError
-from llkd.results.card_words import (
-    OnnxFacts,
-    calibration_error,
-    eval_results,
-    figures_of_both,
-    figures_of_the_teacher,
-    how_labelled,
-    hub_name,
-    human_labels,
-    labelled_elsewhere,
-    labels_table,
-    language,
-    linked,
-    model_name,
-    model_source,
-    onnx_section,
-    plain,
-    student_name,
-    table,
-    teacher_name,
-    what_was_chosen,
-)
+from llkd.ingest.sources import DATASETS_PREFIX
 from llkd.store.manifest import Manifest
-from llkd.store.schema import CONFIDENCE, GOLD, ID, LABEL, PROBS, TEXT
+from llkd.store.schema import RunLayout
 
 CARD = "README.md"
 TAGS = ("knowledge-distillation", "pseudo-labels", "llkd")
 
-_SIZES = (
-    (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
-    (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"),
-    (10**11, "10B<n<100B"), (10**12, "100B<n<1T"),
-)  # fmt: skip
-"""(rows that are too many, what the hub calls fewer)."""
+_THOUSANDS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+_SIZES = ("n<1K", *(f"{low}<n<{high}" for low, high in pairwise(_THOUSANDS)), "n>1T")
+"""The hub's size categories, by the number of digits of the row count beyond three."""
 
 
 @dataclass(frozen=True)
 class LabelledFacts:
-    """What the data set's card tells of the rows; C classes."""
+    """What the data set's card shows of the rows; C classes."""
 
     rows_c: tuple[int, ...]
     """Rows by label."""
@@ -64,120 +47,86 @@ class LabelledFacts:
         return sum(self.rows_c)
 
 
+@dataclass(frozen=True)
+class OnnxFacts:
+    """What the student's card shows of its ONNX form."""
+
+    texts: int
+    """The number of texts that it was checked on."""
+    difference: float
+    """The largest difference between a probability of the student and one of the ONNX form."""
+    pad_id: int
+    pad_token: str
+
+
 def model_card(
     config: RunConfig,
     distilled: Manifest,
     metrics: Mapping[str, Any] | None = None,
     onnx: OnnxFacts | None = None,
 ) -> str:
-    """The student's card: metadata, what it is, how it came about, how good it is, its limits.
+    """The student's card: metadata, training, quality, limits, use.
 
     Args:
         config: the run.
         distilled: the manifest of distillation.
-        metrics: what metrics.json holds, once the student is measured.
-        onnx: what is known of its ONNX form, where there is one.
+        metrics: the content of metrics.json; None before the student is measured.
+        onnx: facts of the ONNX form; None without one.
 
     Raises:
-        ExportError: the hub's library does not read from it what was written.
+        ExportError: the hub's library reads something else than what was written.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    export, student = config.export, config.student
+    export = config.export
     measured = (metrics or {}).get("student", {}).get("test")
     data = ModelCardData(
-        base_model=hub_name(student.model),
+        base_model=_hub_name(config.student.model),
         datasets=[export.dataset_repo] if export.dataset_repo else None,
-        language=language(config),
+        language=_language(config),
         license=export.license,
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=[*TAGS, *(["onnx"] if onnx else [])],
         metrics=["accuracy", "f1"] if measured else None,
-        model_name=student_name(config) if measured else None,
-        eval_results=eval_results(config, measured) if measured else None,
+        model_name=_student_name(config) if measured else None,
+        eval_results=_eval_results(config, measured) if measured else None,
     )
-    results, teacher = distilled.results, teacher_name(config)
-    loss = student.loss.kind
-    rows = {
-        "student": model_name(student.model),
-        "teacher": teacher,
-        "corpus": f"{results['rows']:,} rows with the teacher's labels, from unlabelled text",
-        "rows trained on": f"{results['row_visits_fraction']:.1%} of rows x epochs, selection "
-        f"policy `{config.selection.policy}`",
-        "epochs": f"{results['epochs']}; the student is that after epoch {results['epoch'] + 1}",
-        "loss": f"`{loss}`, batches of {student.batch_size}, learning rate "
-        f"{student.learning_rate:g}" + (f", LoRA of rank {student.lora.rank}" if student.lora else ""),
-        "longest text": f"{student.max_length} tokens; the rest is cut",
-        "seed": config.seed,
-    }  # fmt: skip
-    text = f"""
-# {plain(student_name(config))}: a text classifier{"" if labelled_elsewhere(config) else " distilled from a language model"}
-
-Task: {plain(config.task.instruction)}
-
-{labels_table(config)}
-
-## How it came about
-
-{table(("", ""), rows.items())}
-
-The teacher gave each row of an unlabelled corpus a label and a confidence. {how_labelled(config)}
-In each epoch the student was trained on {what_was_chosen(config)}. Made by LLKD {__version__}.
-{human_labels(config)}
-
-## How good it is
-
-{figures_of_both(config, metrics)}
-
-## Limits
-
-- It has learnt from the teacher: where the teacher is wrong in a systematic way, so is the student.
-- It knows these {len(config.task.labels)} labels alone, and gives one of them to any text, also to
-  one that none fits.
-- It was made for texts like those of its corpus. On others it was not measured.
-- Its probability of a label is not the chance that the label is right{calibration_error(measured)}.
-
-## Use
-
-```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", model={model_source(config)!r}, truncation=True)
-```
-{onnx_section(config, onnx) if onnx else ""}"""
+    text = _rendered(
+        "model_card.md", config, metrics, name=_student_name(config),
+        distilled=distilled.results, measured=measured, onnx=onnx,
+    )  # fmt: skip
     return _checked(ModelCard, data, text)
 
 
 def dataset_card(
     config: RunConfig, facts: LabelledFacts, features: Any, metrics: Mapping[str, Any] | None
 ) -> str:
-    """The labelled rows' card, by which `datasets` knows their features.
+    """The labelled rows' card, from which `datasets` reads their features.
 
     Args:
         config: the run.
         facts: counts of the rows.
         features: `datasets.Features` of the files.
-        metrics: what metrics.json holds, if it is there.
+        metrics: the content of metrics.json, if it exists.
 
     Raises:
-        ExportError: the hub's library does not read from it what was written.
+        ExportError: the hub's library reads something else than what was written.
     """
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    elsewhere = labelled_elsewhere(config)
-    export = config.export
-    name = f"{student_name(config)}, labelled" + ("" if elsewhere else " by a language model")
+    elsewhere = _labelled_elsewhere(config)
+    name = f"{_student_name(config)}, labelled" + ("" if elsewhere else " by a language model")
     data = DatasetCardData(
         pretty_name=name,
-        language=language(config),
-        license=export.license,
+        language=_language(config),
+        license=config.export.license,
         annotations_creators=None if elsewhere else ["machine-generated"],
         task_categories=["text-classification"],
-        size_categories=[next((n for most, n in _SIZES if facts.rows < most), "n>1T")],
+        size_categories=[_SIZES[min(max(len(str(facts.rows)) - 3, 0), len(_SIZES) - 1)]],
         tags=list(TAGS),
     )
     train = SplitInfo("train", num_bytes=facts.arrow_bytes, num_examples=facts.rows)
@@ -188,76 +137,135 @@ def dataset_card(
     DatasetInfosDict({"default": info}).to_dataset_card_data(data)
     files = {"data_files": [{"split": "train", "path": "data/train-*"}]}
     MetadataConfigs({"default": files}).to_dataset_card_data(data)
-    about = {
-        TEXT: "the text, as it was in the corpus",
-        ID: "the row's own identifier in the corpus",
-        LABEL: "the teacher's label, a class index with its name",
-        CONFIDENCE: "the teacher's probability of that label, after calibration",
-        PROBS: "its probabilities of all labels, in their order",
-        GOLD: "the label that the corpus came with; null where it had none. Not used to train",
-    }
-    student = f" It was made to train {linked(export.model_repo)}." if export.model_repo else ""
-    shares = [
-        (
-            plain(label), plain(said or ""), f"{n:,}", f"{n / max(facts.rows, 1):.1%}",
-            f"{total / n:.3f}" if n else "-",
-        )
-        for (label, said), n, total in zip(
-            config.task.labels.items(), facts.rows_c, facts.confidence_c, strict=True
-        )
-    ]  # fmt: skip
-    text = f"""
-# {plain(name)}
-
-{facts.rows:,} texts, labelled by {teacher_name(config)}{"" if elsewhere else " and by no person"}.{student}
-
-Task: {plain(config.task.instruction)}
-
-{table(("label", "what the teacher was told", "rows", "share", "mean confidence"), shares)}
-
-| column | |
-|---|---|
-{chr(10).join(f"| `{column}` | {about[column]} |" for column in features)}
-
-## How the labels came about
-
-{how_labelled(config)} The label is the most probable one. Rows that could not be read or labelled are
-left out. {human_labels(config)} Made by LLKD {__version__}.
-
-## How good they are
-
-{figures_of_the_teacher(config, metrics)}
-
-## Limits
-
-- {"Who made these labels is not known here." if elsewhere else "These are a model's labels."} Do not measure another model by them.
-- What the teacher does not know or gets wrong in a systematic way is wrong here.
-- Its confidence says which labels are likelier to be right, and is not itself the chance of that.
-- Every text has one of the {len(config.task.labels)} labels, also one that none fits.
-- The texts are the corpus's own; what was allowed with them and who is named in them was not looked at.
-
-## Use
-
-```python
-from datasets import load_dataset
-
-rows = load_dataset({export.dataset_repo or "path/to/this/directory"!r}, split="train")
-sure = rows.filter(lambda row: row["{CONFIDENCE}"] > 0.9)
-```
-"""
+    text = _rendered(
+        "dataset_card.md", config, metrics, pretty_name=name, facts=facts, columns=list(features)
+    )
     return _checked(DatasetCard, data, text)
 
 
+def _rendered(
+    template: str, config: RunConfig, metrics: Mapping[str, Any] | None, **facts: Any
+) -> str:
+    """The text of a card. Templates escape what a config or a model brings with `plain`."""
+    environment = Environment(
+        loader=PackageLoader("llkd.results", "templates"), trim_blocks=True, autoescape=False,
+        keep_trailing_newline=True, undefined=StrictUndefined,
+    )  # fmt: skip
+    environment.filters |= {
+        "plain": _plain, "repr": repr, "hub_link": _hub_link, "model_link": _model_link
+    }  # fmt: skip
+    teachers = config.teachers or (config.teacher,)
+    return environment.get_template(template).render(
+        config=config, teachers=teachers, teacher_metrics=(metrics or {}).get("teacher", {}),
+        teacher=", ".join(_teacher_name(teacher) for teacher in teachers),
+        labelled_elsewhere=_labelled_elsewhere(config), human_label_uses=_human_label_uses(config),
+        version=__version__, **facts,
+    )  # fmt: skip
+
+
 def _checked(kind: Any, data: Any, text: str) -> str:
-    """A card of metadata and text; what the hub's library reads from it is what was written."""
+    """A card of metadata and text, once the hub's library has read from it what was written."""
+    text = f"\n{text}"
     content = f"---\n{data.to_yaml()}\n---\n{text}"
     try:
         read = kind(content)
     except ValueError as error:
-        raise ExportError(f"The hub's library does not read the card: {error}") from error
+        raise ExportError(
+            f"The hub's library cannot read the card: {error}.",
+            "Rename the label with unusual characters, or change the section export.",
+        ) from error
     if read.data.to_dict() != data.to_dict() or read.text != text:
         raise ExportError(
-            "The hub's library reads another card than the one that was written.",
-            "Rename the label that holds something unusual, or set export to other values.",
+            "The hub's library reads a different card than the one that was written.",
+            "Rename the label with unusual characters, or change the section export.",
         )
     return content
+
+
+def _plain(text: Any) -> str:
+    """Text on one line, escaped so that Markdown shows it unchanged."""
+    return re.sub(r"([\\`*_{}\[\]<>|#&~$!])", r"\\\1", " ".join(str(text).split()))
+
+
+def _hub_link(name: str) -> str:
+    """A link to a repository at the hub."""
+    return f"[{_plain(name)}](https://huggingface.co/{name})"
+
+
+def _hub_name(model: str) -> str | None:
+    """A model's name at the hub; None for a local directory."""
+    on_hub = not Path(model).is_dir() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model)
+    return model if on_hub else None
+
+
+def _model_link(model: str) -> str:
+    """A link to a model at the hub, or the content of a local directory."""
+    if name := _hub_name(model):
+        return _hub_link(name)
+    local = f"{_plain(Path(model).name)} (a local directory"
+    try:
+        kind = json.loads((Path(model) / "config.json").read_bytes())["model_type"]
+    except (OSError, ValueError, KeyError):
+        return f"{local})"
+    return f"{local} that holds a {_plain(kind)} model)"
+
+
+def _teacher_name(teacher: TeacherConfig) -> str:
+    if teacher.engine == "table":
+        return "labels made elsewhere"
+    if teacher.engine in ("vllm", "transformers"):
+        return _model_link(teacher.model)
+    return _plain(Path(teacher.model).name)
+
+
+def _student_name(config: RunConfig) -> str:
+    """The last part of the student's repository, or else of the run directory."""
+    repo = config.export.model_repo
+    return repo.rpartition("/")[2] if repo else RunLayout(config.run_dir).name
+
+
+def _language(config: RunConfig) -> str | list[str] | None:
+    """The language of the texts, in the hub's format."""
+    language = config.export.language
+    return list(language) if isinstance(language, tuple) else language
+
+
+def _labelled_elsewhere(config: RunConfig) -> bool:
+    """Whether an engine gave labels whose origin LLKD cannot know: a table, or a custom engine."""
+    return any(t.engine == "table" or ":" in t.engine for t in config.teachers or (config.teacher,))
+
+
+def _human_label_uses(config: RunConfig) -> list[str]:
+    used = []
+    if count := len(config.task.examples):
+        used.append(f"{count} worked {'example' if count == 1 else 'examples'} in the prompt")
+    if config.task.examples_from is not None:
+        used.append("examples in the prompt, drawn from a labelled file")
+    if any(t.calibration == "temperature" for t in config.teachers or (config.teacher,)):
+        used.append("the labelled rows that the calibration was fitted to")
+    return used
+
+
+def _eval_results(config: RunConfig, measured: Mapping[str, Any]) -> list[Any]:
+    """Figures on the test set, in the form that the hub reads from a card."""
+    from huggingface_hub import EvalResult
+
+    assert config.test is not None
+    path = config.test.paths[0]
+    on_hub = path.startswith(DATASETS_PREFIX)
+    name = path.removeprefix(DATASETS_PREFIX) if on_hub else "test set"
+    shared: dict[str, Any] = {
+        "task_type": "text-classification", "task_name": "Text classification",
+        "dataset_type": name.replace(" ", "-"), "dataset_name": name,
+        "dataset_split": config.test.dataset_args.get("split"),
+    }  # fmt: skip
+    accuracy, macro_f1 = round(measured["accuracy"], 4), round(measured["macro_f1"], 4)
+    return [
+        EvalResult(
+            **shared, metric_type="accuracy", metric_name="Accuracy", metric_value=accuracy
+        ),
+        EvalResult(
+            **shared, metric_type="f1", metric_name="Macro-F1", metric_value=macro_f1,
+            metric_args={"average": "macro"},
+        ),
+    ]  # fmt: skip

@@ -22,8 +22,7 @@ from llkd import __version__
 from llkd.cluster.integrity import require_recorded
 from llkd.config.run import RunConfig
 from llkd.errors import DamageError, ExportError, FingerprintError, StorageError
-from llkd.results.card_words import OnnxFacts
-from llkd.results.cards import CARD, dataset_card, model_card
+from llkd.results.cards import CARD, OnnxFacts, dataset_card, model_card
 from llkd.results.hub import push_folder
 from llkd.results.labelled_dataset import labelled_features, write_labelled_rows
 from llkd.results.onnx import write_onnx

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from llkd.cluster import actor_pool, connection, shard_tasks
 from llkd.cluster.integrity import require_recorded
-from llkd.cluster.progress import Pace, now_and_then
+from llkd.cluster.progress import Pace, throttled
 from llkd.cluster.stage import ShardedStage
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
@@ -195,7 +195,7 @@ class StudentActor:
         rows = self._rows.read_shard(shard, [ROW, TEXT, *([ID] if self._with_id else [])])
         update = partial(self._tracker.update.remote, f"{shard}")
         with self._turn:
-            probs_nc = self._scorer.probabilities(rows[TEXT].to_pylist(), now_and_then(update))
+            probs_nc = self._scorer.probabilities(rows[TEXT].to_pylist(), throttled(update))
         table = self._table(rows, probs_nc)
         crc = self._wanted.folder.write_shard(shard, table)
         update(len(table))

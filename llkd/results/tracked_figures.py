@@ -1,7 +1,7 @@
-"""What trackers are told of an epoch and of a finished run, by name.
+"""The figures of an epoch and of a finished run that experiment trackers get, by name.
 
 The names are those of llkd/cluster/telemetry.py, without `llkd_` and with tags as parts, and those of
-metrics.json, `/` in place of dots.
+metrics.json, with `/` for the dots.
 """
 
 import math
@@ -13,20 +13,20 @@ from llkd.cluster.telemetry import (
     LABEL_SELECTED,
     LABEL_THRESHOLD,
     LOSS,
-    MOST_VALUES,
+    MAX_TAG_VALUES,
     SELECTED,
     THRESHOLD,
     Metric,
 )
 
 NAME_LENGTH = 100
-"""Of a label within a name, at most: MLflow takes 250 characters in all."""
+"""Maximum length of a label within a name: MLflow takes 250 characters in all."""
 
 
 def epoch_figures(stats: Mapping[str, Any]) -> dict[str, float]:
-    """What is told of an epoch, by name, from its stats.json."""
+    """The figures of an epoch, by name, from its stats.json."""
     classes, labels = stats["classes"], _parts(list(stats["classes"]))
-    by_label = len(labels) <= MOST_VALUES
+    by_label = len(labels) <= MAX_TAG_VALUES
     found: dict[str, float | None] = {
         _name(LOSS): stats["training_loss"],
         _name(SELECTED): stats["fraction"],
@@ -40,19 +40,19 @@ def epoch_figures(stats: Mapping[str, Any]) -> dict[str, float]:
         for label, of_label in zip(labels, classes.values(), strict=True):
             found[f"{_name(LABEL_SELECTED)}/{label}"] = of_label["fraction"]
     for signal in ("confidence", "uncertainty"):
-        bars = dict(zip(labels, stats["thresholds"][f"{signal}_c"], strict=True))
-        known = [bar for bar in bars.values() if bar is not None]
+        thresholds = dict(zip(labels, stats["thresholds"][f"{signal}_c"], strict=True))
+        known = [value for value in thresholds.values() if value is not None]
         if known:
             found[f"{_name(THRESHOLD)}/{signal}"] = math.fsum(known) / len(known)
             found[f"{_name(THRESHOLD)}_min/{signal}"] = min(known)
             found[f"{_name(THRESHOLD)}_max/{signal}"] = max(known)
-        for label, bar in bars.items() if by_label else ():
-            found[f"{_name(LABEL_THRESHOLD)}/{signal}/{label}"] = bar
+        for label, value in thresholds.items() if by_label else ():
+            found[f"{_name(LABEL_THRESHOLD)}/{signal}/{label}"] = value
     return _finite(found)
 
 
 def final_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """What is told in the end, by name, from metrics.json: all but figures by label or coverage."""
+    """The figures of a finished run, by name, from metrics.json, without those by label or coverage."""
     found: dict[str, Any] = {}
 
     def walk(section: Mapping[str, Any], above: str) -> None:
@@ -71,7 +71,7 @@ def _name(metric: Metric) -> str:
 
 
 def _parts(labels: Sequence[str]) -> list[str]:
-    """Label names as parts of names that every tracker takes; distinct as they are."""
+    """Label names as parts of names that every tracker accepts, without duplicates."""
     found: list[str] = []
     for number, label in enumerate(labels):
         part = re.sub(r"[^\w -]|^[\s.]+|\s+$", "_", label)[:NAME_LENGTH]
@@ -80,7 +80,7 @@ def _parts(labels: Sequence[str]) -> list[str]:
 
 
 def mean_uncertainty(classes: Iterable[Mapping[str, Any]]) -> float | None:
-    """Of all rows, from the entries `classes` of a stats.json; None where none was scored."""
+    """Mean over all rows, from the entries `classes` of a stats.json; None if none was scored."""
     scored = [found for found in classes if found["mean_uncertainty"] is not None]
     rows = sum(found["rows"] for found in scored)
     if not rows:

@@ -1,12 +1,12 @@
-"""Where people follow runs: TensorBoard, MLflow, Weights & Biases.
+"""The experiment trackers: TensorBoard, MLflow, Weights & Biases.
 
-TensorBoard gets a file for each step, whole when it appears: its reader goes on to the next file,
-and an object store takes one PUT.
+TensorBoard gets one complete file per step: its reader moves on to the next file, and an object store
+needs one PUT. The others are called through their own clients: Ray's `setup_mlflow` starts a new run on
+every call, and `setup_wandb` insists on an API key; a resumed command has to continue the run it began.
 """
 
 import json
 import os
-import struct
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -14,19 +14,19 @@ from typing import Any, Protocol
 from llkd.config.run import RunConfig
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
-from llkd.store.scratch import make_scratch
+from llkd.store.scratch import make_scratch, scratch_folder
 
 TENSORBOARD = "tensorboard"
 
 
-class Sink(Protocol):
-    """Where figures go. A call may raise anything; then it is called no more."""
+class ExperimentTracker(Protocol):
+    """A destination of figures. A call may raise anything; the tracker is not called again then."""
 
     def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
-        """Tell the figures of a step, as of a time in seconds since 1970."""
+        """Log the figures of a step, with a time in seconds since 1970."""
 
     def close(self) -> None:
-        """End, with all that was told sent."""
+        """Send what is pending, and end."""
 
 
 class TensorBoard:
@@ -36,34 +36,30 @@ class TensorBoard:
         self._folder = folder
 
     def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
-        """See Sink."""
+        """See ExperimentTracker."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import RecordWriter
 
         values = [Summary.Value(tag=name, simple_value=x) for name, x in figures.items()]
         events = [
             Event(wall_time=seconds, file_version="brain.Event:2"),
             Event(wall_time=seconds, step=step, summary=Summary(value=values)),
         ]
-        data = b"".join(_framed(event.SerializeToString()) for event in events)
-        self._folder.write_bytes(event_file(step), data)
+        with scratch_folder() as local:
+            writer = RecordWriter(str(local / "events"))
+            for event in events:
+                writer.write(event.SerializeToString())
+            writer.close()
+            self._folder.write_bytes(event_file(step), (local / "events").read_bytes())
 
     def close(self) -> None:
-        """See Sink."""
+        """See ExperimentTracker."""
 
 
 def event_file(step: int) -> str:
-    """The event file of a step; the names are in the order of the steps."""
+    """The event file of a step. The names sort in the order of the steps."""
     return f"events.out.tfevents.{step:010d}.llkd"
-
-
-def _framed(data: bytes) -> bytes:
-    """A record of an event file: length and content, each with its checksum."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    length = struct.pack("<Q", len(data))
-    sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-    return length + next(sums) + data + next(sums)
 
 
 class MLflow:
@@ -73,9 +69,9 @@ class MLflow:
         """
         Args:
             config: the run.
-            state: of this tracker in tracking.json; the run's id is kept in it.
+            state: the tracker's entry in tracking.json, which keeps the run's id.
         """
-        # An unreachable server is told in a minute, not in ten.
+        # An unreachable server fails after a minute instead of ten.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
@@ -99,7 +95,7 @@ class MLflow:
         self._known: dict[str, set[int]] = {}
 
     def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
-        """See Sink. What MLflow has of the step is not told again: it would keep both."""
+        """See ExperimentTracker. Skips steps that MLflow has: it would keep both values."""
         from mlflow.entities import Metric as Entry
 
         first = next(iter(figures))
@@ -111,18 +107,18 @@ class MLflow:
             self._client.log_batch(self._run, entries)
 
     def close(self) -> None:
-        """See Sink."""
+        """See ExperimentTracker."""
         self._client.set_terminated(self._run)
 
 
 class WeightsAndBiases:
-    """A run at Weights & Biases. It takes no step that lies before one that it has."""
+    """A run at Weights & Biases, which ignores steps before the last one that it has."""
 
     def __init__(self, config: RunConfig, state: dict[str, Any]) -> None:
         """
         Args:
             config: the run.
-            state: of this tracker in tracking.json; the run's id is kept in it.
+            state: the tracker's entry in tracking.json, which keeps the run's id.
         """
         import wandb
 
@@ -141,15 +137,15 @@ class WeightsAndBiases:
         )  # fmt: skip
 
     def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
-        """See Sink."""
+        """See ExperimentTracker."""
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
-        """See Sink."""
+        """See ExperimentTracker."""
         self._run.finish()
 
 
-KINDS: dict[str, Callable[[RunConfig, dict[str, Any]], Sink]] = {
+REMOTE_TRACKERS: dict[str, Callable[[RunConfig, dict[str, Any]], ExperimentTracker]] = {
     "mlflow": MLflow,
     "wandb": WeightsAndBiases,
 }
@@ -160,8 +156,7 @@ def _run_name(config: RunConfig) -> str:
 
 
 def _settings(config: RunConfig) -> dict[str, str]:
-    """The settings that a run is told apart by, by dotted name; no text and no argument of an
-    engine among them."""
+    """The settings that distinguish runs, by dotted name; without texts and engine arguments."""
     sections = {
         "teacher": config.teacher.model_dump(
             include={"engine", "model", "calibration", "verbalizer"}

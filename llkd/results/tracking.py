@@ -1,11 +1,12 @@
-"""A run's figures where people follow runs: TensorBoard always, MLflow and Weights & Biases if asked.
+"""Sends a run's figures to experiment trackers: always TensorBoard, on request MLflow and Weights & Biases.
 
-All of them are read from what the run has left, epoch by epoch, so that a run which was broken off
-and goes on tells nothing twice. The names are those of llkd/cluster/telemetry.py, without `llkd_` and
-with tags as parts, and those of metrics.json, `/` in place of dots. A step is an epoch, from 0; what is
-measured in the end has the step after the last.
+The figures are read from the run directory, epoch by epoch, so a resumed run logs nothing twice. Their
+names are those of llkd/cluster/telemetry.py, without `llkd_` and with tags as parts, and those of
+metrics.json, with `/` for the dots. A step is an epoch, from 0; the final figures have the step after
+the last epoch.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,28 +19,33 @@ from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import STATS
 from llkd.errors import ConfigError
 from llkd.results.tracked_figures import epoch_figures, final_figures
-from llkd.results.trackers import KINDS, TENSORBOARD, Sink, TensorBoard, event_file
+from llkd.results.trackers import (
+    REMOTE_TRACKERS,
+    TENSORBOARD,
+    ExperimentTracker,
+    TensorBoard,
+    event_file,
+)
 from llkd.store.folder import Folder
 from llkd.store.manifest import read_manifest
 from llkd.store.schema import METRICS, RunLayout
 
 TRACKING = "tracking.json"
-"""The runs at the trackers that belong to a run directory, and how many steps they have."""
-MOST_STEPS = 10**9
+"""The runs at the remote trackers that belong to a run directory, and their numbers of steps."""
 POLL_SECONDS = 2.0
 LEAVE_SECONDS = 2.0
-"""For which a command that fails, or is told to end, waits for a tracker."""
+"""How long a failed or interrupted command waits for a tracker."""
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
-"""The module of each tracker."""
+"""The module of each remote tracker."""
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 def require_trackers(config: RunConfig) -> None:
-    """See that the packages of the trackers are there.
+    """Check that the packages of the experiment trackers are installed.
 
     Raises:
-        ConfigError: naming the setting whose package is not.
+        ConfigError: naming the setting whose package is missing.
     """
     for name in config.tracking.trackers:
         if find_spec(PACKAGES[name]) is None:
@@ -50,32 +56,32 @@ def require_trackers(config: RunConfig) -> None:
 
 
 class Recorder:
-    """Tells all trackers of a run. No call raises; a tracker that fails is left alone after that."""
+    """Logs a run to all experiment trackers. No call raises; a tracker that fails is dropped."""
 
-    def __init__(self, config: RunConfig, say: Say) -> None:
+    def __init__(self, config: RunConfig, print_line: PrintLine) -> None:
         """
         Args:
             config: the run.
-            say: takes a line for the console.
+            print_line: prints a warning on the console.
         """
-        self._config, self._say = config, say
+        self._config, self._print_line = config, print_line
         self._layout = RunLayout(config.run_dir)
-        self._root = Folder(self._layout.root)
+        self._root, self._events = Folder(self._layout.root), Folder(self._layout.tensorboard)
         self._written = 0
         """Steps that TensorBoard has."""
         self._states: dict[str, dict[str, Any]] = {}
-        self._sinks: dict[str, Sink] = {}
+        self._trackers: dict[str, ExperimentTracker] = {}
         self._failed: set[str] = set()
-        with self._harmless("tracking"):
-            there = set(Folder(self._layout.tensorboard).names())
-            while event_file(self._written) in there:
+        with self._no_error_of("tracking"):
+            existing = set(self._events.names())
+            while event_file(self._written) in existing:
                 self._written += 1
             if config.tracking.trackers:
                 self._states = self._root.read_json_if_there(TRACKING) or {}
 
     @contextmanager
-    def _harmless(self, name: str) -> Iterator[None]:
-        """A run does not fail for want of being followed."""
+    def _no_error_of(self, name: str) -> Iterator[None]:
+        """Tracker errors never fail a run: the first one of each tracker is a warning."""
         try:
             yield
         except Exception as error:
@@ -83,66 +89,62 @@ class Recorder:
                 return
             self._failed.add(name)
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._say(f"warning: {name} is not told any more: {first[:200]}")
+            self._print_line(f"warning: nothing more is logged to {name}: {first[:200]}")
 
-    def trained_again(self, epoch: int) -> None:
-        """Have TensorBoard told of an epoch and what came after it once more. The others keep what
-        they were told first."""
-        with self._harmless(TENSORBOARD):
+    def forget_from(self, epoch: int) -> None:
+        """Drop TensorBoard's steps from an epoch on, which was trained again. The other trackers
+        keep their first figures."""
+        with self._no_error_of(TENSORBOARD):
             for step in range(epoch, self._written):
-                Folder(self._layout.tensorboard).delete_file(event_file(step))
+                self._events.delete_file(event_file(step))
         self._written = min(self._written, epoch)
 
-    def epochs(self, count: int) -> None:
-        """Tell of the first epochs what is not told yet."""
-        for epoch in range(self._told(), count):
+    def log_epochs(self, count: int) -> None:
+        """Log the first `count` epochs, without those that are logged."""
+        for epoch in range(self._next_step(), count):
             folder = Folder(self._layout.epoch(epoch))
-            with self._harmless("tracking"):
+            with self._no_error_of("tracking"):
                 stats = folder.read_json(STATS)
                 written = folder.files()[STATS].modified / 1e9
                 self._log(epoch, written, epoch_figures(stats))
 
-    def all_epochs(self) -> None:
-        """The same, of all epochs of a student that is trained."""
-        with self._harmless("tracking"):
+    def log_all_epochs(self) -> None:
+        """Log all epochs of a trained student, and again those trained after they were logged."""
+        with self._no_error_of("tracking"):
             manifest = read_manifest(Folder(self._layout.epochs))
             if manifest is not None and manifest.complete:
                 count = int(manifest.results["epochs"])
-                self._look_again(count)
-                self.epochs(count)
+                events = self._events.files()
+                for epoch in range(min(count, self._written)):
+                    stats = Folder(self._layout.epoch(epoch)).files().get(STATS)
+                    event = events.get(event_file(epoch))
+                    if stats is None or event is None or stats.modified > event.modified:
+                        self.forget_from(epoch)
+                        break
+                self.log_epochs(count)
 
-    def _look_again(self, count: int) -> None:
-        """Have TensorBoard told again of epochs that were trained after it was told of them."""
-        told = Folder(self._layout.tensorboard).files()
-        for epoch in range(min(count, self._written)):
-            stats = Folder(self._layout.epoch(epoch)).files().get(STATS)
-            event = told.get(event_file(epoch))
-            if stats is None or event is None or stats.modified > event.modified:
-                self.trained_again(epoch)
-                return
-
-    def figures(self, epochs: int, metrics: Mapping[str, Any]) -> None:
-        """Tell what a run was measured at in the end, after so many epochs."""
-        with self._harmless("tracking"):
-            self.epochs(epochs)
-            if self._told() <= epochs:
+    def log_metrics(self, epochs: int, metrics: Mapping[str, Any]) -> None:
+        """Log the final figures of a run after its epochs."""
+        with self._no_error_of("tracking"):
+            self.log_epochs(epochs)
+            if self._next_step() <= epochs:
                 written = self._root.files()[METRICS].modified / 1e9
                 self._log(epochs, written, final_figures(metrics))
 
     def close(self) -> None:
-        """End, and keep how far each tracker is."""
-        for name, sink in self._sinks.items():
+        """Close the trackers that still work."""
+        for name, tracker in self._trackers.items():
             if name not in self._failed:
-                with self._harmless(name):
-                    sink.close()
+                with self._no_error_of(name):
+                    tracker.close()
 
     def _names(self) -> list[str]:
         wanted = [TENSORBOARD, *self._config.tracking.trackers]
         return [name for name in wanted if name not in self._failed]
 
-    def _told(self) -> int:
-        """The first step that some tracker lacks."""
-        return min((self._steps(name) for name in self._names()), default=MOST_STEPS)
+    def _next_step(self) -> int:
+        """The first step that a working tracker lacks."""
+        return min((self._steps(name) for name in self._names()), default=sys.maxsize)
 
     def _steps(self, name: str) -> int:
         if name == TENSORBOARD:
@@ -155,8 +157,8 @@ class Recorder:
         for name in self._names():
             if step < self._steps(name):
                 continue
-            with self._harmless(name):
-                self._sink(name).log(step, seconds, figures)
+            with self._no_error_of(name):
+                self._tracker(name).log(step, seconds, figures)
                 if name == TENSORBOARD:
                     self._written = step + 1
                 else:
@@ -164,55 +166,55 @@ class Recorder:
         if self._states:
             self._root.write_json(TRACKING, self._states)
 
-    def _sink(self, name: str) -> Sink:
-        if name not in self._sinks:
-            if name == TENSORBOARD:
-                self._sinks[name] = TensorBoard(Folder(self._layout.tensorboard))
-            else:
-                state = self._states.setdefault(name, {})
-                self._sinks[name] = KINDS[name](self._config, state)
-        return self._sinks[name]
+    def _tracker(self, name: str) -> ExperimentTracker:
+        if name not in self._trackers:
+            self._trackers[name] = (
+                TensorBoard(self._events)
+                if name == TENSORBOARD
+                else REMOTE_TRACKERS[name](self._config, self._states.setdefault(name, {}))
+            )
+        return self._trackers[name]
 
 
 @contextmanager
-def followed(config: RunConfig, tracker: Any, say: Say) -> Iterator[None]:
-    """While a student is trained, its epochs are told as they are done.
+def logged_epochs(config: RunConfig, progress: Any, print_line: PrintLine) -> Iterator[None]:
+    """Log the epochs of a student as they end, while it is trained in the block.
 
     Args:
         config: the run.
-        tracker: the progress tracker, which knows how many there are.
-        say: takes a line for the console.
+        progress: the progress tracker, which counts the finished epochs.
+        print_line: prints a warning on the console.
     """
-    recorder, stop = Recorder(config, say), threading.Event()
+    recorder, stop = Recorder(config, print_line), threading.Event()
 
     def follow() -> None:
-        seen = 0
+        logged = 0
         while not stop.wait(POLL_SECONDS):
             try:
-                done = ray.get(tracker.epochs_done.remote(RunLayout(config.run_dir).name))
-            except Exception:  # Ray is going away, and says it in many ways; the stage says why
+                done = ray.get(progress.epochs_done.remote(RunLayout(config.run_dir).name))
+            except Exception:  # Ray shuts down and raises many kinds; the stage reports the cause
                 return
-            if done and not seen:
-                recorder.trained_again(done - 1)
-            seen = done
-            recorder.epochs(done)
+            if done and not logged:
+                recorder.forget_from(done - 1)
+            logged = done
+            recorder.log_epochs(done)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield
-    except BaseException:  # what is not told yet the next start tells: nobody waits for a server
+    except BaseException:  # the next start logs what is missing: do not wait for a server
         stop.set()
         thread.join(LEAVE_SECONDS)
         raise
     stop.set()
     thread.join()
-    recorder.all_epochs()
+    recorder.log_all_epochs()
     recorder.close()
 
 
-def tell_figures(config: RunConfig, metrics: Mapping[str, Any], say: Say) -> None:
-    """Tell all trackers what a finished run was measured at; what they have is not told again."""
-    recorder = Recorder(config, say)
-    recorder.figures(int(metrics["selection"]["epochs"]), metrics)
+def log_final_metrics(config: RunConfig, metrics: Mapping[str, Any], print_line: PrintLine) -> None:
+    """Log the final figures of a run to all trackers that lack them."""
+    recorder = Recorder(config, print_line)
+    recorder.log_metrics(int(metrics["selection"]["epochs"]), metrics)
     recorder.close()

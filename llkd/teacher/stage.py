@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from llkd.cluster import actor_pool, connection
-from llkd.cluster.progress import Pace, now_and_then
+from llkd.cluster.progress import Pace, throttled
 from llkd.cluster.stage import ShardedStage, column_sums
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.parallelism import parallel_size
@@ -274,7 +274,7 @@ class TeacherActor:
         rows = request.read(shard)
         texts = rows[TEXT].to_pylist()
         ids = rows[ID].to_pylist() if ID in rows.column_names else [None] * len(texts)
-        batch = self._label(texts, ids, now_and_then(partial(self._tracker.update.remote, unit)))
+        batch = self._label(texts, ids, throttled(partial(self._tracker.update.remote, unit)))
         undefined_n = np.flatnonzero(np.isnan(batch.logprobs_nc).any(axis=1)).tolist()
         refused = {**dict.fromkeys(undefined_n, "not_a_number"), **batch.refused}
         if refused:

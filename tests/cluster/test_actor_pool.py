@@ -1,4 +1,4 @@
-"""Work over items on pools of actors, on a real local Ray."""
+"""Pools of actors that map items, on a real local Ray."""
 
 import os
 import signal
@@ -47,27 +47,34 @@ def test_actors_take_all_items() -> None:
     assert list(none) == []
 
 
-class Slow:
-    """Takes a while, and says in which process."""
+class Meeting:
+    """Returns its process, once there are three processes."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
 
     def __call__(self, item: int) -> int:
-        time.sleep(0.5)
+        (self.folder / str(os.getpid())).touch()
+        while len(list(self.folder.iterdir())) < 3:
+            time.sleep(0.1)
         return os.getpid()
 
 
-def test_a_pool_grows_while_items_wait() -> None:
-    pids = actor_pool.run_on_actors(Slow, (), list(range(40)), pool=(1, 3), resources={"CPU": 1})
+def test_a_pool_grows_while_items_wait(tmp_path: Path) -> None:
+    pids = actor_pool.run_on_actors(
+        Meeting, (str(tmp_path),), list(range(40)), pool=(1, 3), resources={"CPU": 1}
+    )
     assert len(set(pids)) == 3
 
 
 class Pair:
-    """Returns only when it is called for a second item meanwhile."""
+    """Returns only when it is called for a second item at the same time."""
 
     def __init__(self) -> None:
         self.both = threading.Barrier(2)
 
     def __call__(self, item: Any) -> Any:
-        self.both.wait(timeout=20)
+        self.both.wait()
         if item == "poison":
             raise ZeroDivisionError("a bug")
         threading.Event().wait(20)
@@ -83,7 +90,7 @@ def test_an_actor_has_two_items_and_the_one_that_kills_it_is_named() -> None:
 
 
 class Mortal:
-    """Keeps what it is called for in a file, and dies of one item, once."""
+    """Appends its items to a file, and dies of one item, once."""
 
     def __init__(self, calls: str, deadly: int) -> None:
         self.calls, self.deadly = calls, deadly
@@ -98,9 +105,9 @@ class Mortal:
         return item * 2
 
 
-def test_a_death_within_a_run_of_items_costs_that_item_alone(tmp_path: Path) -> None:
+def test_a_death_within_a_batch_repeats_that_item_alone(tmp_path: Path) -> None:
     items, calls = list(range(200)), tmp_path / "calls"
-    runs = actor_pool.falling_runs(items, 1)
+    runs = actor_pool.guided_batches(items, 1)
     deadly = runs[0][3]
     assert len(runs[0]) > 4
     results = actor_pool.run_on_actors(
@@ -109,35 +116,35 @@ def test_a_death_within_a_run_of_items_costs_that_item_alone(tmp_path: Path) -> 
     assert sorted(results) == [2 * item for item in items]
     counts = Counter(map(int, calls.read_text().split()))
     assert counts[deadly] == 2
-    # Another run was under way beside it, in one item of which the actor may have been.
+    # The actor may have been in an item of another batch at the same time.
     assert counts.total() <= len(items) + 2
 
 
 @pytest.mark.parametrize("actors", [1, 3, 64])
 @pytest.mark.parametrize("count", [0, 1, 17, 1000, 100_000])
-def test_runs_are_long_first_few_and_single_at_the_end(actors: int, count: int) -> None:
-    runs = actor_pool.falling_runs(range(count), actors)
+def test_batches_are_long_at_first_and_single_at_the_end(actors: int, count: int) -> None:
+    runs = actor_pool.guided_batches(range(count), actors)
     lengths = [len(run) for run in runs]
     assert [item for run in runs for item in run] == list(range(count))
     assert lengths == sorted(lengths, reverse=True)
-    assert all(length <= actor_pool.LONGEST_RUN for length in lengths)
+    assert all(length <= actor_pool.MAX_BATCH for length in lengths)
     assert lengths[-16:] == [1] * min(16, count)
-    # Those of full length, and for each actor so many of each length below.
-    assert len(runs) <= count / actor_pool.LONGEST_RUN + actors * 16 * 6
+    # Those of full length, and for each actor 16 of each length below.
+    assert len(runs) <= count / actor_pool.MAX_BATCH + actors * 16 * 6
 
 
-def test_replicas_that_bring_their_nodes_are_no_more_than_worth_them() -> None:
-    assert [actor_pool.most_actors((1, 8), items, at_once=False) for items in (2, 20, 99)] == [
+def test_a_pool_adds_nodes_only_for_enough_items() -> None:
+    assert [actor_pool.max_actors((1, 8), items, one_node_each=False) for items in (2, 20, 99)] == [
         2,
         8,
         8,
     ]
-    assert [actor_pool.most_actors((1, 8), items, at_once=True) for items in (2, 20, 99)] == [
+    assert [actor_pool.max_actors((1, 8), items, one_node_each=True) for items in (2, 20, 99)] == [
         1,
         5,
         8,
     ]
-    assert [actor_pool.most_actors((3, 8), items, at_once=True) for items in (2, 4, 99)] == [
+    assert [actor_pool.max_actors((3, 8), items, one_node_each=True) for items in (2, 4, 99)] == [
         2,
         3,
         8,

@@ -41,7 +41,7 @@ def test_too_few_nodes_are_told_with_the_setting(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         ResourceError,
         match=r"teacher.resources asks for \{GPU: 2\} on each of 3 nodes \(teacher.nodes\), and this "
-        r"cluster has 2 such places \(CPU: 8, GPU: 2; ",
+        r"cluster has room for 2 of them \(CPU: 8, GPU: 2; ",
     ):
         connection.require_resources({"GPU": 2}, "teacher.resources", 3)
     monkeypatch.setattr(connection, "autoscales", lambda: True)

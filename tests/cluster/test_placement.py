@@ -1,7 +1,6 @@
-"""Replicas that are spread over nodes: what each reserves, where it lies, and that nothing is left."""
+"""Replicas that span nodes: their reservations, their placement, and their release."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +14,7 @@ from llkd.cluster.placement import bundles_of
 from llkd.ingest.stage import ingest
 from tests import spread
 from tests.conftest import ROOT, SilentTracker, config_maker
+from tests.heads import reaped
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def folder(
     corpus_files: tuple[str, str],
     local_ray: None,
 ) -> Path:
-    """What tests/spread.py has told."""
+    """The observations of tests/spread.py."""
     folder = tmp_path_factory.mktemp("spread")
     (folder / "told").mkdir()
     config = config_maker(folder, tiny_student, corpus_files)(
@@ -53,11 +53,12 @@ def folder(
     ingest(config, "corpus", SilentTracker())
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.spread", path, folder], cwd=ROOT, text=True, timeout=400,
-        env={**env, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    with reaped() as env:
+        env.pop("RAY_ADDRESS", None)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.spread", path, folder], cwd=ROOT, text=True,
+            env={**env, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     assert done.returncode == 0, done.stdout
     return folder
 
@@ -94,7 +95,7 @@ def test_all_rows_are_labelled_and_no_group_is_left(seen: dict[str, Any]) -> Non
     assert seen["label"] == {"rows": 420, "left": []}
 
 
-def test_a_replica_that_is_let_go_gives_its_gpus_back(seen: dict[str, Any]) -> None:
+def test_a_replica_that_is_released_gives_its_gpus_back(seen: dict[str, Any]) -> None:
     there = {item: counts for item, *counts in seen["shrunk"]["results"]}
     assert there["c"][0] == 2
     assert there["last"][1] == 1

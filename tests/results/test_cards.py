@@ -1,4 +1,4 @@
-"""What the cards say of where labels came from."""
+"""The origin of the labels, as the cards state it."""
 
 from typing import Any
 
@@ -25,9 +25,9 @@ ENGINES: dict[str, tuple[dict[str, Any], str, bool]] = {
 }
 
 
-@pytest.mark.parametrize(("teacher", "said", "machine"), ENGINES.values(), ids=ENGINES)
-def test_who_labelled(
-    make_config: MakeConfig, teacher: dict[str, Any], said: str, machine: bool
+@pytest.mark.parametrize(("teacher", "expected", "machine"), ENGINES.values(), ids=ENGINES)
+def test_the_cards_name_the_origin_of_the_labels(
+    make_config: MakeConfig, teacher: dict[str, Any], expected: str, machine: bool
 ) -> None:
     config = make_config(teacher=teacher, selection={"policy": "all"})
     facts = LabelledFacts((1,) * 3, (0.5,) * 3, 1, 1)
@@ -35,8 +35,8 @@ def test_who_labelled(
     results = {"rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0}
     student = model_card(config, Manifest("distill", {}, "", True, results), None)
     for card in (rows, student):
-        assert said in card
-        assert ("No label of a person went into it." in card) == machine
+        assert expected in card
+        assert ("No human labels were used." in card) == machine
         assert ("by a language model" in card or "from a language model" in card) == machine
     assert ("machine-generated" in rows) == machine
     assert ("tokens of a text" in rows) == ("vllm" in str(teacher))

@@ -108,7 +108,7 @@ def test_the_cards_tell_what_was_measured(exported: tuple[RunConfig, Path]) -> N
     assert not any(text in card.text for text in texts for card in (student, rows))
     before = ModelCard.load(Path(config.run_dir, "student/README.md"))
     assert before.data.eval_results is None
-    assert "It was not measured when this card was written" in before.text
+    assert "The student was not measured when this card was written" in before.text
 
 
 def test_the_onnx_form_is_the_student_for_other_shapes(exported: tuple[RunConfig, Path]) -> None:

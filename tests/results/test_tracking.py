@@ -1,4 +1,4 @@
-"""A run's figures at TensorBoard, at the real MLflow and at the real Weights & Biases."""
+"""A run's figures in TensorBoard, in the real MLflow and in the real Weights & Biases."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from llkd.preflight import require_inputs
 from llkd.results import tracking
 from llkd.results.tracked_figures import epoch_figures, final_figures
 from llkd.results.trackers import event_file
-from llkd.results.tracking import Recorder, tell_figures
+from llkd.results.tracking import Recorder, log_final_metrics
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, write_manifest
 from llkd.store.schema import RunLayout
@@ -50,7 +50,7 @@ def stats(epoch: int, names: tuple[str, ...] = ("sport", "tech", "trade")) -> di
 
 @pytest.fixture
 def trained(make_config: MakeConfig, tmp_path: Path) -> Any:
-    """A run of two epochs, as it lies on the disk; makes its config with a section `tracking`."""
+    """A trained run of two epochs; makes its config with a section `tracking`."""
 
     def make(**wanted: Any) -> RunConfig:
         return make_config(tracking=wanted)
@@ -72,8 +72,8 @@ def events(path: Path) -> list[Event]:
     return found
 
 
-def told(config: RunConfig) -> dict[int, dict[str, float]]:
-    """What TensorBoard's files say, by step."""
+def logged(config: RunConfig) -> dict[int, dict[str, float]]:
+    """The content of TensorBoard's files, by step."""
     steps: dict[int, dict[str, float]] = {}
     for path in sorted(Path(config.run_dir, "tensorboard").iterdir()):
         first, second = events(path)
@@ -84,12 +84,12 @@ def told(config: RunConfig) -> dict[int, dict[str, float]]:
 
 
 def record(config: RunConfig, epochs: int) -> list[str]:
-    """Tell of some epochs; returns what was said."""
-    said: list[str] = []
-    recorder = Recorder(config, said.append)
-    recorder.epochs(epochs)
+    """Log some epochs; returns the lines that were printed."""
+    lines: list[str] = []
+    recorder = Recorder(config, lines.append)
+    recorder.log_epochs(epochs)
     recorder.close()
-    return said
+    return lines
 
 
 def test_the_figures_of_an_epoch() -> None:
@@ -114,17 +114,17 @@ def test_the_figures_of_an_epoch() -> None:
     }  # fmt: skip
 
 
-def test_tensorboard_is_told_each_epoch_once_and_the_figures_in_the_end(trained: Any) -> None:
+def test_tensorboard_gets_each_epoch_once_and_the_final_figures(trained: Any) -> None:
     config = trained()
     assert record(config, 1) == []
     folder = Path(config.run_dir, "tensorboard")
     before = (folder / event_file(0)).stat().st_mtime_ns
-    assert told(config).keys() == {0}
+    assert logged(config).keys() == {0}
     record(config, 2)
-    tell_figures(config, METRICS, [].append)
-    tell_figures(config, METRICS, [].append)
+    log_final_metrics(config, METRICS, [].append)
+    log_final_metrics(config, METRICS, [].append)
     assert (folder / event_file(0)).stat().st_mtime_ns == before
-    steps = told(config)
+    steps = logged(config)
     assert [steps[0]["training_loss"], steps[1]["training_loss"]] == [1.5, 0.5]
     assert steps[2] == final_figures(METRICS)
     assert not Path(config.run_dir, "tracking.json").exists()
@@ -133,10 +133,10 @@ def test_tensorboard_is_told_each_epoch_once_and_the_figures_in_the_end(trained:
     Folder(RunLayout(config.run_dir).epoch(1)).write_json(
         "stats.json", {**stats(1), "training_loss": 0.25}
     )
-    recorder.trained_again(1)
-    recorder.epochs(2)
-    assert told(config).keys() == {0, 1}
-    assert told(config)[1]["training_loss"] == 0.25
+    recorder.forget_from(1)
+    recorder.log_epochs(2)
+    assert logged(config).keys() == {0, 1}
+    assert logged(config)[1]["training_loss"] == 0.25
     assert (folder / event_file(0)).stat().st_mtime_ns == before
 
 
@@ -156,7 +156,7 @@ def test_mlflow_has_the_same_figures_under_the_same_names(
     Folder(RunLayout(config.run_dir).epoch(1)).write_json("stats.json", hostile)
     assert record(config, 1) == []
     assert record(config, 2) == []
-    # A kill before it was kept how far the tracker is.
+    # A kill before the tracker's progress was stored.
     Folder(config.run_dir).delete_file(event_file(1))
     kept = Path(config.run_dir, "tracking.json")
     state = json.loads(kept.read_text())
@@ -165,14 +165,14 @@ def test_mlflow_has_the_same_figures_under_the_same_names(
     kept.write_text(json.dumps(state))
     first = Path(config.run_dir, "tensorboard", event_file(0))
     before = first.stat().st_mtime_ns
-    tell_figures(config, METRICS, [].append)
+    log_final_metrics(config, METRICS, [].append)
     assert first.stat().st_mtime_ns == before  # only MLflow lacked that step
 
     client = MlflowClient(tracking_uri=where)
     (run,) = client.search_runs([client.get_experiment_by_name("llkd").experiment_id])
     assert (run.info.run_name, run.info.status) == ("mine", "FINISHED")
     assert json.loads(run.data.params["student.epochs"]) == 2
-    steps = told(config)
+    steps = logged(config)
     assert sum(name.startswith("label_threshold/uncertainty/") for name in steps[1]) == 7
     for name in {*steps[0], *steps[1], *steps[2]}:
         history = client.get_metric_history(run.info.run_id, name)
@@ -196,7 +196,7 @@ def test_weights_and_biases_offline(
     assert json.loads(Path(config.run_dir, "tracking.json").read_text())["wandb"]["steps"] == 2
 
 
-def test_an_epoch_that_was_trained_after_it_was_told_is_told_again(trained: Any) -> None:
+def test_an_epoch_trained_after_it_was_logged_is_logged_again(trained: Any) -> None:
     config = trained()
     record(config, 2)
     layout = RunLayout(config.run_dir)
@@ -207,8 +207,8 @@ def test_an_epoch_that_was_trained_after_it_was_told_is_told_again(trained: Any)
     os.utime(stats_file, ns=(later, later))
     first = Path(config.run_dir, "tensorboard", event_file(0))
     before = first.stat().st_mtime_ns
-    Recorder(config, [].append).all_epochs()
-    assert [told(config)[step]["training_loss"] for step in (0, 1)] == [1.5, 0.25]
+    Recorder(config, [].append).log_all_epochs()
+    assert [logged(config)[step]["training_loss"] for step in (0, 1)] == [1.5, 0.25]
     assert first.stat().st_mtime_ns == before
 
 
@@ -224,11 +224,13 @@ def test_a_command_that_fails_does_not_wait_for_a_tracker(
     monkeypatch.setattr(tracking, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(tracking, "LEAVE_SECONDS", 0.01)
     monkeypatch.setattr(tracking.ray, "get", lambda reference: 1)
-    monkeypatch.setattr(Recorder, "epochs", epochs)
-    monkeypatch.setattr(Recorder, "all_epochs", lambda self: pytest.fail("told, and waited for"))
+    monkeypatch.setattr(Recorder, "log_epochs", epochs)
+    monkeypatch.setattr(
+        Recorder, "log_all_epochs", lambda self: pytest.fail("logged, and waited for")
+    )
 
     def interrupted() -> None:
-        with tracking.followed(trained(), SilentTracker(), print):
+        with tracking.logged_epochs(trained(), SilentTracker(), print):
             asked.wait()
             raise KeyboardInterrupt
 
@@ -237,7 +239,7 @@ def test_a_command_that_fails_does_not_wait_for_a_tracker(
     answers.set()
 
 
-def test_a_tracker_that_fails_is_told_of_in_a_line_and_the_run_goes_on(
+def test_a_tracker_that_fails_is_one_warning_and_the_run_goes_on(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken:
@@ -252,14 +254,14 @@ def test_a_tracker_that_fails_is_told_of_in_a_line_and_the_run_goes_on(
         def close(self) -> None:
             raise AssertionError("it is left alone")
 
-    monkeypatch.setitem(tracking.KINDS, "mlflow", Broken)
+    monkeypatch.setitem(tracking.REMOTE_TRACKERS, "mlflow", Broken)
     config = trained(mlflow="http://127.0.0.1:9")
-    assert record(config, 2) == ["warning: mlflow is not told any more: the server"]
-    assert told(config).keys() == {0, 1}
+    assert record(config, 2) == ["warning: nothing more is logged to mlflow: the server"]
+    assert logged(config).keys() == {0, 1}
 
 
 @pytest.mark.parametrize("stage", ["run", "distill", "evaluate"])
-def test_a_package_that_is_missing_is_told_before_anything_begins(
+def test_a_missing_package_is_reported_before_any_work(
     make_config: MakeConfig, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_inputs(stage, make_config(tracking={"mlflow": "x", "wandb": "x"}))

@@ -192,7 +192,7 @@ def measure(
     folder: Path, shards: int, tell: Callable[[str, Mapping[str, float]], None]
 ) -> dict[str, dict[str, float]]:
     """What each phase took of this process, on the Ray that is there; told as it ends."""
-    from llkd.cluster.progress import ProgressDisplay
+    from llkd.cluster.display import ProgressDisplay
     from llkd.cluster.shard_tasks import sum_over_shards
     from llkd.ingest.stage import ingest
     from llkd.repair import mend

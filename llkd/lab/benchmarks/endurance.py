@@ -149,7 +149,7 @@ def make_config(folder: Path, shards: int, rows_per_shard: int, fail: float) -> 
 
 def measure(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """What `benchmark_endurance` does, on the Ray that is there."""
-    from llkd.cluster.progress import ProgressDisplay
+    from llkd.cluster.display import ProgressDisplay
     from llkd.ingest.stage import ingest
     from llkd.teacher.stage import label
 

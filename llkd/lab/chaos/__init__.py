@@ -1,3 +1,3 @@
-"""Runs that are disturbed on purpose, and what is seen of them afterwards."""
+"""Fault injection: runs whose processes are killed, compared with a run without faults."""
 
-import llkd.cluster.connection  # noqa: F401  # first: it keeps a Ray of this machine on the loopback
+import llkd.cluster.connection  # noqa: F401  # first: it keeps a local Ray on the loopback

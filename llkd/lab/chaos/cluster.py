@@ -1,13 +1,13 @@
-"""Several Ray nodes on this machine, as a cluster to be struck."""
+"""A Ray cluster of several nodes on this machine, for fault injection."""
 
 from typing import Any
 
 NODES, NODE_CPUS = 3, 2
-"""Beside the head, of a cluster on this machine."""
+"""Worker nodes beside the head, and CPUs of each."""
 
 
 class LocalCluster:
-    """Several Ray nodes on this machine, all on the loopback."""
+    """Several Ray nodes on this machine, all on the loopback interface."""
 
     def __init__(self, nodes: int = NODES) -> None:
         from ray.cluster_utils import Cluster
@@ -21,7 +21,7 @@ class LocalCluster:
         self.address = str(self._cluster.address)
 
     def replace_lost(self) -> None:
-        """Add a node for each whose raylet is dead."""
+        """Replace each node whose raylet is dead."""
         for node in list(self._cluster.worker_nodes):
             if not _runs(node):
                 self._cluster.remove_node(node, allow_graceful=False)

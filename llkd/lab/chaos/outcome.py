@@ -1,4 +1,4 @@
-"""What was done to runs, what came of it, and how that is told."""
+"""The injected faults, their outcome, and how both are reported."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,28 +8,28 @@ from typing import Any
 from rich.table import Table
 
 from llkd.errors import ChaosError
-from llkd.lab.chaos.warden import KINDS
+from llkd.lab.chaos.injector import KINDS
 
 
 @dataclass
-class Strike:
-    """One disturbance."""
+class Fault:
+    """One injected fault."""
 
     run: int
     kind: str
     what: str
     outcome: str = "went on"
-    """`went on` by itself; or `ended` with an exit status other than 0, and started again."""
+    """`went on` without a restart; or `ended` with an exit status other than 0, and restarted."""
 
 
 @dataclass
-class Ordeal:
+class RunOutcome:
     """One run, from its first start to its end."""
 
     run: int
-    strikes: list[Strike] = field(default_factory=list)
-    unstruck: list[str] = field(default_factory=list)
-    """The kinds of the disturbances that found no victim while the run lasted."""
+    faults: list[Fault] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    """Kinds of the planned faults that found no victim while the run lasted."""
     starts: int = 0
     statuses: list[int] = field(default_factory=list)
     """Exit status of each start."""
@@ -37,53 +37,57 @@ class Ordeal:
     problems: list[str] = field(default_factory=list)
 
 
-def outcome_table(ordeals: Sequence[Ordeal]) -> Table:
-    """What was done, by kind, and what came of it."""
-    struck, unstruck = _struck(ordeals), _unstruck(ordeals)
-    outcomes = Counter((strike.kind, strike.outcome) for strike in struck)
-    missed = Counter(unstruck)
+def outcome_table(outcomes: Sequence[RunOutcome]) -> Table:
+    """The outcomes of all faults, by kind."""
+    faults, missed = _faults(outcomes), _missed(outcomes)
+    counts_of = Counter((fault.kind, fault.outcome) for fault in faults)
+    missed_of = Counter(missed)
     table = Table(
-        title=f"{len(struck)} of {len(struck) + len(unstruck)} disturbances, {len(ordeals)} runs",
+        title=f"{len(faults)} of {len(faults) + len(missed)} faults, {len(outcomes)} runs",
         title_justify="left",
     )
-    columns = ("went on by itself", "ended, and went on when started again", "found no victim")
+    columns = ("went on by itself", "ended, and went on when restarted", "found no victim")
     for column in ("", *columns):
         table.add_column(column, justify="left" if not column else "right")
     for kind in KINDS:
-        counts = (outcomes[kind, "went on"], outcomes[kind, "ended"], missed[kind])
+        counts = (counts_of[kind, "went on"], counts_of[kind, "ended"], missed_of[kind])
         if any(counts):
             table.add_row(kind, *map(str, counts))
     return table
 
 
-def verdict(ordeals: Sequence[Ordeal]) -> str:
-    """What came of all, in a line.
+def verdict(outcomes: Sequence[RunOutcome]) -> str:
+    """The overall result, in a line.
 
     Raises:
-        ChaosError: something is wrong, or nothing could be struck.
+        ChaosError: a run has a problem, or no fault found a victim.
     """
-    if wrong := sum(len(ordeal.problems) for ordeal in ordeals):
-        raise ChaosError(f"{wrong} problems in {len(ordeals)} runs, told above")
-    struck, unstruck = _struck(ordeals), _unstruck(ordeals)
-    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(Counter(unstruck).items()))
-    if unstruck and not struck:
+    if wrong := sum(len(outcome.problems) for outcome in outcomes):
         raise ChaosError(
-            f"None of {len(unstruck)} disturbances found a victim ({kinds}), so nothing was tried",
+            f"{wrong} problems in {len(outcomes)} runs, listed above", "See the logs named there."
+        )
+    faults, missed = _faults(outcomes), _missed(outcomes)
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(Counter(missed).items()))
+    if missed and not faults:
+        raise ChaosError(
+            f"None of {len(missed)} faults found a victim ({kinds}), so nothing was tested",
             "Take a larger corpus, or other --kinds.",
         )
-    missed = f"{len(unstruck)} of {len(struck) + len(unstruck)} disturbances found no victim"
-    told = "Nothing lost, nothing doubled, nothing left over."
-    return f"{told} But {missed} ({kinds})." if unstruck else told
+    result = "Nothing lost, nothing doubled, nothing left over."
+    if not missed:
+        return result
+    return f"{result} But {len(missed)} of {len(faults) + len(missed)} faults found no victim ({kinds})."
 
 
-def _struck(ordeals: Sequence[Ordeal]) -> list[Strike]:
-    return [strike for ordeal in ordeals for strike in ordeal.strikes]
+def _faults(outcomes: Sequence[RunOutcome]) -> list[Fault]:
+    return [fault for outcome in outcomes for fault in outcome.faults]
 
 
-def _unstruck(ordeals: Sequence[Ordeal]) -> list[str]:
-    return [kind for ordeal in ordeals for kind in ordeal.unstruck]
+def _missed(outcomes: Sequence[RunOutcome]) -> list[str]:
+    return [kind for outcome in outcomes for kind in outcome.missed]
 
 
-def figures(ordeals: Sequence[Ordeal]) -> list[dict[str, Any]]:
-    """All that was seen, as JSON."""
-    return [asdict(ordeal) for ordeal in ordeals]
+def figures(outcomes: Sequence[RunOutcome]) -> list[dict[str, Any]]:
+    """The outcomes as JSON, by the keys of the format of `--json`."""
+    keys = {"faults": "strikes", "missed": "unstruck"}
+    return [{keys.get(k, k): v for k, v in asdict(outcome).items()} for outcome in outcomes]

@@ -1,4 +1,4 @@
-"""Looks through a finished run for anything lost, doubled, misplaced or left behind."""
+"""Checks a finished run for rows lost, doubled or misplaced, and for files left behind."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +15,16 @@ from llkd.store.schema import LOGPROBS, METRICS, ROW, RunLayout
 
 
 def problems(config: RunConfig, undisturbed: RunConfig, tolerance: float = 0.0) -> list[str]:
-    """What is wrong with a finished run; nothing, if all is well.
+    """The problems of a finished run; empty if there are none.
 
     Every row of every data set is labelled or rejected exactly once and every sidecar belongs to
-    its corpus shard; rows and labels are those of a run that was left in peace; the stages are
-    complete; no temporary file is left.
+    its corpus shard; rows and labels are those of a run without faults; the stages are complete;
+    no temporary file is left.
 
     Args:
         config: the run.
-        undisturbed: a finished run with the same settings.
-        tolerance: by how much a log-probability may differ: engines round otherwise when other
+        undisturbed: a finished run with the same settings, without faults.
+        tolerance: maximum difference of a log-probability: engines round differently when other
             rows share a batch.
     """
     found: list[str] = []
@@ -52,8 +52,8 @@ def _labels(config: RunConfig, undisturbed: RunConfig, tolerance: float) -> Iter
 
 
 def _labelled_once(config: RunConfig, dataset: str, shard: int, rows: int) -> Iterator[str]:
-    """Whether the labels and the rejects of a shard are its rows, each once, in order: of each of
-    several teachers, and of all together, which leave out what any of them refused."""
+    """Check that the labels and the rejects of a shard are its rows, each once, in order: for each
+    of several teachers, and for the ensemble, which leaves out the rows that any of them refused."""
     numbers = [alone.teacher_number for alone in config.of_each_teacher] or [None]
     layouts = [RunLayout(config.run_dir, number) for number in numbers]
     refused = [_rejected(Folder(layout.label_rejects(dataset)), shard) for layout in layouts]
@@ -69,7 +69,7 @@ def _rejected(rejects: Folder, shard: int) -> np.ndarray:
 
 
 def _each_once(labels: Folder, shard: int, rows: int, rejected_n: np.ndarray) -> Iterator[str]:
-    """Whether labels and rejects are `rows` rows, each once, in order."""
+    """Check that labels and rejects are `rows` rows, each once, in order."""
     labelled_n = rows_of(labels, shard)
     if np.any(np.diff(labelled_n) <= 0):
         yield f"{labels.uri}: shard {shard} has rows twice or out of order"
@@ -93,7 +93,7 @@ def _same_labels(labels: Folder, expected: Folder, shard: int, tolerance: float)
 
 
 def _epochs(config: RunConfig, undisturbed: RunConfig, tolerance: float) -> Iterator[str]:
-    """Whether what an epoch scored and selected are rows that have labels."""
+    """Check that the rows that an epoch scored and selected have labels."""
     layout = RunLayout(config.run_dir)
     labels = Folder(layout.labels("corpus"))
     trained = require_complete(Folder(layout.epochs), "distill").results["epochs"]

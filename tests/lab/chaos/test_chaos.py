@@ -1,7 +1,6 @@
-"""Random kills of a run on a Ray of four nodes; and that what looks for losses sees them."""
+"""Faults injected into a run on a Ray of four nodes; and that the checks find each damage."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,10 +15,11 @@ import pytest
 import yaml
 
 from llkd.config.run import RunConfig
-from llkd.lab.chaos.bench import Disturbances
+from llkd.lab.chaos.harness import FaultPlan
 from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
 from tests.conftest import ROOT, config_maker
+from tests.heads import reaped
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ KINDS = ["actor", "trainer", "task", "node", "driver", "store"]
 
 @dataclass
 class Disturbed:
-    """A run that was disturbed in every way, and one that was not."""
+    """A run with a fault of every kind, and one without."""
 
     config: RunConfig
     undisturbed: RunConfig
@@ -50,12 +50,13 @@ def disturbed(
     )
     path, figures = folder / "config.yaml", folder / "figures.json"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(
-        [sys.executable, "jobs/chaos.py", path, "--kills", "6", "--runs", "1", "--json", figures],
-        cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)}, text=True, timeout=1100,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    with reaped() as env:
+        env.pop("RAY_ADDRESS", None)
+        done = subprocess.run(
+            [sys.executable, "jobs/chaos.py", path, "--kills", "6", "--runs", "1", "--json", figures],
+            cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     assert done.returncode == 0, done.stdout
     chaos = f"{config.run_dir}/chaos"
     both = [
@@ -143,9 +144,9 @@ def test_what_is_wrong_is_seen(
 
 
 def test_kinds_are_dealt_evenly_over_runs() -> None:
-    dealt = Disturbances(kills=100, runs=20, kinds=KINDS, seed=3).of_each_run()
+    dealt = FaultPlan(kills=100, runs=20, kinds=KINDS, seed=3).of_each_run()
     assert [len(of_run) for of_run in dealt] == [5] * 20
     counts = [sum(of_run.count(kind) for of_run in dealt) for kind in KINDS]
     assert max(counts) - min(counts) == 1
-    assert dealt == Disturbances(100, 20, KINDS, 3).of_each_run()
-    assert dealt != Disturbances(100, 20, KINDS, 4).of_each_run()
+    assert dealt == FaultPlan(100, 20, KINDS, 3).of_each_run()
+    assert dealt != FaultPlan(100, 20, KINDS, 4).of_each_run()

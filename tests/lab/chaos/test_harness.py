@@ -1,4 +1,4 @@
-"""The parts of the bench that disturbs runs: whom it strikes, and what it says of it."""
+"""The parts of the fault injection: its victims, and its report."""
 
 import contextlib
 import io
@@ -20,24 +20,24 @@ from rich.console import Console
 
 from llkd.config.run import RunConfig
 from llkd.errors import ChaosError, ConfigError
-from llkd.lab.chaos import bench
-from llkd.lab.chaos.bench import (
-    Bench,
-    Disturbances,
+from llkd.lab.chaos import harness
+from llkd.lab.chaos.harness import (
+    FaultPlan,
+    Harness,
     forget_earlier,
     require_own_cluster,
     run_chaos,
 )
-from llkd.lab.chaos.outcome import Ordeal, Strike, outcome_table, verdict
-from llkd.lab.chaos.verify import problems
-from llkd.lab.chaos.warden import (
+from llkd.lab.chaos.injector import (
     MARK,
-    Wardens,
+    Injector,
     marked_environment,
     other_jobs,
     processes_with,
     victims,
 )
+from llkd.lab.chaos.outcome import Fault, RunOutcome, outcome_table, verdict
+from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, write_manifest
 from llkd.store.schema import RunLayout
@@ -63,7 +63,7 @@ def sleeper(title: str, environment: Mapping[str, str]) -> Iterator[psutil.Proce
             child.kill()
 
 
-def test_only_processes_with_the_mark_are_struck() -> None:
+def test_only_processes_with_the_mark_are_victims() -> None:
     mark = uuid.uuid4().hex  # no other test of this machine has it
     plain = {name: value for name, value in os.environ.items() if name != MARK}
     with (
@@ -125,36 +125,34 @@ def test_other_jobs_of_a_cluster_are_seen_and_left_alone(local_ray: None) -> Non
     address, random = ray.get_runtime_context().gcs_address, np.random.default_rng(0)
     assert other_jobs() == []
     with job(address, os.environ) as theirs, job(address, marked_environment("ours")) as ours:
-        wardens, struck = Wardens("ours"), psutil.Process(ours)
-        (left,) = wardens.left()
+        injector, victim = Injector("ours"), psutil.Process(ours)
+        (left,) = injector.left()
         assert left.endswith(f"(process {ours})")
-        assert str(wardens.strike("actor", random)).startswith("ray::MapWorker")
-        psutil.wait_procs([struck], timeout=60)
-        assert wardens.left() == []
-        assert wardens.strike("actor", random) is None
+        assert str(injector.inject("actor", random)).startswith("ray::MapWorker")
+        victim.wait()
+        assert injector.left() == []
+        assert injector.inject("actor", random) is None
         assert psutil.Process(theirs).status() != psutil.STATUS_ZOMBIE
         assert len(other_jobs()) == 2
         assert all("MapWorker" in command for command in other_jobs())
-    deadline = time.monotonic() + 60
-    while other_jobs() and time.monotonic() < deadline:
+    while other_jobs():  # both have ended, and Ray learns of it
         time.sleep(0.1)
-    assert other_jobs() == []  # both have ended
 
 
-def test_whole_nodes_are_not_struck_where_others_work() -> None:
+def test_no_fault_hits_a_whole_node_of_a_cluster_with_other_jobs() -> None:
     require_own_cluster(["actor", "node", "store"], [])
     require_own_cluster(["actor", "driver"], ["python train.py"])
-    with pytest.raises(ChaosError, match=r"store would strike .* python train.py.* --kinds"):
+    with pytest.raises(ChaosError, match=r"store would hit .* python train.py.* --kinds"):
         require_own_cluster(["actor", "store"], ["python train.py"])
 
 
 def test_a_part_of_the_labels_is_refused_before_anything_starts(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "LocalCluster", None)
-    config, wanted = make_config(label={"budget": 0.5}), Disturbances(1, 1, ["actor"], 0)
+    monkeypatch.setattr(harness, "LocalCluster", None)
+    config, plan = make_config(label={"budget": 0.5}), FaultPlan(1, 1, ["actor"], 0)
     with pytest.raises(ConfigError, match=r"label.budget is 0.5: .* label.budget=1"):
-        run_chaos(config, wanted, 0.0, Console(file=io.StringIO()))
+        run_chaos(config, plan, 0.0, Console(file=io.StringIO()))
 
 
 def test_what_an_earlier_call_left_is_deleted_and_nothing_else(
@@ -169,82 +167,84 @@ def test_what_an_earlier_call_left_is_deleted_and_nothing_else(
     assert sorted(path.name for path in chaos.iterdir()) == ["00.txt", "2", "figures.json", "notes"]
 
 
-class NobodyThere:
-    """Wardens of a cluster where no run is."""
+class NoVictims:
+    """The injector of a cluster without runs."""
 
-    def strike(self, kind: str, random: np.random.Generator) -> str | None:
+    def inject(self, kind: str, random: np.random.Generator) -> str | None:
         return None
 
 
-MakeBench = Any
+MakeHarness = Any
 
 
 @pytest.fixture
-def make_bench(
+def make_harness(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> MakeBench:
-    """A bench whose runs are a shell script, which is told in $START the number of its start."""
+) -> MakeHarness:
+    """A harness whose runs are a shell script, which has the number of its start in $START."""
 
-    def make(script: str) -> Bench:
+    def make(script: str) -> Harness:
         run, starts = tmp_path / "run.sh", tmp_path / "starts"
         run.write_text(f"#!/bin/bash\necho >> {starts}; START=$(wc -l < {starts})\n{script}\n")
         run.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(run))
-        monkeypatch.setattr(bench, "GAP_SECONDS", (0.0, 0.0))
-        return Bench(
-            make_config(), NobodyThere(), None, "nowhere:1", f"mark of {tmp_path}", tmp_path,  # type: ignore[arg-type]
+        monkeypatch.setattr(harness, "GAP_SECONDS", (0.0, 0.0))
+        return Harness(
+            make_config(), NoVictims(), None, "nowhere:1", f"mark of {tmp_path}", tmp_path,  # type: ignore[arg-type]
             Console(file=io.StringIO()),
         )  # fmt: skip
 
     return make
 
 
-def test_a_run_that_hangs_when_left_in_peace_is_ended_and_told(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_hangs_without_faults_is_ended_and_reported(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "STALLED_SECONDS", 0.5)
-    hanging = make_bench("exec sleep 100")
-    with pytest.raises(ChaosError, match=r"left in peace.*undisturbed-01.log"):
+    monkeypatch.setattr(harness, "STALLED_SECONDS", 0.5)
+    hanging = make_harness("exec sleep 100")
+    with pytest.raises(ChaosError, match=r"without faults.*undisturbed-01.log"):
         hanging.undisturbed()
     assert processes_with(hanging.mark) == []
 
 
-def test_each_start_has_to_say_itself_why_it_failed(make_bench: MakeBench) -> None:
+def test_each_failed_start_must_log_its_error(make_harness: MakeHarness) -> None:
     script = "[ $START = 1 ] && echo StorageError: no room && exit 1; [ $START = 2 ] && exit 1"
-    ordeal = make_bench(f"{script}; exit 0").ordeal(3, [], seed=0)
-    assert ordeal.statuses == [1, 1, 0]
-    (problem,) = ordeal.problems
-    assert "no word of why" in problem
+    outcome = make_harness(f"{script}; exit 0").run_with_faults(3, [], seed=0)
+    assert outcome.statuses == [1, 1, 0]
+    (problem,) = outcome.problems
+    assert "no error in its log" in problem
     assert problem.endswith("03-02.log")
 
 
-def test_what_found_no_victim_is_told(make_bench: MakeBench) -> None:
-    ordeal = make_bench("sleep 1").ordeal(0, ["engine", "driver", "engine"], seed=0)
-    assert [strike.kind for strike in ordeal.strikes] == ["driver"]
-    assert ordeal.unstruck == ["engine", "engine"]
-    assert verdict([ordeal]).endswith("2 of 3 disturbances found no victim (engine: 2).")
-    table = outcome_table([ordeal])
-    assert table.title == "1 of 3 disturbances, 1 runs"
+def test_faults_without_a_victim_are_reported(make_harness: MakeHarness) -> None:
+    outcome = make_harness("[ $START = 1 ] && exec sleep 100; exit 0").run_with_faults(
+        0, ["engine", "driver", "engine"], seed=0
+    )
+    assert [fault.kind for fault in outcome.faults] == ["driver"]
+    assert outcome.missed == ["engine", "engine"]
+    assert verdict([outcome]).endswith("2 of 3 faults found no victim (engine: 2).")
+    table = outcome_table([outcome])
+    assert table.title == "1 of 3 faults, 1 runs"
     assert [list(column.cells) for column in table.columns] == [
         ["engine", "driver"], ["0", "0"], ["0", "1"], ["2", "0"],
     ]  # fmt: skip
 
 
-def test_a_driver_that_ended_by_itself_was_not_struck(make_bench: MakeBench) -> None:
-    ended = make_bench("exit 0")
+def test_a_driver_that_ended_by_itself_was_not_killed(make_harness: MakeHarness) -> None:
+    ended = make_harness("exit 0")
     with ended._started(ended.of_run("00"), 1) as (process, _):
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert ended._strike("driver", process, np.random.default_rng(0)) is None
+        assert ended._inject("driver", process, np.random.default_rng(0)) is None
         assert process.returncode == 0
 
 
-def test_the_exit_status_is_of_what_was_found() -> None:
-    struck = Ordeal(0, strikes=[Strike(0, "actor", "one")])
-    assert verdict([struck]) == "Nothing lost, nothing doubled, nothing left over."
+def test_the_verdict_follows_from_the_problems() -> None:
+    hit = RunOutcome(0, faults=[Fault(0, "actor", "one")])
+    assert verdict([hit]) == "Nothing lost, nothing doubled, nothing left over."
     with pytest.raises(ChaosError, match=r"None of 2 .* \(engine: 1, task: 1\)"):
-        verdict([Ordeal(0, unstruck=["task"]), Ordeal(1, unstruck=["engine"])])
+        verdict([RunOutcome(0, missed=["task"]), RunOutcome(1, missed=["engine"])])
     with pytest.raises(ChaosError, match="1 problems in 2 runs"):
-        verdict([struck, Ordeal(1, problems=["1 rows lost"])])
+        verdict([hit, RunOutcome(1, problems=["1 rows lost"])])
 
 
 def write_rows(uri: str, rows: list[int], **columns: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Starts runs, kills what they consist of, starts them again, and looks at what they left.
+"""Starts runs, injects faults, restarts the runs, and checks their results.
 
 The cluster is the one that RAY_ADDRESS names, or one of several nodes on this machine, whose lost
 nodes are replaced.
@@ -29,51 +29,51 @@ from llkd.config.load import dump_config
 from llkd.config.run import RunConfig
 from llkd.errors import ChaosError, ConfigError
 from llkd.lab.chaos.cluster import LocalCluster
-from llkd.lab.chaos.outcome import Ordeal, Strike
-from llkd.lab.chaos.verify import problems
-from llkd.lab.chaos.warden import (
-    ANSWER_SECONDS,
+from llkd.lab.chaos.injector import (
     MARK,
+    REPLY_SECONDS,
     WHOLE_NODES,
-    Wardens,
+    Injector,
     marked_environment,
     other_jobs,
     processes_with,
 )
+from llkd.lab.chaos.outcome import Fault, RunOutcome
+from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
 
 GAP_SECONDS = (1.0, 8.0)
-"""Between two disturbances of a run, drawn evenly."""
+"""Range of the time between two faults of a run, drawn uniformly."""
 
 STALLED_SECONDS = 600.0
-"""A start of a run that takes longer hangs."""
+"""A start of a run that takes longer counts as hung."""
 
-MOST_STARTS = 40
-"""Of one run."""
+MAX_STARTS = 40
+"""Starts of one run."""
 
 UNDISTURBED = "undisturbed"
-"""The run that others are compared with."""
+"""Name of the run without faults, with which the others are compared."""
 
 _OURS = re.compile(rf"(\d{{2,}}|{UNDISTURBED})((-\d{{2,}})?\.(log|yaml))?")
-"""What a bench makes in `<run_dir>/chaos`: runs, their configs, and what each start said."""
+"""What a harness makes in `<run_dir>/chaos`: runs, their configs, and the log of each start."""
 
 
 @dataclass(frozen=True)
-class Disturbances:
-    """What is done to runs."""
+class FaultPlan:
+    """The faults to inject."""
 
     kills: int
-    """Over all runs."""
+    """Faults over all runs."""
     runs: int
-    """How many share them."""
+    """Runs that share them."""
     kinds: Sequence[str]
     """See KINDS."""
     seed: int
     """Of kinds, times and victims."""
 
     def of_each_run(self) -> list[list[str]]:
-        """The kinds for each run: all kinds equally often over the runs, to one."""
+        """The kinds for each run; over all runs, the counts of two kinds differ by one at most."""
         random = np.random.default_rng(self.seed)
         dealt: list[str] = []
         while len(dealt) < self.kills:
@@ -82,27 +82,27 @@ class Disturbances:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What disturbs, and where."""
+class Harness:
+    """Runs of a config on a cluster into which faults are injected."""
 
     config: RunConfig
-    wardens: Wardens
+    injector: Injector
     cluster: LocalCluster | None
-    """None for one that is not ours: its autoscaler replaces what is lost."""
+    """None for a cluster that RAY_ADDRESS names: its autoscaler replaces lost nodes."""
     address: str
     mark: str
     """See `marked_environment`."""
     folder: Path
-    """On this machine: the runs' configs and what they say."""
+    """On this machine: the configs and logs of the runs."""
     console: Console
 
     def of_run(self, name: str) -> RunConfig:
-        """The config of one run of the bench."""
+        """The config of one run."""
         run_dir = f"{RunLayout(self.config.run_dir).root}/chaos/{name}"
         return self.config.model_copy(update={"run_dir": run_dir})
 
     def undisturbed(self) -> RunConfig:
-        """A finished run that nobody disturbs.
+        """Finish a run without faults; returns its config.
 
         Raises:
             ChaosError: it fails, or hangs.
@@ -113,49 +113,50 @@ class Bench:
                 status = process.wait(timeout=STALLED_SECONDS)
             except subprocess.TimeoutExpired:
                 raise ChaosError(
-                    f"The run does not end within {STALLED_SECONDS:.0f} s even when it is "
-                    "left in peace",
+                    f"The run does not end within {STALLED_SECONDS:.0f} s even without faults",
                     f"Take a smaller corpus, or see {log}.",
                 ) from None
         if status:
             raise ChaosError(
-                f"The run fails even when it is left in peace, with status {status}",
+                f"The run fails even without faults, with status {status}",
                 f"See {log}.",
             )
         return config
 
-    def ordeal(self, number: int, kinds: Sequence[str], seed: int) -> Ordeal:
-        """One run, disturbed in each of these ways once, in any order, while it lasts.
+    def run_with_faults(self, number: int, kinds: Sequence[str], seed: int) -> RunOutcome:
+        """Finish one run, with one fault of each of these kinds, in random order, while it lasts.
 
         Args:
             number: of the run.
-            kinds: what to do to it.
+            kinds: of the faults; a kind may repeat.
             seed: of the times and the victims.
         """
         random = np.random.default_rng([seed, number])
-        config, found, waiting = self.of_run(f"{number:02d}"), Ordeal(number), list(kinds)
+        config, outcome, waiting = self.of_run(f"{number:02d}"), RunOutcome(number), list(kinds)
         began = time.monotonic()
-        while not found.statuses or found.statuses[-1] != 0:
-            if found.starts == MOST_STARTS:
-                found.problems.append(f"does not end after {MOST_STARTS} starts")
+        while not outcome.statuses or outcome.statuses[-1] != 0:
+            if outcome.starts == MAX_STARTS:
+                outcome.problems.append(f"does not end after {MAX_STARTS} starts")
                 break
-            found.starts += 1
-            with self._started(config, found.starts) as (process, log):
-                status = self._disturb(process, found, waiting, random)
+            outcome.starts += 1
+            with self._started(config, outcome.starts) as (process, log):
+                status = self._inject_into(process, outcome, waiting, random)
             if status is None:
-                found.problems.append(f"hung for {STALLED_SECONDS:.0f} s; see {log}")
+                outcome.problems.append(f"hung for {STALLED_SECONDS:.0f} s; see {log}")
                 break
-            found.statuses.append(status)
-            if status not in (0, -9) and not _told(log):
-                found.problems.append(f"ended with status {status} and no word of why; see {log}")
-        found.seconds, found.unstruck = time.monotonic() - began, waiting
-        return found
+            outcome.statuses.append(status)
+            if status not in (0, -9) and not _names_error(log):
+                outcome.problems.append(
+                    f"ended with status {status} and no error in its log; see {log}"
+                )
+        outcome.seconds, outcome.missed = time.monotonic() - began, waiting
+        return outcome
 
     @contextlib.contextmanager
     def _started(
         self, config: RunConfig, start: int
     ) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-        """A start of a run, and what it says; killed if it still runs in the end."""
+        """Start a run; yields its process and its log. It is killed if it still runs in the end."""
         name = config.run_dir.rsplit("/", 1)[-1]
         settings, log = self.folder / f"{name}.yaml", self.folder / f"{name}-{start:02d}.log"
         settings.write_text(dump_config(config))
@@ -172,28 +173,28 @@ class Bench:
             process.kill()
             process.wait()
 
-    def _disturb(
+    def _inject_into(
         self,
         process: "subprocess.Popen[bytes]",
-        found: Ordeal,
+        outcome: RunOutcome,
         waiting: list[str],
         random: np.random.Generator,
     ) -> int | None:
-        """Strike while a start of a run lasts; returns its exit status, None if it hangs."""
+        """Inject the waiting faults while a run lasts; returns its exit status, None if it hangs."""
         began = time.monotonic()
         due = began + random.uniform(*GAP_SECONDS)
-        last: Strike | None = None
+        last: Fault | None = None
         while (status := process.poll()) is None:
             now = time.monotonic()
             if now - began > STALLED_SECONDS:
                 return None
             if waiting and now >= due:
                 kind = str(random.choice(waiting))
-                what = self._strike(kind, process, random)
+                what = self._inject(kind, process, random)
                 if what is not None:
                     waiting.remove(kind)
-                    last = Strike(found.run, kind, what)
-                    found.strikes.append(last)
+                    last = Fault(outcome.run, kind, what)
+                    outcome.faults.append(last)
                     self.console.print(f"  {kind}: {escape(what)}", highlight=False)
                     due = time.monotonic() + random.uniform(*GAP_SECONDS)
             time.sleep(0.05)
@@ -203,95 +204,95 @@ class Bench:
             self.cluster.replace_lost()
         return status
 
-    def _strike(
+    def _inject(
         self, kind: str, process: "subprocess.Popen[bytes]", random: np.random.Generator
     ) -> str | None:
         if kind == "driver":
             process.kill()
-            ended = process.wait() != -signal.SIGKILL  # by itself, before it was struck
+            ended = process.wait() != -signal.SIGKILL  # by itself, before the kill
             return None if ended else f"process {process.pid}"
         if kind == "store":
-            return self.wardens.fill_stores(3.0)
-        what = self.wardens.strike(kind, random)
+            return self.injector.fill_stores(3.0)
+        what = self.injector.inject(kind, random)
         if kind == "node" and self.cluster is not None:
-            time.sleep(2 * ANSWER_SECONDS + random.uniform(0, 3))
+            time.sleep(2 * REPLY_SECONDS + random.uniform(0, 3))
             self.cluster.replace_lost()
         return what
 
 
-def _told(log: Path) -> bool:
-    """Whether a failed start has said what failed."""
+def _names_error(log: Path) -> bool:
+    """Whether a failed start has logged an error."""
     return "Error" in log.read_text(errors="replace")
 
 
 def run_chaos(
-    config: RunConfig, wanted: Disturbances, tolerance: float, console: Console
-) -> list[Ordeal]:
-    """Disturb runs of a config, and look at each.
+    config: RunConfig, plan: FaultPlan, tolerance: float, console: Console
+) -> list[RunOutcome]:
+    """Inject faults into runs of a config, and check each run.
 
     Args:
-        config: what to run; its results go to `<run_dir>/chaos/`, over those of an earlier call.
-        wanted: what is done to them.
+        config: of the runs; their results replace those of an earlier call in `<run_dir>/chaos/`.
+        plan: the faults.
         tolerance: see `problems`.
-        console: where it is told.
+        console: for progress and problems.
 
     Raises:
-        ChaosError: the run fails without being disturbed; or whole nodes of a cluster are to be
-            struck that runs other jobs.
+        ChaosError: the run fails without faults; or the plan has faults that hit whole nodes, and
+            the cluster runs other jobs.
         ConfigError: `label.budget` is below 1.
     """
     if config.label.in_part:
         raise ConfigError(
-            f"label.budget is {config.label.budget:g}: which rows are labelled then "
-            "depends on students, which a run and its undisturbed twin need not share to "
-            "the last bit.",
+            f"label.budget is {config.label.budget:g}: the choice of the rows to label then depends "
+            "on students, which may differ in the last bit from those of the run without faults",
             "Append label.budget=1 to the command.",
         )
-    found = []
-    with _bench(config, console) as bench:
-        if bench.cluster is None:
-            require_own_cluster(wanted.kinds, other_jobs())
+    outcomes = []
+    with _harness(config, console) as harness:
+        if harness.cluster is None:
+            require_own_cluster(plan.kinds, other_jobs())
         forget_earlier(config)
-        console.print("an undisturbed run, to compare with")
-        undisturbed = bench.undisturbed()
-        for number, kinds in enumerate(wanted.of_each_run()):
-            ordeal = bench.ordeal(number, kinds, wanted.seed)
-            ordeal.problems += problems(bench.of_run(f"{number:02d}"), undisturbed, tolerance)
-            ordeal.problems += _left_running(bench.wardens)
-            found.append(ordeal)
+        console.print("a run without faults, to compare with")
+        undisturbed = harness.undisturbed()
+        for number, kinds in enumerate(plan.of_each_run()):
+            outcome = harness.run_with_faults(number, kinds, plan.seed)
+            outcome.problems += problems(harness.of_run(f"{number:02d}"), undisturbed, tolerance)
+            outcome.problems += _left_running(harness.injector)
+            outcomes.append(outcome)
             console.print(
-                f"run {number}: {len(ordeal.strikes)} of {len(kinds)} disturbances, "
-                f"{ordeal.starts} starts, {duration(ordeal.seconds)}, "
-                f"{len(ordeal.problems)} problems"
+                f"run {number}: {len(outcome.faults)} of {len(kinds)} faults, "
+                f"{outcome.starts} starts, {duration(outcome.seconds)}, "
+                f"{len(outcome.problems)} problems"
             )
-            for line in ordeal.problems:
+            for line in outcome.problems:
                 console.print(f"  {escape(line)}", style="bold red")
-    if bench.cluster is not None:
-        found[-1].problems += [f"outlived the cluster: {line}" for line in left_over(bench.mark)]
-    return found
+    if harness.cluster is not None:
+        left = left_over(harness.mark)
+        outcomes[-1].problems += [f"outlived the cluster: {line}" for line in left]
+    return outcomes
 
 
 def require_own_cluster(kinds: Sequence[str], others: Sequence[str]) -> None:
-    """See that nobody else's work is struck.
+    """Check that no fault hits another job.
 
     Args:
-        kinds: of the disturbances.
-        others: the other jobs of the cluster.
+        kinds: of the faults.
+        others: commands of the other jobs of the cluster.
 
     Raises:
-        ChaosError: it would be.
+        ChaosError: one would.
     """
     whole = [kind for kind in WHOLE_NODES if kind in kinds]
     if whole and others:
         raise ChaosError(
-            f"{' and '.join(whole)} would strike the other jobs of this cluster too, "
-            f"which runs {', '.join(others[:3])}.",
+            f"{' and '.join(whole)} would hit the other jobs of this cluster too: "
+            f"{', '.join(others[:3])}",
             "Leave them out by --kinds, or use a cluster of your own.",
         )
 
 
 def forget_earlier(config: RunConfig) -> None:
-    """Delete what an earlier call made: runs that are complete would not be disturbed."""
+    """Delete the runs of an earlier call: complete runs would leave no time for faults."""
     folder = Folder(f"{RunLayout(config.run_dir).root}/chaos")
     files = folder.files()
     for name in filter(_OURS.fullmatch, folder.names()):
@@ -302,7 +303,7 @@ def forget_earlier(config: RunConfig) -> None:
 
 
 def _local_folder(config: RunConfig) -> Path:
-    """Where the runs' configs and words go."""
+    """The folder for the configs and logs of the runs."""
     if "://" in config.run_dir:
         return Path(tempfile.mkdtemp(prefix="llkd-chaos-"))
     folder = Path(config.run_dir) / "chaos"
@@ -311,29 +312,27 @@ def _local_folder(config: RunConfig) -> Path:
 
 
 @contextlib.contextmanager
-def _bench(config: RunConfig, console: Console) -> Iterator[Bench]:
-    """A cluster with its wardens, for the while."""
+def _harness(config: RunConfig, console: Console) -> Iterator[Harness]:
+    """A harness on a cluster that is started, or joined, for the block."""
     address, mark = os.environ.get(ADDRESS_VARIABLE), uuid.uuid4().hex
-    os.environ[MARK] = mark  # of a cluster on this machine too
-    cluster = None if address else LocalCluster()
-    if cluster is not None:
-        address = cluster.address
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield Bench(
-            config, Wardens(mark), cluster, str(address), mark, _local_folder(config), console
-        )
-    finally:
-        ray.shutdown()
+    with contextlib.ExitStack() as stack:
+        os.environ[MARK] = mark  # of a cluster on this machine too
+        stack.callback(os.environ.pop, MARK)
+        cluster = None if address else LocalCluster()
         if cluster is not None:
-            cluster.shutdown()
-        del os.environ[MARK]
+            stack.callback(cluster.shutdown)
+            address = cluster.address
+        stack.callback(ray.shutdown)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        yield Harness(
+            config, Injector(mark), cluster, str(address), mark, _local_folder(config), console
+        )
 
 
-def _left_running(wardens: Wardens, patience: float = 60.0) -> list[str]:
-    """Processes of a finished run that do not go away."""
+def _left_running(injector: Injector, patience: float = 60.0) -> list[str]:
+    """Processes of a finished run that do not end."""
     deadline = time.monotonic() + patience
-    while left := wardens.left():
+    while left := injector.left():
         if time.monotonic() > deadline:
             return [f"still running: {line}" for line in left]
         time.sleep(0.5)
@@ -341,7 +340,7 @@ def _left_running(wardens: Wardens, patience: float = 60.0) -> list[str]:
 
 
 def left_over(mark: str, patience: float = 20.0) -> list[str]:
-    """Processes of a test that outlive its cluster."""
+    """Processes that outlive the cluster of this machine."""
     deadline = time.monotonic() + patience
     while left := processes_with(mark):
         if time.monotonic() > deadline:
