@@ -159,7 +159,7 @@ def _merge_until(layout: RunLayout, number: int) -> None:
 
 
 def _random_slice(layout: RunLayout) -> dict[str, Any]:
-    """The rule by which the first round's rows were drawn, which tells them from the others."""
+    """The rule that drew the first round's rows, by which calibration recognises them."""
     chosen = require_complete(Folder(layout.round(0).wanted), "label")
     return {RANDOM_SLICE: chosen.results[RANDOM_SLICE]}
 

@@ -45,7 +45,15 @@ class ShardCounts(NamedTuple):
 
 
 class ShardedStage:
-    """A stage that writes a folder of shards."""
+    """A stage that writes a folder of shards.
+
+        stage = ShardedStage(folder, wanted)
+        if not stage.complete:
+            stage.run(write_shard, shards)  # only the missing ones
+            stage.close(totals(stage.counts()))  # refuses if a shard is absent
+
+    A stage with an actor pool calls `missing`, and `add` for each result, in place of `run`.
+    """
 
     def __init__(
         self,
@@ -57,10 +65,10 @@ class ShardedStage:
         """Begin or resume the stage.
 
         Args:
-            folder: of its shards and manifest.
-            wanted: what determines the shards.
-            rejects: the folder of the rows that it rejects, if it rejects any.
-            summed: columns whose sums are among its counts.
+            folder: the folder of the shards and the manifest.
+            wanted: the manifest with the settings that determine the shards.
+            rejects: the folder of rejected rows; None if the stage rejects none.
+            summed: columns whose sums are among the counts.
 
         Raises:
             FingerprintError: the folder was made with other settings.
@@ -119,7 +127,7 @@ class ShardedStage:
         Raises:
             IncompleteError: a shard is absent.
         """
-        if self._all_there:  # each listing of a million shards costs
+        if self._all_there:  # listing a million shards is slow
             return
         if absent := self._absent():
             raise IncompleteError(

@@ -73,9 +73,7 @@ def label(config: RunConfig, datasets: Sequence[str], tracker: Any) -> dict[str,
     work = [(each.dataset, shard) for each in labelling for shard in each.missing(tracker)]
     if not Request.of(config, CONTENT_FREE_ITEM[0]).labels.shards():
         work.append(CONTENT_FREE_ITEM)
-    pace = Pace()
-    if work:
-        _run(config, work, labelling, pace, tracker)
+    pace = _run(config, work, labelling, tracker)
     for each in labelling:
         if not each.stage.complete:
             seconds = time.monotonic() - started
@@ -167,10 +165,12 @@ def _run(
     config: RunConfig,
     work: Sequence[tuple[str, int]],
     labelling: Sequence[Labelling],
-    pace: Pace,
     tracker: Any,
-) -> None:
-    """Label the missing shards, of all data sets by the same engines."""
+) -> Pace:
+    """Label the missing shards of all data sets by the same engines; returns how fast."""
+    pace = Pace()
+    if not work:
+        return pace
     by_name = {each.dataset: each for each in labelling}
     total = sum(sum(each.expected) for each in labelling)
     todo = sum(by_name[name].expected[shard] for name, shard in work if name in by_name)
@@ -181,6 +181,7 @@ def _run(
             by_name[item["dataset"]].stage.add(item["shard"], item)
             pace.add(item)
     tracker.end.remote()
+    return pace
 
 
 def _work_on(config: RunConfig, dataset: str) -> Work:

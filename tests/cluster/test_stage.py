@@ -31,7 +31,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Run:
-    """A stage that rejects the rows which it is told to, and counts the shards that it writes."""
+    """A stage that rejects a given number of rows and records the shards that it writes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.rejects = Folder(f"{folder}/labels"), Folder(f"{folder}/rejects")

@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["llkd"]):
     from llkd.config.sources import SourceConfig
     from llkd.errors import LLKDError
     from llkd.ingest import sources
-    from llkd.ingest.stage import _usable_text
+    from llkd.ingest.stage import usable_text
 
 NAMES = ("x.csv", "x.jsonl", "x.parquet", "x.csv.gz", "x.jsonl.zst")
 FOLDER = tempfile.mkdtemp(prefix="llkd-fuzz-")
@@ -42,7 +42,7 @@ def fuzz(data: bytes) -> None:
         return
     assert [row.number for row in rows] == list(range(count))
     for row in rows:
-        text, reason, _ = _usable_text(row)
+        text, reason, _ = usable_text(row)
         assert (text is None) != (reason is None)
         for value in (row.id, row.gold):
             (sources.as_text(value) or "").encode()

@@ -40,6 +40,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return ((shard, work(shard)) for shard in shards)
 
     monkeypatch.setattr(stage, "run_on_shards", run)
+    monkeypatch.setattr("ray.wait", lambda calls: None)
 
 
 def read_all(path: Path, start: int = 0) -> list[Any] | None:
