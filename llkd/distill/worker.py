@@ -262,11 +262,11 @@ class EpochLoop:
             loss = self.trainer.mean_loss() if self.rank == 0 else None
             self.tracker.update.remote(unit, done, of=of, loss=loss)
 
-        throttled, done = throttled(update), 0
+        report, done = throttled(update), 0
         for batches in steps:
             yield batches
             done += sum(len(batch.labels_b) for batch in batches)
-            throttled(done)
+            report(done)
         update(done)
 
     def _work(self, epoch: int) -> Work:
