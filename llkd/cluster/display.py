@@ -141,7 +141,7 @@ def running_line(state: PhaseState, actors: int = 0, width: float = math.inf) ->
     if not state.total:
         parts = [(9, duration(state.seconds))]
     elif not state.rate:
-        parts.append((8, f"starting ({duration(state.seconds)})"))
+        parts.append((8, f"{state.waiting} ({duration(state.seconds)})"))
     else:
         parts.append((6, f"{state.rate:,.1f} rows/s"))
         parts.append((8, f"{duration((state.total - state.rows) / state.rate)} left"))

@@ -46,6 +46,8 @@ class PhaseState:
     """Kind of the actors at work, a key of connection.ACTOR_CLASSES; empty where there are none."""
     silent: bool = False
     """Whether the phase leaves no line when it ends."""
+    waiting: str = "starting"
+    """What the phase does before its first rows are done."""
 
 
 @dataclass
@@ -68,6 +70,7 @@ class _Phase:
     rejects: dict[tuple[str, int], int] = field(default_factory=dict)
     """Rows rejected, by data set and shard."""
     loss: float | None = None
+    waiting: str = "starting"
 
     def update(self, unit: str, rows: int) -> None:
         self.fresh += rows - self.done.get(unit, 0)
@@ -93,6 +96,7 @@ class _Phase:
             loss=self.loss,
             actors=self.actors,
             silent=self.silent,
+            waiting=self.waiting,
         )
 
 
@@ -139,6 +143,11 @@ class ProgressTracker:
             self._phases[-1].update(unit, rows)
             if loss is not None:
                 self._phases[-1].loss = loss
+
+    def waits_for(self, text: str) -> None:
+        """Say what the current phase does before its first rows are done."""
+        if self._phases and self._phases[-1].ended is None:
+            self._phases[-1].waiting = text
 
     def note(self, text: str) -> None:
         """End the current phase and print a line."""

@@ -253,6 +253,7 @@ class TeacherActor:
     def __init__(self, config: RunConfig, tracker: Any) -> None:
         self._config = config
         self._tracker = tracker
+        tracker.waits_for.remote("loading the model, slowest the first time")
         self._engine = engine_class(config.teacher.engine)(config.teacher, config.task)
         concurrent = getattr(self._engine, "concurrent", False)
         self._turn = contextlib.nullcontext() if concurrent else threading.Lock()

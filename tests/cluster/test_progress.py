@@ -48,6 +48,15 @@ def test_running_line_before_the_first_row() -> None:
     )
 
 
+def test_running_line_says_what_the_first_row_waits_for() -> None:
+    tracker = new_tracker()
+    tracker.begin("label", 100)
+    tracker.waits_for("loading the model")
+    assert running_line(tracker.since(0)[0]) == "0 of 100 rows, loading the model (0 s)"
+    tracker.begin("train", 100)
+    assert running_line(tracker.since(1)[0]) == "0 of 100 rows, starting (0 s)"
+
+
 def test_closing_line_has_the_rows_of_an_earlier_command() -> None:
     state = PhaseState("label", 2000, 2000, 500, 150.0, 10.0, ended=True)
     assert closing_line(state) == (
