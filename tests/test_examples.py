@@ -54,7 +54,7 @@ def test_rules_speak_for_labels(make_config: MakeConfig) -> None:
     assert np.exp(batch.logprobs_nc[0]) == pytest.approx(expected, abs=1e-6)
     assert batch.logprobs_nc[1].argmax() == 2
     assert batch.refused == {2: "no_rule"}
-    with pytest.raises(ConfigError, match="give words for each"):
+    with pytest.raises(ConfigError, match="Give words for each"):
         RulesEngine(make_config(teacher={"engine_args": {"words": {}}}).teacher, config.task)
 
 
@@ -78,7 +78,7 @@ def test_a_policy_that_is_not_there_is_told_before_anything_runs(make_config: Ma
             "docs.examples.curriculum:Mine",
             r"selection.policy: cannot import .* no attribute 'Mine'",
         ),
-        ("docs.examples.rules_engine:RulesEngine", r"is no policy: make it a class that inherits"),
+        ("docs.examples.rules_engine:RulesEngine", r"is not a policy. Name a class that inherits"),
     ):
         with pytest.raises(ConfigError, match=said):
             require_inputs("run", make_config(selection={"policy": name}))

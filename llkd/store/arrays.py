@@ -1,4 +1,4 @@
-"""Between Arrow's columns and numpy: distributions, and labels by name."""
+"""Converts between Arrow columns and numpy arrays: distributions and label names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,5 +31,5 @@ def named(class_n: np.ndarray, names: Sequence[str]) -> pa.DictionaryArray:
 
 
 def class_indices(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
-    """The inverse of `named`, whatever the order of the column's own dictionaries."""
+    """The inverse of `named`, for any order of the column's dictionaries."""
     return pc.index_in(column.cast(pa.string()), value_set=pa.array(names)).to_numpy()

@@ -2,7 +2,7 @@
 
 The settings are flat, `dotted.key -> value`. Their hash, together with the fingerprint of the
 upstream stage, is the stage's fingerprint. A run directory made with other settings is refused; the
-error names the settings that differ.
+error lists the settings that differ.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ class Manifest:
 
     stage: str
     settings: Mapping[str, Any]
-    """All settings that can change the output, and no others."""
+    """Exactly the settings that can change the output."""
     upstream: str
-    """Fingerprint of the stage that this one reads; empty if it reads none."""
+    """Fingerprint of the stage that this one reads; empty if there is none."""
     complete: bool = False
     results: Mapping[str, Any] = field(default_factory=dict)
     """Counts and times of the complete stage."""
@@ -59,13 +59,12 @@ _TIMES = ("seconds", "rows_per_second")
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest of a folder; None if the stage was never begun. A damaged one is read from its
-    copy.
+    """The manifest of a folder; None if the stage has not begun. If it is damaged, its copy is read.
 
     Raises:
         FingerprintError: another version of LLKD wrote it.
-        DamageError: it and its copy are damaged.
-        StorageError: it cannot be read.
+        DamageError: the manifest and its copy are damaged.
+        StorageError: the manifest cannot be read.
     """
     try:
         found = folder.read_json_if_there(MANIFEST)
@@ -76,9 +75,9 @@ def read_manifest(folder: Folder) -> Manifest | None:
         return _parsed(folder, folder.read_json(CHECKSUMS)["manifest"])
     except (DamageError, TypeError, ValueError, AttributeError, KeyError):
         raise DamageError(
-            f"{folder.uri}/{MANIFEST} is damaged, so the settings that made its folder are "
-            "unknown.",
-            "Restore the file from a copy, or delete the folder: the same command makes it again.",
+            f"{folder.uri}/{MANIFEST} is damaged, so the settings of this folder are unknown",
+            "Restore the file from a backup, or delete the folder and run the same command again to "
+            "rebuild it.",
         ) from None
 
 
@@ -86,8 +85,8 @@ def _parsed(folder: Folder, data: dict[str, Any]) -> Manifest:
     version = data.pop("version", None)
     if version != FORMAT_VERSION:
         raise FingerprintError(
-            f"{folder.uri} has format version {version}, this LLKD reads {FORMAT_VERSION}.",
-            "Use another run_dir, or delete this one.",
+            f"{folder.uri} has format version {version}, but this LLKD reads {FORMAT_VERSION}",
+            "Set run_dir to another directory, or delete this one.",
         )
     data.pop("fingerprint", None)
     return Manifest(**data)
@@ -98,9 +97,9 @@ _PREPARED = {MANIFEST, FILES, "settled.json", "pseudo_labels", "validation"}
 
 
 def begun(folder: Folder) -> bool:
-    """Whether a stage has written any result. If it failed before, for instance on a misspelt model
-    name, other settings may replace its own."""
-    # The first condition spares a complete stage the listing of its shards.
+    """Whether a stage has written any result. Before that, for instance after a misspelt model name,
+    its settings may still change."""
+    # The first condition avoids listing the shards of a complete stage.
     return folder.exists(CHECKSUMS) or any(name not in _PREPARED for name in folder.names())
 
 
@@ -122,8 +121,8 @@ def open_stage(folder: Folder, wanted: Manifest) -> Manifest:
     if found is None:
         if folder.shards():
             raise FingerprintError(
-                f"{folder.uri} holds shards but no {MANIFEST}, so their settings are unknown.",
-                "Use another run_dir, or delete that folder.",
+                f"{folder.uri} holds shards but no {MANIFEST}, so their settings are unknown",
+                "Set run_dir to another directory, or delete that folder.",
             )
         write_manifest(folder, wanted)
         return wanted
@@ -143,10 +142,10 @@ def check_begun(folder: Folder, wanted: Manifest) -> None:
 
 
 def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
-    """Compare the settings that a folder was made with to the wanted ones.
+    """Compare the settings of a folder with the wanted ones.
 
     Raises:
-        FingerprintError: they differ; the error lists those that do.
+        FingerprintError: they differ; the error lists the differences.
     """
     if found.fingerprint == wanted.fingerprint:
         return
@@ -158,11 +157,11 @@ def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
     lines = [
         f"  {key}: was {_shown(found.settings.get(key))}, now {_shown(wanted.settings.get(key))}"
         for key in changed
-    ] or ["  an earlier stage was run again with other settings"]
+    ] or ["  an earlier stage was rerun with other settings"]
     raise FingerprintError(
         f"{folder.uri} was made with other settings:\n" + "\n".join(lines),
         "Set run_dir to a new directory, restore the settings, or delete that folder and those of "
-        "all later stages to make them again.",
+        "all later stages to rebuild them.",
     )
 
 
@@ -176,7 +175,7 @@ def require_complete(folder: Folder, stage: str) -> Manifest:
     if manifest is None or not manifest.complete:
         state = "has not been run" if manifest is None else "is not complete"
         raise IncompleteError(
-            f"Stage {stage} {state} in {folder.uri}.",
+            f"Stage {stage} {state} in {folder.uri}",
             f"Run jobs/{stage}.py or jobs/run.py first.",
         )
     return manifest

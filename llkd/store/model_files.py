@@ -1,6 +1,6 @@
-"""What a model is, for fingerprints and for messages: a directory, or a hub name and revision.
+"""Identifies and checks models: local directories, or hub names with a revision.
 
-Weights are read from safetensors alone: what PyTorch pickles can run code when it is loaded.
+Weights are loaded from safetensors only: loading a pickle can run arbitrary code.
 """
 
 import hashlib
@@ -11,20 +11,26 @@ from pathlib import Path
 from llkd.errors import ConfigError
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken*")
-"""One of these is in every directory that holds a tokenizer."""
+"""Every directory with a tokenizer holds at least one of these."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def model_identity(
     model: str, revision: str | None, setting: str, config_name: str = "config.json"
 ) -> str:
-    """A string that changes when the model does, or the adapter whose `config_name` is its own.
+    """A string that changes when the model or adapter does.
 
-    For a directory: a hash of its JSON files and of the names and sizes of its other files (their
-    content is too large to hash). For a hub name: the name and the revision asked for.
+    For a directory: a hash of its JSON files and of the names and sizes of its other files, whose
+    content is too large to hash. For a hub name: the name and the requested revision.
+
+    Args:
+        model: directory or hub name.
+        revision: of a hub name.
+        setting: that names the model, for errors.
+        config_name: the configuration file that the directory must hold; an adapter has its own.
 
     Raises:
-        ConfigError: `model` reads like a path, and nothing is there.
+        ConfigError: `model` is a path that does not exist, or holds no `config_name`.
     """
     directory = Path(model)
     if not directory.is_dir():
@@ -42,28 +48,28 @@ def model_identity(
 
 
 def require_model(model: str, setting: str) -> None:
-    """See that a directory holds all that is read of a model later. A hub name is taken on trust.
+    """Check that a directory holds a complete model. Hub names are not checked.
 
     Raises:
-        ConfigError: naming what is missing or damaged.
+        ConfigError: a file is missing or damaged.
     """
-    model_identity(model, None, setting)  # sees whether there is a directory
+    model_identity(model, None, setting)  # raises if the directory does not exist
     directory = Path(model)
     if not directory.is_dir():
         return
     if not any(found for pattern in TOKENIZER_FILES for found in directory.glob(pattern)):
         raise ConfigError(
             f"{setting}: {model} holds no tokenizer, such as a tokenizer.json",
-            "Save it there with tokenizer.save_pretrained.",
+            f"Write it with tokenizer.save_pretrained({model!r}).",
         )
     require_weights(model, setting)
 
 
 def require_weights(model: str, setting: str) -> None:
-    """See that a directory holds whole weights as safetensors. A hub name is taken on trust.
+    """Check that a directory holds complete weights as safetensors. Hub names are not checked.
 
     Raises:
-        ConfigError: naming the file that is missing, damaged or pickled.
+        ConfigError: a file is missing, damaged or pickled.
     """
     directory = Path(model)
     if not directory.is_dir():
@@ -74,17 +80,17 @@ def require_weights(model: str, setting: str) -> None:
         if not pickled:
             raise ConfigError(f"{setting}: {model} holds no weights (*.safetensors)")
         raise ConfigError(
-            f"{setting}: {model} holds its weights as {pickled[0]} alone, which is "
-            "pickled and can run code when it is loaded.",
-            f"Convert it where you trust it: AutoModel.from_pretrained({model!r}).save_pretrained({model!r}) "
+            f"{setting}: {model} holds its weights only as {pickled[0]}, a pickle that can run code "
+            "when it is loaded",
+            f"If you trust the file, convert it: AutoModel.from_pretrained({model!r}).save_pretrained({model!r}) "
             "writes safetensors.",
         )
     for path in files:
-        _require_whole(path, setting)
+        _require_complete(path, setting)
 
 
 def _weight_files(directory: Path, setting: str) -> Iterable[Path]:
-    """The files that an index names, or else those that are there."""
+    """All safetensors files of a directory, and those that its index lists."""
     found = set(directory.glob("*.safetensors"))
     for index in directory.glob("*.safetensors.index.json"):
         try:
@@ -95,11 +101,11 @@ def _weight_files(directory: Path, setting: str) -> Iterable[Path]:
     return sorted(found)
 
 
-def _require_whole(path: Path, setting: str) -> None:
+def _require_complete(path: Path, setting: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np"):  # reads the header alone, and compares the length
+        with safe_open(path, framework="np"):  # reads the header and checks the length
             pass
     except (OSError, SafetensorError) as error:
         raise ConfigError(

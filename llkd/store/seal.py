@@ -1,21 +1,22 @@
-"""A checksum of a whole Parquet file within it."""
+"""Embeds a checksum in a Parquet file."""
 
 import zlib
 
 import pyarrow as pa
 
 _SEAL_BYTES = 4
-"""The CRC-32 of a shard, without itself: it stands before the footer. Other readers of Parquet go
-where the footer points, and pass over it; checksums of pages would leave out the footer."""
+"""The seal is the CRC-32 of the rest of the file. It precedes the footer, where other Parquet readers
+skip it, because they follow the footer's offsets. Parquet's page checksums would not cover the
+footer."""
 
 
 def _footer_at(data: bytes | memoryview) -> int:
-    """Where the footer of a Parquet file starts, by what its end says."""
+    """The offset of the footer, from its length at the end of the file."""
     return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 
 def sealed(parquet: pa.Buffer) -> tuple[bytes, int]:
-    """A Parquet file with the seal in it, and the CRC-32 of both."""
+    """A Parquet file with the seal embedded, and the CRC-32 of the result."""
     data = memoryview(parquet)
     at = _footer_at(data)
     pages, footer = data[:at], data[at:]
@@ -25,7 +26,7 @@ def sealed(parquet: pa.Buffer) -> tuple[bytes, int]:
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether a shard is what was written."""
+    """Whether the content of a file matches its seal."""
     at = _footer_at(data)
     if at < _SEAL_BYTES:
         return False

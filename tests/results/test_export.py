@@ -331,5 +331,7 @@ def test_missing_packages_are_told_before_anything_begins(
     require_inputs("export", make_config(export={"onnx": True}))
     monkeypatch.setattr("llkd.results.onnx.PACKAGES", ("onnx", "no_such_package"))
     require_inputs("export", make_config())
-    with pytest.raises(ConfigError, match=r"needs no_such_package: pip install '\.\[onnx\]'"):
+    with pytest.raises(
+        ConfigError, match=r"needs no_such_package\. Install it: pip install '\.\[onnx\]'"
+    ):
         require_inputs("export", make_config(export={"onnx": True}))

@@ -48,7 +48,7 @@ def folder(bucket: str, request: pytest.FixtureRequest) -> Folder:
 def test_what_is_there_and_what_is_not(folder: Folder) -> None:
     check_what_is_there_and_what_is_not(folder)
     assert folder.read_json_if_there("x.json") is None
-    with pytest.raises(DamageError, match="labels/x: it is not there"):
+    with pytest.raises(DamageError, match="labels/x: it does not exist"):
         folder.read_bytes("x")
     folder.write_bytes(".hidden", b"12")
     folder.write_bytes(".hid/y", b"")

@@ -95,7 +95,7 @@ def test_hub_names_and_other_engines_are_not_looked_at(copy: Path) -> None:
 
 def test_an_adapter_that_is_pickled_is_refused(copy: Path) -> None:
     pickled(copy)
-    with pytest.raises(ConfigError, match=r"teacher.lora: .*pickled"):
+    with pytest.raises(ConfigError, match=r"teacher.lora: .*a pickle"):
         require_teacher(TeacherConfig(model="some/model", lora=str(copy)))
 
 

@@ -236,7 +236,7 @@ def test_a_bucket_that_is_not_there_and_a_wrong_key_are_told(
 ) -> None:
     with pytest.raises(StorageError, match="Cannot write s3://no-such-bucket/x.*NO_SUCH_BUCKET"):
         Folder("s3://no-such-bucket").write_bytes("x", b"1")
-    with pytest.raises(DamageError, match="Cannot read s3://no-such-bucket/x: it is not there"):
+    with pytest.raises(DamageError, match="Cannot read s3://no-such-bucket/x: it does not exist"):
         Folder("s3://no-such-bucket").read_bytes("x")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
     store_folder.forget_filesystems()
