@@ -61,7 +61,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty weights": (empty, "copy/model.safetensors is missing or damaged"),
     "a part missing": (indexed, "copy/model-2.safetensors is missing or damaged"),
     "a damaged index": (bad_index, "copy/model.safetensors.index.json is damaged"),
-    "pickled weights": (pickled, "pytorch_model.bin alone, which is pickled and can run code.*save_pretrained"),
+    "pickled weights": (pickled, "only as pytorch_model.bin, a pickle that can run code.*save_pretrained"),
 }  # fmt: skip
 
 
