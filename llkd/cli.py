@@ -203,7 +203,7 @@ def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
             work(console)
             return 0
         except (KeyboardInterrupt, SystemExit) as stop:
-            console.print("Interrupted. The same command goes on from here.")
+            console.print("Interrupted. The same command resumes from here.")
             return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
         except Exception as error:
             traceback.print_exc()

@@ -38,8 +38,7 @@ def make_scratch() -> Path:
     except OSError as error:
         raise StorageError(
             f"Cannot write into {tempfile.gettempdir()}: {error}.",
-            "Make room there, or name another directory in TMPDIR; the same command then "
-            "goes on from here.",
+            "Make room there, or set TMPDIR to another directory. The same command then resumes.",
         ) from error
     with contextlib.suppress(OSError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

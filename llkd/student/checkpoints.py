@@ -58,8 +58,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"Cannot write a checkpoint into {directory}: {error}.",
-            "Make room there, or name another directory in TMPDIR; the same command then "
-            "goes on from the epoch before.",
+            "Make room there, or set TMPDIR to another directory. The same command then resumes after "
+            "the last finished epoch.",
         ) from error
     folder = Folder(str(directory))
     sizes = {name: (directory / name).stat().st_size for name in (_MODEL, _OPTIMIZER)}

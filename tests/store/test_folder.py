@@ -196,7 +196,7 @@ def test_a_disk_that_takes_no_more_leaves_no_half_file(tmp_path: Path) -> None:
     for name, line in zip(names, done.stdout.splitlines(), strict=True):
         assert f"run/{name}: [Errno 27] File too large" in line
         assert "Free disk space" in line
-        assert "the same command then goes on" in line
+        assert "run the same command again" in line
     assert os.listdir(tmp_path / "run") == ["small.json"]
 
 
