@@ -1,6 +1,6 @@
 """Every setting of a run, validated when it is read.
 
-The sections that engines and policies of your own are made with can be imported from here.
+Custom engines and policies import the sections they are constructed with from here.
 """
 
 from llkd.config.run import Example, RunConfig, TaskConfig, TeacherConfig

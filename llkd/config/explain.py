@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words for those who wrote them."""
+"""Turns pydantic's validation errors into messages for the author of a config."""
 
 import difflib
 import re
@@ -24,19 +24,18 @@ _WORDS = {
     "model_type": "must be a section of settings",
     "string_too_short": "must not be empty",
 }
-"""By pydantic's type of the problem."""
+"""The message for each of pydantic's error types."""
 
 _ALTERNATIVE = re.compile(r"constrained-.*|str|int|\[key\]|(tuple|list|dict|literal)\[.*\]")
-"""What pydantic puts into a location for a key, and for each type that a setting may have."""
+"""The entries pydantic adds to a location for mapping keys and for the members of a union."""
 
 
 def explained(section: type[BaseModel], error: ValidationError) -> list[str]:
-    """All that is wrong, a line for each setting: where, what, and the value that was given, unless
-    it holds a secret.
+    """One line per wrong setting: its key, the problem, and its value unless it may be a secret.
 
     Args:
-        section: what was checked, whose settings are proposed for those that it does not know.
-        error: what it said.
+        section: the section that was validated; its settings are suggested for unknown ones.
+        error: the validation error.
     """
     found: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
@@ -92,18 +91,18 @@ def _shown(values: dict[str, Any], where: str) -> str:
 
 
 def _known_keys(section: Any, location: Sequence[str]) -> list[str]:
-    """The settings of the section at a location below another."""
+    """The settings of the section at a location relative to `section`."""
     for part in location:
         field = getattr(section, "model_fields", {}).get(part)
         if field is not None:
             section = _section_in(field.annotation)
-        elif not part.isdigit():  # a number is the place in a list of sections
+        elif not part.isdigit():  # a number is an index into a list of sections
             return []
     return list(getattr(section, "model_fields", {}))
 
 
 def _section_in(annotation: Any) -> Any:
-    """The class of a section that may be null, or stand in a list."""
+    """The section class in an annotation, which may be optional or a list."""
     if hasattr(annotation, "model_fields"):
         return annotation
     return next(filter(None, map(_section_in, get_args(annotation))), None)

@@ -1,4 +1,4 @@
-"""Reading a config: YAML, overrides, what is wrong in it, and paths that hold on other nodes."""
+"""Loads a config: YAML, overrides, validation, and paths that are valid on every node."""
 
 import math
 import os
@@ -19,14 +19,14 @@ from llkd.errors import ConfigError, StorageError
 from llkd.store.folder import Folder
 
 LONGEST_INTEGER = 63
-"""Bits."""
+"""Largest integer that a config may hold, in bits."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice: of two settings, YAML takes the last in silence."""
+    """Rejects duplicate keys, of which YAML silently takes the last."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """A mapping whose keys are all different."""
+        """Compose a mapping node whose keys are all distinct."""
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Escapes the line breaks that YAML would read back as another one."""
+    """Escapes the Unicode line breaks that YAML would normalise when it reads them back."""
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
@@ -54,12 +54,12 @@ _Dumper.add_representer(str, _text)
 
 
 def _read_yaml(text: str, what: str) -> Any:
-    """What a text says in YAML; `what` the text is, for the error."""
+    """Parse YAML; `what` names the text in errors."""
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError as error:
-        raise ConfigError(f"{what} is not valid YAML: it is nested too deep") from error
-    except Exception as error:  # beside its own kinds what Python says of 2024-02-30 or !!bool x
+        raise ConfigError(f"{what} is not valid YAML: it is nested too deeply") from error
+    except Exception as error:  # not only YAMLError: 2024-02-30 and !!bool x raise others
         raise ConfigError(f"{what} is not valid YAML: {error}") from error
 
 
@@ -67,11 +67,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML config and apply `dotted.key=value` overrides, whose values are YAML.
 
     Args:
-        path: of the file, or its URI.
-        overrides: settings that replace the file's.
+        path: the path or URI of the file.
+        overrides: settings that replace those in the file.
 
     Raises:
-        ConfigError: the file cannot be read, or a setting is wrong; all that is wrong is named.
+        ConfigError: the file cannot be read, or settings are wrong; names every wrong setting.
     """
     folder, _, name = path.rpartition("/")
     try:
@@ -88,10 +88,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
-    """Check a mapping of settings. `source` is named in the error.
+    """Validate a mapping of settings; errors name `source`.
 
     Raises:
-        ConfigError: naming every wrong setting, its value, and the nearest known key.
+        ConfigError: settings are wrong; names each with its value, or the closest known key.
     """
     problems = list(_not_plain(raw, []))
     if not problems:
@@ -104,17 +104,17 @@ def parse_config(raw: Mapping[str, Any], source: str = "config") -> RunConfig:
 
 
 def _not_plain(value: Any, keys: list[str], above: tuple[int, ...] = ()) -> Iterator[str]:
-    """What run.yaml could not hold as it is: text that is no UTF-8, a number without end, what is
-    neither text nor number, such as a date, and what holds itself.
+    """The values that run.yaml cannot represent: text that is not valid UTF-8, non-finite numbers,
+    other types such as dates, and cyclic references.
 
     Args:
         value: a setting or a section.
-        keys: where it stands.
-        above: the identities of the sections around it.
+        keys: its location.
+        above: the ids of the enclosing sections.
     """
     where = ".".join(keys) or "config"
     if id(value) in above:
-        yield f"{where}: holds itself"
+        yield f"{where}: contains itself"
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             if isinstance(key, str):
@@ -127,20 +127,20 @@ def _not_plain(value: Any, keys: list[str], above: tuple[int, ...] = ()) -> Iter
             yield from _not_plain(inner, [*keys, str(number)], (*above, id(value)))
     elif isinstance(value, str):
         if not re.fullmatch("[^\0\ud800-\udfff]*", value):
-            yield f"{where}: holds a character that is none, such as NUL ({value!r})"
+            yield f"{where}: contains an invalid character, such as NUL ({value!r})"
     elif isinstance(value, int):
         if value.bit_length() > LONGEST_INTEGER:
-            yield f"{where}: an integer of more than {LONGEST_INTEGER} bits"
+            yield f"{where}: must be an integer of at most {LONGEST_INTEGER} bits"
     elif isinstance(value, float):
         if not math.isfinite(value):
             yield f"{where}: must be a finite number, not {value}"
     elif value is not None:
         kind = type(value).__name__
-        yield f"{where}: neither text nor a number but a {kind}; quotes around it make it text"
+        yield f"{where}: must be text or a number, not a {kind}; put quotes around it to make it text"
 
 
 def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """The same config but for `dotted.key=value` overrides.
+    """A copy of the config with `dotted.key=value` overrides applied.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -152,7 +152,7 @@ def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
-    """The same config with its local paths made absolute: Ray's workers run in other folders."""
+    """A copy with absolute local paths: Ray workers run in other working directories."""
 
     def source(section: SourceConfig) -> SourceConfig:
         return section.model_copy(update={"path": _absolute_paths(section.path)})
@@ -211,12 +211,12 @@ def _absolute_paths(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def _absolute_folder(name: str) -> str:
-    """A model is a folder or a name at the hub."""
+    """Make a local model directory absolute; leave a hub name as it is."""
     return _absolute(name) if Path(name).is_dir() else name
 
 
 def dump_config(config: RunConfig) -> str:
-    """The config as YAML, every default written out."""
+    """The config as YAML, including every default."""
     raw = config.model_dump(mode="json")
     return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
@@ -224,7 +224,7 @@ def dump_config(config: RunConfig) -> str:
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"An override reads dotted.key=value, not {override!r}")
+        raise ConfigError(f"An override must have the form dotted.key=value, not {override!r}")
     value = _read_yaml(text, f"The value of {key}, {text!r},")
     *parents, last = key.split(".")
     section = raw

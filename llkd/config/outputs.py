@@ -1,6 +1,6 @@
-"""The sections that say where results go: exported folders, the hub, trackers.
+"""The settings of outputs: exported directories, the hub and experiment trackers.
 
-The docstring under each field is its documentation. None of them changes what a run computes.
+The docstring under each field is its documentation. No setting here changes what a run computes.
 """
 
 from typing import Annotated, Literal
@@ -10,41 +10,42 @@ from pydantic import Field, StringConstraints, model_validator
 from llkd.config.sources import Section, check_no_secrets, control_characters
 
 Repository = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*/\w[\w.-]*$", max_length=96)]
-"""`owner/name` at the hub."""
+"""`owner/name` on the hub."""
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[A-Za-z]+)?$|^multilingual$")]
 
 
 class ExportConfig(Section):
-    """What `jobs/export.py` makes of a finished run.
+    """What `jobs/export.py` exports from a finished run.
 
-    The token of the hub comes from the environment (HF_TOKEN).
+    The hub token is read from the environment (HF_TOKEN).
     """
 
     folder: str | None = None
-    """Where it goes, a directory or a URI of its own; null: `<run_dir>/export`."""
+    """The output directory or URI; null: `<run_dir>/export`."""
     onnx: bool = False
-    """The student as ONNX too, checked against the student itself. Needs the packages of
+    """Also export the student as ONNX and verify it against the student. Needs the packages of
     `pip install '.[onnx]'`."""
     dataset: bool = True
-    """The corpus with the teacher's labels too."""
+    """Also export the corpus with the teacher's labels."""
     distribution: bool = False
-    """The labelled rows hold the teacher's whole distribution too."""
+    """Include the teacher's full distribution in the labelled rows."""
     gold: bool = False
-    """They hold the corpus's gold labels too, where `corpus.label_column` names them."""
+    """Include the corpus's gold labels in the labelled rows, if `corpus.label_column` names them."""
     license: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$")] | None = None
-    """The licence that the cards name, as the hub calls it: `apache-2.0`, `cc-by-4.0`, `other`."""
+    """The licence on the cards, by its hub identifier: `apache-2.0`, `cc-by-4.0`, `other`."""
     language: Language | tuple[Language, ...] | None = None
-    """The language of the texts for the cards, as ISO 639 has it: `en`, or a list."""
+    """The language of the texts on the cards, as an ISO 639 code such as `en`, or a list of codes."""
     model_repo: Repository | None = None
-    """The student's repository at the hub, `owner/name`; the data set's card names it."""
+    """The student's repository on the hub, `owner/name`; linked from the data set's card."""
     dataset_repo: Repository | None = None
-    """The data set's repository at the hub; the student's card names it."""
+    """The data set's repository on the hub, `owner/name`; linked from the student's card."""
     push_to_hub: bool = False
-    """Push what has a repository. The commit replaces what is in the repository."""
+    """Push the student and the data set to their repositories, if given. The commit replaces the
+    contents of the repository."""
     private: bool = True
-    """Whether a repository that does not exist yet is made a private one."""
+    """Create new repositories as private."""
     revision: Annotated[str, StringConstraints(pattern=r"^\w[\w./-]*$")] | None = None
-    """The branch to push to, made if it is not there; null: the main one."""
+    """The branch to push to, created if it does not exist; null: the main branch."""
 
     @model_validator(mode="after")
     def _check(self) -> "ExportConfig":
@@ -54,32 +55,32 @@ class ExportConfig(Section):
         ):
             raise ValueError(f"folder must name a directory, not {self.folder!r}")
         if self.push_to_hub and self.model_repo is None and self.dataset_repo is None:
-            raise ValueError("push_to_hub needs model_repo or dataset_repo, which say where to")
+            raise ValueError("push_to_hub needs model_repo or dataset_repo as its destination")
         if self.push_to_hub and self.dataset_repo is not None and not self.dataset:
             raise ValueError("push_to_hub to dataset_repo needs dataset: true")
         return self
 
 
 class TrackingConfig(Section):
-    """Where a run's figures go beside TensorBoard, whose files are always in
-    `<run_dir>/tensorboard`. The names of the figures are in llkd/results/tracking.py.
+    """Experiment trackers that receive a run's metrics, in addition to the TensorBoard files in
+    `<run_dir>/tensorboard`. llkd/results/tracking.py lists the metric names.
 
-    Keys and passwords come from the environment: WANDB_API_KEY, MLFLOW_TRACKING_USERNAME, ....
+    Credentials are read from the environment: WANDB_API_KEY, MLFLOW_TRACKING_USERNAME, ....
     """
 
     mlflow: Annotated[str, Field(min_length=1)] | None = None
-    """MLflow's tracking server, such as `http://HOST:5000`.
-    Needs the packages of `pip install '.[tracking]'`, as `wandb` does."""
+    """The MLflow tracking server, such as `http://HOST:5000`. Both trackers need the packages of
+    `pip install '.[tracking]'`."""
     wandb: Annotated[str, Field(min_length=1)] | None = None
-    """The project at Weights & Biases; `WANDB_MODE=offline` keeps the run on this machine."""
+    """The Weights & Biases project; `WANDB_MODE=offline` keeps the run on this machine."""
     experiment: Annotated[str, Field(min_length=1)] = "llkd"
-    """The experiment at MLflow."""
+    """The MLflow experiment."""
     run_name: Annotated[str, Field(min_length=1)] | None = None
-    """How both call the run; null: the last part of `run_dir`."""
+    """The name of the run in both trackers; null: the last component of `run_dir`."""
 
     @property
     def trackers(self) -> list[Literal["mlflow", "wandb"]]:
-        """Those that are asked for."""
+        """The trackers that are configured."""
         wanted: dict[Literal["mlflow", "wandb"], str | None] = {
             "mlflow": self.mlflow,
             "wandb": self.wandb,

@@ -1,30 +1,30 @@
-"""Whether a replica of the teacher that is spread over nodes has a worker for each of its GPUs."""
+"""Validates that a multi-node teacher replica has one worker for each of its GPUs."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
-"""Engine arguments whose product is the GPUs that the model is cut among."""
+"""Engine arguments whose product is the number of GPUs that the model is sharded over."""
 
 
 def parallel_size(engine_args: Mapping[str, Any]) -> int:
-    """GPUs that one replica computes on: tensor times pipeline parallelism."""
+    """GPUs of one replica: tensor times pipeline parallelism."""
     return math.prod(int(engine_args.get(name, 1)) for name in SIZES)
 
 
 def check_nodes(
     nodes: int, resources: Mapping[str, float] | None, engine_args: Mapping[str, Any]
 ) -> None:
-    """Refuse what cannot be spread.
+    """Check that the parallel sizes match the nodes and their resources.
 
     Args:
-        nodes: that a replica is spread over, at least 2.
-        resources: what it takes on each; None: what the engine arguments need.
-        engine_args: of the engine.
+        nodes: nodes of one replica, at least 2.
+        resources: its Ray resources on each node; None: derived from the engine arguments.
+        engine_args: arguments of the engine.
 
     Raises:
-        ValueError: what it takes is not what it computes on.
+        ValueError: the resources do not match the parallel sizes.
     """
     product = f"engine_args.{SIZES[0]} x {SIZES[1]}"
     try:
@@ -41,7 +41,7 @@ def check_nodes(
     gpus = resources.get("GPU", 0)
     if gpus < 1 or gpus != int(gpus):
         raise ValueError(
-            f"nodes ({nodes}) spreads GPUs: resources.GPU must be how many whole ones a replica "
+            f"with nodes ({nodes}), resources.GPU must be the whole number of GPUs that a replica "
             f"takes on each node, not {gpus:g}"
         )
     if size != nodes * gpus:

@@ -1,4 +1,4 @@
-"""The page of all settings, from the docstrings of the config: `make docs` writes docs/settings.md.
+"""Generates the settings reference from the config's docstrings; `make docs` writes docs/settings.md.
 
 python -m llkd.config.reference > docs/settings.md
 """
@@ -16,11 +16,11 @@ from llkd.config.run import RunConfig
 
 HEAD = """# Settings
 
-A config is a YAML file; `jobs/run.py CONFIG.yaml [dotted.key=value ...]` takes settings that replace
-the file's, with values in YAML. Settings are checked before anything runs: an unknown name is refused,
-with the nearest one that there is. `<run_dir>/run.yaml` keeps all settings of a run, defaults too.
+A config is a YAML file. `jobs/run.py CONFIG.yaml [dotted.key=value ...]` overrides its settings; the
+values are YAML. Settings are validated before anything runs: an unknown name is an error that suggests
+the closest known one. `<run_dir>/run.yaml` records all settings of a run, including defaults.
 
-This page is made of the docstrings in `llkd/config*.py` by `make docs`; do not edit it.
+`make docs` generates this page from the docstrings in `llkd/config/`; do not edit it.
 
 """
 
@@ -37,14 +37,14 @@ teacher: {model: Qwen/Qwen2.5-7B-Instruct, replicas: [1, 4]}
 student: {model: answerdotai/ModernBERT-base}
 selection: {policy: llkd}
 """
-"""It is checked by a test."""
+"""A test validates it."""
 
 Setting = tuple[str, FieldInfo]
 """(dotted key, field)."""
 
 
 def page() -> str:
-    """The whole page, Markdown."""
+    """The whole page, in Markdown."""
     parts = [HEAD, f"```yaml\n{EXAMPLE}```\n"]
     for key, about, settings in sections():
         title = f"`{key}`" if key else "The run"
@@ -53,8 +53,8 @@ def page() -> str:
 
 
 def sections() -> Iterator[tuple[str, str, list[Setting]]]:
-    """(dotted key, what it is for, settings of its own) of each section, the run itself first."""
-    yield from _sections("", RunConfig, "All that is not in a section.")
+    """(dotted key, description, its own settings) of each section, the run itself first."""
+    yield from _sections("", RunConfig, "The settings outside any section.")
 
 
 def _sections(
@@ -68,11 +68,11 @@ def _sections(
             continue
         full = f"{key}.{name}" if key else name
         inner = _section_in(field.annotation)
-        # One that may be left out, or stand in a list, says so itself.
+        # Optional sections and lists of sections document themselves in their field's docstring.
         if inner is None or field.description:
             own.append((full, field))
         if inner is not None and full != "teachers":
-            # Of two sections of a class the second tells what it is for.
+            # When a class is used twice, the second section's own field docstring describes it.
             said = field.description if inner in classes else inner.__doc__
             below.append((f"{full}[]" if _is_list(field.annotation) else full, inner, said or ""))
             classes.add(inner)
@@ -82,7 +82,7 @@ def _sections(
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The class of a section, which may be null or stand in a list."""
+    """The section class in an annotation, which may be optional or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section_in, get_args(annotation))), None)
@@ -110,7 +110,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
-        return "see there"
+        return "see its section"
     return f"`{json.dumps(value)}`"
 
 
@@ -121,11 +121,11 @@ _PLAIN = {
 
 
 def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """A type as a person says it.
+    """A type in plain English.
 
     Args:
-        annotation: as it stands in the config.
-        metadata: what bounds it, where that was taken off the annotation.
+        annotation: the annotation of the field.
+        metadata: its constraints, if they were stripped from the annotation.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -151,7 +151,7 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    """The least and the most, where there are any."""
+    """The lower and upper bounds, if any."""
     found = []
     for one in metadata:
         for bound in getattr(one, "metadata", [one]):

@@ -1,4 +1,4 @@
-"""Every setting of a run: checked once, frozen.
+"""All settings of a run, validated once and frozen.
 
 The docstring under each field is its documentation.
 """
@@ -35,10 +35,10 @@ from llkd.config.sources import (
 from llkd.config.student import StudentConfig
 
 ENGINES = ("vllm", "transformers", "openai", "table")
-"""The teacher engines that LLKD has."""
+"""The built-in teacher engines."""
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
-"""The object stores and file systems that pyarrow reaches by URI."""
+"""URI schemes of the object stores and file systems that pyarrow supports."""
 
 
 def _label_name(name: str) -> str:
@@ -47,7 +47,7 @@ def _label_name(name: str) -> str:
     if name != name.strip():
         raise ValueError(f"label name {name!r} has leading or trailing white space")
     if control_characters(name):
-        raise ValueError(f"label name {name!r} holds a line break or another control character")
+        raise ValueError(f"label name {name!r} contains a line break or another control character")
     return name
 
 
@@ -55,22 +55,22 @@ def _run_dir(path: str) -> str:
     if not path.strip("/ "):
         raise ValueError(f"must name a directory, not {path!r}")
     if control_characters(path):
-        raise ValueError("must not hold a line break, NUL or another control character")
+        raise ValueError("must not contain a line break, NUL or another control character")
     scheme, separator, _ = path.partition("://")
     if separator and scheme not in SCHEMES:
         raise ValueError(f"must be a directory or a URI of {', '.join(SCHEMES)}")
     for folder, maker in (("compare", "jobs/compare.py"), ("rounds", "labelling in rounds")):
         if path.rstrip("/").split("/")[-2:-1] == [folder]:
-            raise ValueError(f"must not be in a folder named {folder}: {maker} makes such runs")
+            raise ValueError(f"must not be in a folder named {folder}: {maker} creates runs there")
     return path
 
 
 def _labels_as_mapping(value: Any) -> Any:
-    """A list of names means names without descriptions."""
+    """Convert a list of names to a mapping without descriptions."""
     if isinstance(value, list):
         for name in value:
             if not isinstance(name, str):
-                raise ValueError(f"label {name!r} is not text; YAML needs quotes around it")
+                raise ValueError(f"label {name!r} is not text; put quotes around it")
         if len(set(value)) < len(value):
             raise ValueError("label names must be distinct")
         return dict.fromkeys(value)
@@ -81,7 +81,7 @@ LabelName = Annotated[str, AfterValidator(_label_name)]
 
 
 class Example(Section):
-    """One worked example shown to the teacher."""
+    """One worked example in the teacher's prompt."""
 
     text: Annotated[str, Field(min_length=1)]
     """The text of the example."""
@@ -93,21 +93,22 @@ class ExamplesConfig(Section):
     """Worked examples taken from a labelled file."""
 
     path: Paths
-    """Labelled rows, in any form that `corpus.path` takes."""
+    """Labelled rows, in any form that `corpus.path` accepts."""
     text_column: str = "text"
     """The column that holds the text."""
     label_column: str = "label"
     """The column that holds the label, one of `task.labels`."""
     choose: Literal["seed", "nearest"] = "seed"
-    """`seed` draws the same examples for all texts; `nearest` takes for each text those whose
-    embeddings are nearest to its own. Then prompts share less that can be computed once."""
+    """`seed` draws the same examples for all texts. `nearest` chooses for each text the examples
+    with the nearest embeddings; the prompts then share a shorter prefix, so less of them is
+    computed only once."""
     per_class: Annotated[int, Field(ge=1)] = 1
-    """For `seed`: examples of each label."""
+    """For `seed`: examples per label."""
     nearest: Annotated[int, Field(ge=1)] = 4
-    """For `nearest`: examples a text."""
+    """For `nearest`: examples per text."""
     embedder: str | None = None
-    """For `nearest`: the encoder whose mean hidden state is the embedding, a directory or a hub
-    name."""
+    """For `nearest`: the encoder, a directory or a hub name; the embedding is its mean hidden
+    state."""
 
     @model_validator(mode="after")
     def _check(self) -> "ExamplesConfig":
@@ -118,23 +119,23 @@ class ExamplesConfig(Section):
 
 
 class TaskConfig(Section):
-    """What the teacher is asked."""
+    """The labelling task."""
 
     instruction: Annotated[str, Field(min_length=1)]
-    """The question, in a sentence or two."""
+    """The instruction to the teacher, in one or two sentences."""
     labels: Annotated[
         dict[LabelName, str | None], BeforeValidator(_labels_as_mapping), Field(min_length=2)
     ]
-    """The label names, each with what the teacher is told about it (null: the name alone).
-    A plain list of names is allowed too."""
+    """The label names, each with a description for the teacher (null: none). A plain list of names
+    is also valid."""
     examples: tuple[Example, ...] = ()
-    """Worked examples shown before every text (few-shot); may be empty."""
+    """Worked examples before every text (few-shot); may be empty."""
     examples_from: ExamplesConfig | None = None
-    """More examples, drawn from a labelled file."""
+    """Additional examples from a labelled file."""
 
     @property
     def label_names(self) -> list[str]:
-        """The label names in order: their positions are the class indices everywhere."""
+        """The label names in order; their positions are the class indices everywhere."""
         return list(self.labels)
 
     @model_validator(mode="after")
@@ -154,52 +155,52 @@ class TaskConfig(Section):
 
 
 class TeacherConfig(Section):
-    """The large language model that labels."""
+    """The large language model that labels the corpus."""
 
     engine: str = "vllm"
-    """`vllm`; `transformers` where vLLM does not run; `openai` for an endpoint; `table` for labels
-    made elsewhere; or `package.module:Class` for one of your own (see llkd/teacher/engine.py)."""
+    """`vllm`; `transformers`, where vLLM does not run; `openai`, for an endpoint; `table`, for
+    existing labels; or `package.module:Class`, a custom engine (see llkd/teacher/engine.py)."""
     model: ModelName
-    """A model directory or a hub name; for `openai` the name the endpoint knows; for `table` the
-    files."""
+    """A model directory or a hub name; for `openai`, the endpoint's name of the model; for `table`,
+    the files."""
     revision: str | None = None
     """The hub revision (commit, tag or branch) of the model."""
     lora: str | None = None
     """A LoRA adapter for the model: a directory or a hub name."""
     replicas: Replicas = (1, 1)
-    """Fewest and most teacher actors; the pool grows while shards wait."""
+    """Minimum and maximum number of teacher actors; the pool grows while shards are waiting."""
     nodes: Positive = 1
-    """Nodes that one replica is spread over, where a model needs more GPUs than a node has. The GPUs
-    of all of them must be tensor_parallel_size x pipeline_parallel_size of `engine_args`."""
+    """Nodes per replica, for models that need more GPUs than one node has. The GPUs of all these
+    nodes must equal tensor_parallel_size x pipeline_parallel_size of `engine_args`."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """Ray resources of one replica, such as {GPU: 2} or {CPU: 8}, on each of its `nodes`. By default
-    the GPUs that tensor and pipeline parallelism need where the cluster has GPUs, else the CPUs of
-    one node divided by the largest number of replicas."""
+    """Ray resources of one replica, such as {GPU: 2} or {CPU: 8}, on each of its `nodes`. Default: the
+    GPUs that tensor and pipeline parallelism need if the cluster has GPUs, otherwise the CPUs of
+    one node divided by the maximum number of replicas."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
-    """Arguments passed to the engine as they are (for vLLM: those of `vllm.LLM`)."""
+    """Arguments passed to the engine unchanged (for vLLM: those of `vllm.LLM`)."""
     prompt_format: Literal["auto", "chat", "completion"] = "auto"
-    """`chat` uses the model's chat template, `completion` plain text; `auto` takes chat where
-    the model has a template."""
+    """`chat` uses the model's chat template, `completion` plain text; `auto` uses `chat` if the
+    model has a template."""
     verbalizer: Literal["auto", "word", "code", "sequence"] = "auto"
-    """How a label is said: `word`, by its own first token; `code`, by a code of one token that
-    the prompt lists; `sequence`, by all its tokens, exactly. `auto` takes `word` where all first
-    tokens differ, else `sequence`."""
+    """How the teacher expresses a label: `word`, by the first token of its name; `code`, by a
+    single-token code listed in the prompt; `sequence`, by all its tokens, scored exactly. `auto`
+    uses `word` if all first tokens differ, otherwise `sequence`."""
     max_text_tokens: Annotated[int, Field(ge=1)] = 512
-    """The text is cut to this many of the teacher's tokens."""
+    """Texts are truncated to this many of the teacher's tokens."""
     truncation: Literal["head", "head_tail"] = "head"
-    """What is kept of a text that is too long: its start, or its start and its end."""
+    """Which part of a long text to keep: its start, or its start and its end."""
     calibration: Literal["none", "batch", "contextual", "temperature"] = "batch"
-    """How raw label log-probabilities become a distribution (see llkd/core/calibration.py):
-    `none` only normalises; `batch` takes out the teacher's bias towards some labels;
-    `contextual` takes out what it says of texts without content; `temperature` is `batch`, and
-    then as sure as the gold of `validation` warrants. Can be changed without labelling again."""
+    """How raw label log-probabilities become a distribution (see llkd/core/calibration.py): `none`
+    only normalises; `batch` removes the teacher's bias towards some labels; `contextual` removes
+    its bias on content-free texts; `temperature` applies `batch`, then scales the confidence to fit
+    the gold labels of `validation`. Can be changed without labelling again."""
     prior: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """For `batch` and `temperature`: the share of each label in the corpus, if it is known; by
-    default all are taken to be as frequent."""
+    """For `batch` and `temperature`: the share of each label in the corpus, if known. Default:
+    uniform."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Among several teachers: how much its word counts."""
+    """Weight of this teacher in the ensemble, if there are several."""
     max_actor_failures: Annotated[int, Field(ge=0)] = 3
-    """How often a replica may die at its start, or on one shard, before the stage fails."""
+    """How often a replica may die during start-up, or on one shard, before the stage fails."""
 
     @model_validator(mode="after")
     def _check(self) -> "TeacherConfig":
@@ -213,42 +214,43 @@ class TeacherConfig(Section):
         if self.nodes > 1:
             if self.engine in ENGINES and self.engine != "vllm":
                 raise ValueError(
-                    f"nodes ({self.nodes}) needs engine vllm, or one of your own that starts its "
-                    f"workers by Ray: {self.engine} runs on one node"
+                    f"nodes ({self.nodes}) needs engine vllm, or a custom engine that starts its "
+                    f"workers with Ray: {self.engine} runs on one node"
                 )
             check_nodes(self.nodes, self.resources, self.engine_args)
         return self
 
 
 class PlanConfig(Section):
-    """What `jobs/plan.py` looks at, and what it is told."""
+    """What `jobs/plan.py` measures, and what it assumes."""
 
     rows: Annotated[int, Field(ge=16)] = 256
-    """Rows of the corpus to label, score and train on for it."""
+    """Rows of the corpus to label, score and train on for the measurement."""
     corpus_rows: Annotated[float, Field(ge=1, le=1e15)] | None = None
-    """Rows to tell it for, such as 1e9; null: those of the corpus."""
+    """Corpus size to plan for, such as 1e9 rows; null: the size of the corpus."""
     price_per_hour: Annotated[float, Field(gt=0)] | None = None
-    """Price of one replica for an hour, in any currency; a training worker costs as much."""
+    """Price of one replica per hour, in any currency; also that of a training worker."""
     cpu_price_per_hour: Annotated[float, Field(gt=0)] | None = None
-    """Price of a CPU for an hour, for ingest and selection."""
+    """Price of one CPU per hour, for ingest and selection."""
     cpus: Annotated[int, Field(ge=1)] | None = None
-    """CPUs that ingest and select; null: those that Ray has now."""
+    """CPUs for ingest and selection; null: the CPUs of the current Ray cluster."""
     teacher_rows_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Of one replica, where it is known: the teacher is then not loaded."""
+    """Labelling throughput of one replica, if known; the teacher is then not loaded."""
     score_rows_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Of one worker that scores. Where this and the next are given, the student is not loaded."""
+    """Scoring throughput of one worker. If this and the next setting are given, the student is not
+    loaded."""
     train_rows_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Of one worker that trains."""
+    """Training throughput of one worker."""
     selected_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the rows that an epoch trains on; null: what is usual for the policy (see
+    """Share of the rows that an epoch trains on; null: typical for the policy (see
     llkd/lab/cost_model.py)."""
 
     @model_validator(mode="after")
     def _check(self) -> "PlanConfig":
         if (self.score_rows_per_second is None) != (self.train_rows_per_second is None):
             raise ValueError(
-                "give score_rows_per_second and train_rows_per_second together: the student is "
-                "loaded for both or for none"
+                "set both score_rows_per_second and train_rows_per_second, or neither: one "
+                "measurement of the student yields both"
             )
         return self
 
@@ -257,20 +259,19 @@ class RunConfig(Section):
     """A whole run."""
 
     run_dir: Annotated[str, AfterValidator(_run_dir)]
-    """Where all results go: a directory or a URI. Running again resumes there."""
+    """The directory or URI of all results. Running again resumes there."""
     task: TaskConfig
     corpus: CorpusConfig
     test: TestConfig | None = None
-    """Optional: without it nothing is measured."""
+    """Optional test set; without it nothing is evaluated."""
     validation: TestConfig | None = None
-    """Optional: some labelled rows beside the test set, to which `temperature` calibration is
-    fitted."""
+    """Optional labelled rows, separate from the test set, for fitting `temperature` calibration."""
     teacher: TeacherConfig
     teachers: tuple[TeacherConfig, ...] = ()
-    """In place of `teacher`: several, whose calibrated distributions are combined by the weighted
-    mean of their logarithms. `teacher` is then the first of them."""
+    """An ensemble of teachers, in place of `teacher`: their calibrated distributions are combined by
+    the weighted mean of their logarithms. `teacher` is then the first of them."""
     teacher_number: int | None = Field(default=None, exclude=True)
-    """Which of several teachers this config is for; LLKD sets it."""
+    """The index of the teacher in an ensemble that this config is for; set by LLKD."""
     student: StudentConfig
     label: LabelConfig = LabelConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -280,24 +281,24 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     cheap: CheapConfig = CheapConfig()
     max_reject_fraction: Fraction = 0.1
-    """A stage fails when more than this share of the rows cannot be used."""
+    """Maximum share of rejected rows; a stage with more fails."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of everything random."""
+    """Seed of all random choices."""
 
     def source(self, dataset: str) -> SourceConfig | None:
-        """Where the rows of `corpus`, `test`, `validation` or `predict/NAME` come from."""
+        """The source of `corpus`, `test`, `validation` or `predict/NAME`."""
         sources = {"corpus": self.corpus, "test": self.test, "validation": self.validation}
         return {**sources, PREDICT: self.predict.source}[section_of(dataset)]
 
     @property
     def datasets(self) -> list[str]:
-        """`corpus`, and `test` and `validation` where they are given."""
+        """`corpus`, and `test` and `validation` if they are configured."""
         optional = {"test": self.test, "validation": self.validation}
         return ["corpus", *(name for name, source in optional.items() if source is not None)]
 
     @property
     def of_each_teacher(self) -> list["RunConfig"]:
-        """The same run for each of several teachers alone; empty where there is one."""
+        """The config for each teacher of an ensemble; empty if there is only one teacher."""
         return [
             self.model_copy(update={"teacher": teacher, "teachers": (), "teacher_number": number})
             for number, teacher in enumerate(self.teachers)
@@ -312,21 +313,25 @@ class RunConfig(Section):
         if not isinstance(several, list | tuple):
             raise ValueError("teachers must be a list of sections like teacher")
         if raw.get("teacher") not in (None, several[0]):
-            raise ValueError("give teacher or teachers, not both")
+            raise ValueError("set teacher or teachers, not both")
         return {**raw, "teacher": several[0]}
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        check_no_secrets({"run_dir": self.run_dir})  # not beside the setting, which would be shown
+        check_no_secrets(
+            {"run_dir": self.run_dir}
+        )  # a field validator's error would show the value
         for teacher in (self.teacher, *self.teachers):
             self._check_teacher(teacher)
         if self.label.in_part and self.teachers:
             raise ValueError(
                 f"label.budget ({self.label.budget:g}) is not supported with several teachers: set "
-                "it to 1, or give one teacher"
+                "it to 1, or use one teacher"
             )
         if self.label.patience is not None and self.student.validation_fraction == 0:
-            raise ValueError("label.patience needs rows held out: set student.validation_fraction")
+            raise ValueError(
+                "label.patience needs a validation split: set student.validation_fraction"
+            )
         return self
 
     def _check_teacher(self, teacher: TeacherConfig) -> None:
@@ -338,6 +343,6 @@ class RunConfig(Section):
             )
         if teacher.calibration == "temperature" and self.validation is None:
             raise ValueError(
-                "teacher.calibration temperature is fitted to labelled rows: name them in "
-                "validation, or use batch"
+                "teacher.calibration temperature is fitted to labelled rows: set validation, or "
+                "use batch"
             )

@@ -1,4 +1,4 @@
-"""What is learnt from: the selection of rows, the loss, and the head of a frozen student."""
+"""The settings of row selection, labelling budget, loss and linear probe."""
 
 import re
 from typing import Annotated, Any, Literal, get_args
@@ -21,101 +21,104 @@ def _policy(name: str) -> str:
 
 
 class SelectionConfig(Section):
-    """Which rows the student trains on, chosen anew each epoch."""
+    """Which rows the student trains on, selected anew each epoch."""
 
     policy: Annotated[str, AfterValidator(_policy)] = "llkd"
-    """`llkd`: the teacher is confident and the student is uncertain. `refined`: a part of the corpus
-    each epoch, with labels that the student, which has not learnt it, helps to mend. Baselines: `all`, `random`,
-    `teacher_confidence`, `student_uncertainty`; `freematch` and `softmatch`, by the student's own
-    confidence; `small_loss` and `confident_learning`, which leave out rows that look labelled
-    wrong. Each with its source in llkd/core/policies. Or `package.module:Class` for one of your own
-    (see docs/extending.md)."""
+    """`llkd`: rows on which the teacher is confident and the student uncertain. `refined`: one part
+    of the corpus per epoch, its labels corrected with the help of the student, which has not yet
+    trained on it. Baselines: `all`, `random`, `teacher_confidence`, `student_uncertainty`;
+    `freematch` and `softmatch`, by the student's own confidence; `small_loss` and
+    `confident_learning`, which drop rows with suspect labels. llkd/core/policies cites the source
+    of each. Or `package.module:Class`, a custom policy (see docs/extending.md)."""
     sides: Literal["both", "teacher", "student"] = "both"
-    """For `llkd`: which signals have to reach their thresholds."""
+    """For `llkd`: which signals must reach their thresholds."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"
-    """How the student's uncertainty is read off its distribution."""
+    """The measure of uncertainty of the student's distribution."""
     mc_dropout: Annotated[int, Field(ge=0)] = 0
-    """Passes with dropout whose mean is the student's distribution (arXiv 1506.02142); 0: one
-    pass without dropout. Each pass costs as much as the one it replaces."""
+    """Dropout passes that are averaged to the student's distribution (arXiv 1506.02142); 0: one
+    pass without dropout. Each pass costs as much as the one without dropout."""
     thresholds: Literal["class_mean", "freematch", "quantile", "fixed"] = "class_mean"
-    """What confidence and uncertainty have to reach: the mean over the rows of the same
-    pseudo-label; the mean over all rows scaled by the class's share (arXiv 2205.07246); what the
-    share `fraction` of the rows of the same pseudo-label reaches; or the two settings below. For
-    `llkd` and its two sides: `refined` has `keep`."""
+    """Thresholds of confidence and uncertainty. `class_mean`: the mean over the rows with the same
+    pseudo-label. `freematch`: the mean over all rows, scaled by the class's share (arXiv
+    2205.07246). `quantile`: the value that the share `fraction` of the rows with the same
+    pseudo-label reaches. `fixed`: the next two settings. For `llkd` and its two sides; `refined`
+    uses `keep`."""
     confidence_threshold: Fraction = 0.5
-    """For `fixed`: least confidence of the teacher."""
+    """For `fixed`: minimum confidence of the teacher."""
     uncertainty_threshold: Fraction = 0.5
-    """For `fixed`: least uncertainty of the student."""
+    """For `fixed`: minimum uncertainty of the student."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Weight m of the past in the moving average x <- m x + (1 - m) x_new, over epochs, of what
-    serves as thresholds."""
+    """Momentum m of the thresholds' moving average over epochs, x <- m x + (1 - m) x_new."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
-    """Epochs in which the teacher's side alone selects: a cold student's uncertainty is noise."""
+    """Epochs that select by the teacher alone: an untrained student's uncertainty is noise."""
     class_floor: Fraction = 0.02
-    """Least share of each class's rows to select, of those not held out; a class that falls short is
-    filled up with the rows of most confidence."""
+    """Minimum share of each class's rows to select, among those not held out; a class that falls
+    short is filled up with its most confident rows."""
     weights: Literal["none", "product", "sum", "softmatch"] = "product"
-    """Weights of the selected rows in the loss, scaled to mean 1: all the same; confidence times
-    uncertainty; their sum; or less the further confidence is below its mean (arXiv 2301.10921)."""
+    """Loss weights of the selected rows, scaled to mean 1. `none`: equal; `product`: confidence times
+    uncertainty; `sum`: confidence plus uncertainty; `softmatch`: decreasing with the distance of the
+    confidence below its mean (arXiv 2301.10921)."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """For `random`: the share of rows drawn each epoch. For `quantile`: see there."""
+    """For `random`: the share of rows drawn each epoch. For `quantile`: see `thresholds`."""
     beta: Annotated[float, Field(ge=0, le=4)] = 1.0
-    """For `refined`: the most that the student's word counts beside the teacher's. How much it
-    does is found out from rows that it has not learnt, and falls to 0 for a student that is no
-    good."""
+    """For `refined`: maximum weight of the student relative to the teacher. The actual weight is
+    estimated on rows that the student has not trained on, and falls to 0 for a poor student."""
     parts: Annotated[int, Field(ge=1, le=1000)] = 4
-    """For `refined`: parts that the corpus is drawn into, no more than there are epochs. Epoch n
+    """For `refined`: number of random parts of the corpus, at most the number of epochs. Epoch n
     trains on part n modulo `parts`."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """For `refined`: share of each class's rows of the part that are taken, the most confident."""
+    """For `refined`: share of each class's rows in the part to select, the most confident first."""
     clean_probability: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """For `small_loss`: least probability that a row's loss is of the smaller component."""
+    """For `small_loss`: minimum probability that a row's loss belongs to the low-loss component."""
 
 
 class LabelConfig(Section):
     """Which rows of the corpus the teacher labels."""
 
     budget: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the rows that it labels; 1: all. With less it labels in rounds: a random part of
-    the rows first, then those that a student trained on the labels so far is least sure of."""
+    """Share of the rows to label; 1: all. Below 1 the teacher labels in rounds: first a random sample
+    of the rows, then those on which a student trained on the labels so far is least certain."""
     rounds: Annotated[int, Field(ge=1)] = 3
-    """How many; 1: all of the budget at random. A student is trained after each but the last."""
+    """Number of rounds; 1: the whole budget at random. A student is trained after each round except
+    the last."""
     first: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the budget in the first, random round; the others share the rest equally."""
+    """Share of the budget for the first, random round; the others share the rest equally."""
     diversity: bool = True
-    """Spread the rows of a round over cells of like texts (llkd/teacher/simhash.py), as evenly as there are
-    rows for, and take the most uncertain of each; else the most uncertain of all."""
+    """Spread the rows of a round as evenly as possible over cells of similar texts
+    (llkd/teacher/simhash.py), and take the most uncertain rows of each cell; otherwise take the most
+    uncertain rows overall."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many rounds without a better student on the rows held out, whatever is left
-    of the budget; null: never. Needs `student.validation_fraction`."""
+    """Stop after this many rounds without improvement on the validation split, even if budget
+    remains; null: never. Needs `student.validation_fraction`."""
 
     @property
     def in_part(self) -> bool:
-        """Whether some rows are left without a label."""
+        """Whether the budget leaves rows unlabelled."""
         return self.budget < 1
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What they add to a fingerprint, by dotted name: nothing where all rows are labelled."""
+        """The settings in the fingerprint, by dotted name; empty if all rows are labelled."""
         named = {f"label.{key}": value for key, value in self.model_dump().items()}
         return named if self.in_part else {}
 
 
 class LossSettings(Section):
-    """What a selected row costs the student; `student.loss: gce` is short for the kind alone."""
+    """The loss on the selected rows. `student.loss: gce` is shorthand for setting only `kind`."""
 
     kind: Literal["hard", "soft", "mix", "gce"] = "hard"
-    """`hard`: cross-entropy to the pseudo-label. `soft`: divergence from the teacher's calibrated
-    distribution (for `refined` the refined one; arXiv 1503.02531). `mix`: of both. `gce`:
-    generalised cross-entropy to the pseudo-label, which minds wrong ones less (arXiv 1805.07836)."""
+    """`hard`: cross-entropy with the pseudo-label. `soft`: divergence from the teacher's calibrated
+    distribution (for `refined`, the refined one; arXiv 1503.02531). `mix`: a weighted sum of both.
+    `gce`: generalised cross-entropy with the pseudo-label, which is robust to wrong labels (arXiv
+    1805.07836)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """For `hard` and `mix`: share of a pseudo-label that is spread over all labels."""
+    """For `hard` and `mix`: share of a pseudo-label's mass that is spread over all labels."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """For `soft` and `mix`: both distributions are softened by it before they are compared."""
+    """For `soft` and `mix`: temperature that softens both distributions before they are compared."""
     soft_share: Fraction = 0.5
-    """For `mix`: share of `soft`."""
+    """For `mix`: weight of the `soft` loss."""
     q: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """For `gce`: towards 0 it is cross-entropy, at 1 the mean absolute error."""
+    """For `gce`: exponent between cross-entropy (towards 0) and mean absolute error (1)."""
 
     @property
     def uses_targets(self) -> bool:
@@ -124,7 +127,7 @@ class LossSettings(Section):
 
 
 def _loss(value: Any) -> Any:
-    """A kind alone means the loss of that kind."""
+    """Expand the shorthand for the kind."""
     return {"kind": value} if isinstance(value, str) else value
 
 
@@ -132,14 +135,14 @@ Loss = Annotated[LossSettings, BeforeValidator(_loss)]
 
 
 class CheapConfig(Section):
-    """The head that `jobs/compare.py --cheap` trains on a frozen student's embeddings; all else is
-    as the rest of the config says."""
+    """The probe that `jobs/compare.py --cheap` trains on the frozen student's embeddings. All other
+    settings apply unchanged."""
 
     hidden: Annotated[int, Field(ge=0)] = 128
-    """Units of its hidden layer; 0: none, which is logistic regression."""
+    """Units of the hidden layer; 0: no hidden layer, that is, logistic regression."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Dropout before each of its layers."""
+    """Dropout before each layer."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    """In place of `student.learning_rate`."""
+    """Replaces `student.learning_rate`."""
     passes: Annotated[int, Field(ge=1)] = 4
-    """Times that the selected rows are gone through in an epoch; they count once as row visits."""
+    """Passes over the selected rows per epoch; row visits count each row once."""

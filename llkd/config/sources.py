@@ -1,4 +1,4 @@
-"""The sections that say where rows of text come from, and what all sections share.
+"""The settings of input data, and the base that all sections share.
 
 The docstring under each field is its documentation.
 """
@@ -11,45 +11,46 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PREDICT = "predict"
-"""Section and folder of the rows that only the finished student is asked about."""
+"""Section and directory of the rows that only the finished student labels."""
 
 NAME_BYTES = 200
-"""A folder's name can be no longer: file systems take 255, and files beside it add endings."""
+"""Maximum length of a directory name. File systems allow 255; sibling files add suffixes."""
 
 SECRETS = (
     "key", "token", "secret", "password", "passwd", "passphrase", "authorization", "signature",
 )  # fmt: skip
-"""How the names of arguments end that hold a secret."""
+"""Suffixes of argument names that mark a secret."""
 
 _NO_SECRETS = re.compile(
     r"(.*[_-])?((pad|eos|bos|unk|sep|cls|mask|image|audio|video|start|end|stop|placeholder|from)"
     r"[_-]?token|(text|label|id|image|sort|primary|partition|group)[_-]?key)"
 )
-"""Names that end so and hold none: special tokens of a tokenizer, columns."""
+"""Names with such a suffix that are not secrets: a tokenizer's special tokens, columns."""
 
 _PASSWORD = re.compile(r"://[^/@\s]*:(?!\d+(/|$))[^@\s]*@|(?i:https?)://[^/?#@\s]+@")
-"""`user:password@` in a URI; a port is none. `token@` too, where it is no user or container."""
+"""`user:password@` in a URI, but not a port; for HTTP also `token@`, which elsewhere may be a user
+or a container."""
 
 _PARAMETER = re.compile(r"[?&;]([^=&;?]+)=[^&;]")
-"""The name of a parameter in the query of a URI."""
+"""The name of a parameter in a URI's query string."""
 
 
 def check_no_secrets(settings: Mapping[str, Any], section: str = "") -> None:
-    """See that settings hold no secret, at any depth: they are written into run.yaml, and shown.
+    """Reject secrets in settings, at any depth: settings are written to run.yaml and displayed.
 
     Args:
-        settings: by name; texts in them may be URIs.
-        section: whose settings they are, for the message.
+        settings: values by name; strings may be URIs.
+        section: the section of the settings, for the message.
 
     Raises:
-        ValueError: naming the setting, and not what it holds.
+        ValueError: a setting holds a secret; names the setting but not its value.
     """
     for name, value in settings.items():
         _check_value(value, f"{section}.{name}" if section else name, _names_secret(name))
 
 
 def _check_value(value: Any, where: str, secret: bool) -> None:
-    """The same of one setting, which may have a name that secrets have."""
+    """`check_no_secrets` for one setting; `secret` if its name marks a secret."""
     if isinstance(value, Mapping):
         check_no_secrets(value, where)
     elif isinstance(value, list | tuple):
@@ -63,20 +64,20 @@ def _check_value(value: Any, where: str, secret: bool) -> None:
     elif isinstance(value, str) and value:
         if secret:
             raise ValueError(
-                f"{where} would be written into run.yaml. Put it into the environment instead: "
-                "api_key_env names the variable of an endpoint's key, and the libraries read "
-                "HF_TOKEN, AWS_ACCESS_KEY_ID and the like by themselves"
+                f"{where} would be written to run.yaml. Set it in the environment instead: "
+                "api_key_env names the variable of an endpoint's key, and libraries read "
+                "HF_TOKEN, AWS_ACCESS_KEY_ID and similar variables themselves"
             )
         if _PASSWORD.search(value) or any(map(_names_secret, _PARAMETER.findall(value))):
             raise ValueError(
-                f"{where} holds a password or a key, which would be written into run.yaml. Put "
-                "it into the environment instead, as AWS_SECRET_ACCESS_KEY or "
+                f"{where} holds a password or a key, which would be written to run.yaml. Set "
+                "it in the environment instead, for example as AWS_SECRET_ACCESS_KEY or "
                 "MLFLOW_TRACKING_TOKEN"
             )
 
 
 def _is_pair(value: Any) -> bool:
-    """Whether it may be a [name, value], as headers are often given."""
+    """Whether it looks like a [name, value] pair, a common form for headers."""
     return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str)
 
 
@@ -86,7 +87,7 @@ def _names_secret(name: str) -> bool:
 
 
 def control_characters(text: str) -> bool:
-    """Whether a text holds line breaks, NUL or what else is not written."""
+    """Whether a text contains line breaks, NUL or other control characters."""
     return any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text)
 
 
@@ -107,29 +108,30 @@ class Section(BaseModel):
 
 
 def section_of(dataset: str) -> str:
-    """The section of the config that says where a data set comes from."""
+    """The config section that defines a data set."""
     return dataset.partition("/")[0]
 
 
 def check_replicas(replicas: tuple[int, int]) -> None:
-    """See that [fewest, most] are in that order."""
+    """Check that replicas is [minimum, maximum], in that order."""
     low, high = replicas
     if low > high:
-        raise ValueError(f"replicas must be [fewest, most], not [{low}, {high}]")
+        raise ValueError(f"replicas must be [minimum, maximum], not [{low}, {high}]")
 
 
 def _folder_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(
-            "must be a plain folder name: letters, digits, `_`, `-` and dots, no dot in front"
+            "must be a plain directory name: letters, digits, `_`, `-` and dots, no leading dot"
         )
     if len(name.encode()) > NAME_BYTES:
-        raise ValueError(f"must have {NAME_BYTES} bytes at most")
+        raise ValueError(f"must have at most {NAME_BYTES} bytes")
     return name
 
 
 def _name_of(path: str) -> str:
-    """A folder name from a path: its last part that is no pattern, without endings; may be empty."""
+    """A directory name derived from a path: its last component that is not a glob, without file
+    extensions. May be empty."""
     parts = [
         part for part in path.removeprefix("datasets:").split("/") if not set(part) & set("*?[")
     ]
@@ -139,18 +141,18 @@ def _name_of(path: str) -> str:
 
 
 class _AnySource(Section):
-    """Rows of text, if a path is given."""
+    """Rows of text; the path is optional."""
 
     path: Paths | None = None
-    """Where they are, in any form that `corpus.path` takes."""
+    """Location of the rows, in any form that `corpus.path` accepts."""
     text_column: str = "text"
     """The column that holds the text."""
     label_column: str | None = None
-    """The column that holds gold labels; used only to measure, never to train."""
+    """The column of gold labels; used only for evaluation, never for training."""
     id_column: str | None = None
-    """A column of the caller's own identifiers, carried through to every result."""
+    """A column of your own identifiers, copied to every result."""
     dataset_args: dict[str, Any] = Field(default_factory=dict)
-    """For `datasets:NAME`: arguments of `datasets.load_dataset`, such as `split` or `name`."""
+    """For `datasets:NAME`: arguments to `datasets.load_dataset`, such as `split` or `name`."""
 
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
@@ -159,11 +161,11 @@ class _AnySource(Section):
 
 
 class SourceConfig(_AnySource):
-    """Where rows of text come from."""
+    """A source of text rows."""
 
     path: Paths
-    """A file, a glob, a list of them, a directory, or a URI (s3://, gs://), of Parquet, JSON lines
-    or CSV; or `datasets:NAME`, which the `datasets` library loads."""
+    """Parquet, JSON Lines or CSV files: a file, a glob, a directory, a URI (s3://, gs://), or a list
+    of these. Or `datasets:NAME`, which the `datasets` library loads."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -175,47 +177,48 @@ class CorpusConfig(SourceConfig):
     """The unlabelled corpus."""
 
     rows_per_shard: Annotated[int, Field(ge=1, le=2**24)] = 8192
-    """Rows in a shard: the unit of work, of recovery and of memory."""
+    """Rows per shard, the unit of work, recovery and memory use."""
 
 
 class TestConfig(SourceConfig):
-    """A labelled test set: teacher and student are measured on it."""
+    """A labelled test set for evaluating teacher and student."""
 
-    __test__ = False  # not a test case, whatever its name makes pytest think
+    __test__ = False  # the class name would make pytest collect it
     label_column: str = "label"
-    """The column that holds the gold labels."""
+    """The column of gold labels."""
 
 
 class PredictConfig(_AnySource):
-    """What `jobs/predict.py` does: the finished student over a whole corpus.
+    """Settings of `jobs/predict.py`, which applies the finished student to a whole corpus.
 
-    `path` and what says how to read it are those of any source; without a path the run's own
-    corpus is predicted. A `label_column` is used to measure the student there.
+    `path` and the settings that describe it work as in `corpus`; without a path the job predicts
+    the run's own corpus. If `label_column` is set, the student is evaluated on these rows.
     """
 
     rows_per_shard: Annotated[int, Field(ge=1, le=2**24)] = 8192
-    """Rows in a shard of `path`."""
+    """Rows per shard of `path`."""
     name: Annotated[str, AfterValidator(_folder_name)] | None = None
-    """The folder of these predictions in `<run_dir>/predictions`. By default the last part of the
-    path without its ending; `corpus` for the run's own corpus."""
+    """Directory of these predictions in `<run_dir>/predictions`. Default: the last component of the
+    path without its extension; `corpus` for the run's own corpus."""
     probabilities: bool = False
-    """Write the whole distribution over the labels too."""
+    """Also write the full distribution over the labels."""
     replicas: Replicas = (1, 1)
-    """Fewest and most actors with a student each; the pool grows while shards wait."""
+    """Minimum and maximum number of actors, each with its own student; the pool grows while shards
+    are waiting."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """Ray resources of one replica. By default {GPU: 1} where the cluster has GPUs, else the CPUs
-    of one node divided by the largest number of replicas."""
+    """Ray resources of one replica. Default: {GPU: 1} if the cluster has GPUs, otherwise the CPUs
+    of one node divided by the maximum number of replicas."""
 
     @property
     def source(self) -> CorpusConfig | None:
-        """Where the rows come from; None for the run's own corpus."""
+        """The source of the rows; None for the run's own corpus."""
         if self.path is None:
             return None
         return CorpusConfig(**{name: getattr(self, name) for name in CorpusConfig.model_fields})
 
     @property
     def folder(self) -> str:
-        """The name of the folder, given or derived."""
+        """The directory name, given or derived."""
         if self.name is not None:
             return self.name
         source = self.source
@@ -223,7 +226,7 @@ class PredictConfig(_AnySource):
 
     @property
     def dataset(self) -> str:
-        """The data set that is predicted: `corpus` or `predict/NAME`."""
+        """The data set to predict: `corpus` or `predict/NAME`."""
         return "corpus" if self.path is None else f"{PREDICT}/{self.folder}"
 
     @model_validator(mode="after")
@@ -234,11 +237,11 @@ class PredictConfig(_AnySource):
                 if getattr(self, name) != type(self).model_fields[name].get_default(
                     call_default_factory=True
                 ):
-                    raise ValueError(f"{name} says how to read path, which is not given")
+                    raise ValueError(f"{name} describes how to read path, which is not set")
         elif not self.folder:
-            raise ValueError(f"no folder name can be made of path {self.path!r}; give name")
+            raise ValueError(f"cannot derive a directory name from path {self.path!r}; set name")
         elif self.folder == "corpus":
             raise ValueError(
-                "the folder name 'corpus' is kept for the run's own corpus; give another name"
+                "the name 'corpus' is reserved for the run's own corpus; set another name"
             )
         return self

@@ -1,4 +1,4 @@
-"""The student's settings."""
+"""The settings of the student."""
 
 from typing import Annotated, Literal
 
@@ -11,87 +11,88 @@ Workers = Positive | tuple[Positive, Positive]
 
 
 class LoraSettings(Section):
-    """Low-rank adapters (arXiv 2106.09685) in place of training all weights."""
+    """Low-rank adapters (arXiv 2106.09685), trained instead of all weights."""
 
     rank: Annotated[int, Field(ge=1)] = 16
-    """Rank of the update of each matrix."""
+    """Rank of each matrix update."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
-    """The update is scaled by alpha / rank."""
+    """Scaling: each update is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Dropout on the input of the adapters."""
+    """Dropout on the adapters' input."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the modules that get an adapter; `all-linear`: every linear layer but the head."""
+    """Names of the modules to adapt; `all-linear`: every linear layer except the head."""
 
 
 class StudentConfig(Section):
-    """The small classifier that is trained."""
+    """The small classifier to train."""
 
     model: ModelName
-    """A model directory or a hub name: anything AutoModelForSequenceClassification loads."""
+    """A model directory or hub name that AutoModelForSequenceClassification can load."""
     revision: str | None = None
     """The hub revision (commit, tag or branch) of the model."""
     epochs: Annotated[int, Field(ge=1)] = 10
-    """Rounds of scoring, selection and training. An epoch trains on some fifth of the rows, so that
-    few thousand of them need about ten; with hundreds of thousands four are enough, and each of
-    them scores the whole corpus."""
+    """Cycles of scoring, selection and training. An epoch trains on about a fifth of the rows, so a
+    few thousand rows need about ten epochs. With hundreds of thousands of rows four are enough;
+    each epoch scores the whole corpus."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Rows per optimiser step, over all workers together."""
+    """Rows per optimiser step, summed over all workers."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay of AdamW; biases and norms are left out."""
+    """Weight decay of AdamW; not applied to biases and norms."""
     warmup_fraction: Fraction = 0.1
     """Share of the training steps in which the learning rate rises from 0 to its peak; after
-    that it falls linearly to 0."""
+    that it decays linearly to 0."""
     loss: Loss = LossSettings()
-    """What a selected row costs: hard or soft labels, and how."""
+    """The loss on the selected rows: its kind, or a section with its parameters."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are clipped to this Euclidean norm."""
+    """Maximum gradient norm (Euclidean); larger gradients are clipped."""
     max_length: Annotated[int, Field(ge=2)] = 128
-    """Texts are cut to this many of the student's tokens."""
+    """Texts are truncated to this many of the student's tokens."""
     workers: Workers = 1
-    """Data-parallel training workers; each takes one GPU where the cluster has GPUs. [fewest, most]
-    makes the group elastic: whenever it starts, as after the loss of a node, it takes what there
-    is. Where their number does not divide batch_size, batches are smaller by less than it."""
+    """Data-parallel training workers; each takes one GPU if the cluster has GPUs. [minimum, maximum]
+    makes the group elastic: whenever it starts, also after the loss of a node, it takes as many
+    workers as fit. If their number does not divide batch_size, batches are rounded down to a
+    multiple of it."""
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """Ray resources of one worker. By default {GPU: 1} where the cluster has GPUs, else the CPUs
-    that are there, divided by the workers and rounded down to a whole number, or to 1/2, 1/4, ..."""
+    """Ray resources of one worker. Default: {GPU: 1} if the cluster has GPUs, otherwise the
+    available CPUs divided by the workers, rounded down to a whole number or to 1/2, 1/4, ..."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Precision of the student's matrix products. `auto` times both on the worker and takes
-    bfloat16 where it is faster: some processors have it and run it at half speed."""
+    """Precision of the student's matrix products. `auto` times both on the worker and uses
+    bfloat16 if it is faster; some processors support it only at half speed."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Most rows of a worker in one forward and backward pass; a batch that has more is
-    accumulated from several. By default all of the worker's rows at once."""
+    """Maximum rows of a worker in one forward and backward pass; larger batches accumulate
+    gradients. Default: all of the worker's rows at once."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, about
-    a third more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, about a
+    third more time."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """`ddp`: each worker holds the whole student. `fsdp`: weights, gradients and optimiser state
-    are cut among the workers, for students whose training does not fit into one; each still holds
-    a copy in bfloat16, to score with."""
+    are sharded over the workers, for students that do not fit on one during training; each worker
+    still holds a bfloat16 copy for scoring."""
     lora: LoraSettings | None = None
-    """Train low-rank adapters instead of all weights; merged into the weights at the end. Needs
-    the package `peft`."""
+    """Train low-rank adapters instead of all weights, and merge them at the end. Needs the package
+    `peft`."""
     compile: bool = False
-    """Score with `torch.compile`: worth its start-up of a minute or so on large corpora."""
+    """Score with `torch.compile`; its start-up of about a minute pays off on large corpora."""
     validation_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Share of the confident rows (at most 16,384) that is never trained on, and by which the
-    student of each epoch is measured, against the teacher's labels."""
+    """Share of the confident rows (at most 16,384) to hold out as a validation split: never trained
+    on, and used to evaluate each epoch's student against the teacher's labels."""
     keep: Literal["best", "last"] = "best"
-    """Which epoch's student is the result, where rows are held out; else it is the last."""
+    """Which epoch's student to keep, if there is a validation split; otherwise the last."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many epochs without a better student on the rows held out; null: never."""
+    """Stop after this many epochs without improvement on the validation split; null: never."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often a failed worker group is started again, from its last epoch."""
+    """How often a failed worker group is restarted from its last epoch."""
 
     @property
     def fewest_workers(self) -> int:
-        """Workers that the group has at least."""
+        """Minimum size of the worker group."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most_workers(self) -> int:
-        """Workers that the group has at most."""
+        """Maximum size of the worker group."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
@@ -99,7 +100,8 @@ class StudentConfig(Section):
         check_no_secrets({"model": self.model})
         if self.fewest_workers > self.most_workers:
             raise ValueError(
-                f"workers must be [fewest, most], not [{self.fewest_workers}, {self.most_workers}]"
+                f"workers must be [minimum, maximum], "
+                f"not [{self.fewest_workers}, {self.most_workers}]"
             )
         if isinstance(self.workers, int) and self.batch_size % self.workers:
             raise ValueError(
@@ -108,8 +110,9 @@ class StudentConfig(Section):
             )
         if self.batch_size < self.most_workers:
             raise ValueError(
-                f"batch_size ({self.batch_size}) must give each of {self.most_workers} workers a row"
+                f"batch_size ({self.batch_size}) must be at least the number of workers "
+                f"({self.most_workers})"
             )
         if self.patience is not None and self.validation_fraction == 0:
-            raise ValueError("patience needs rows held out: set validation_fraction")
+            raise ValueError("patience needs a validation split: set validation_fraction")
         return self

@@ -108,7 +108,7 @@ def test_no_secret_passes_however_deep_it_is_and_none_is_told(
     raw: dict[str, Any] = yaml.safe_load(yaml.safe_dump(MINIMAL))
     section, setting = place
     raw[section][setting] = {"a": value}
-    with pytest.raises(ConfigError, match=r"would be written into run\.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"would be written to run\.yaml") as caught:
         parse_config(raw)
     assert SECRET not in str(caught.value)
 

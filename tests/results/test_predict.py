@@ -253,14 +253,14 @@ def test_the_folder_is_named_after_the_path(
     ("settings", "message"),
     [
         *(
-            ({"name": name}, f"predict.name: must be a plain folder name.*{name!r}")
+            ({"name": name}, f"predict.name: must be a plain directory name.*{name!r}")
             for name in ("../labels", "a/b", "..", ".hidden", "", "a b", "/tmp/x", "x\n")
         ),
-        ({"path": "../*.csv"}, "no folder name can be made of path .*; give name"),
-        ({"path": "corpus.csv"}, "'corpus' is kept for the run's own corpus"),
-        ({"path": "x.csv", "name": "corpus"}, "'corpus' is kept for the run's own corpus"),
+        ({"path": "../*.csv"}, "cannot derive a directory name from path .*; set name"),
+        ({"path": "corpus.csv"}, "'corpus' is reserved for the run's own corpus"),
+        ({"path": "x.csv", "name": "corpus"}, "'corpus' is reserved for the run's own corpus"),
         ({"text_column": "body"}, "text_column says how to read path, which is not given"),
-        ({"replicas": [3, 1]}, r"replicas must be \[fewest, most\], not \[3, 1\]"),
+        ({"replicas": [3, 1]}, r"replicas must be \[minimum, maximum\], not \[3, 1\]"),
     ],
 )
 def test_names_that_cannot_be_folders_and_settings_without_effect_are_refused(
