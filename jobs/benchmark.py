@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     overhead.add_argument("--config", default="jobs/configs/bbc.yaml")
     overhead.add_argument(
         "overrides", nargs="*", metavar="dotted.key=value", default=_TEN_MINUTES,
-        help=f"settings that replace the file's ({' '.join(_TEN_MINUTES)})",
+        help=f"settings that override those in the file ({' '.join(_TEN_MINUTES)})",
     )  # fmt: skip
     overhead.set_defaults(run=_overhead)
     endurance = what.add_parser("endurance", help="growth of memory and open files, by shards")
@@ -108,7 +108,7 @@ def _speed_parser(
     parser.add_argument("--config", default="jobs/configs/bbc.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="dotted.key=value", default=settings,
-        help=f"settings that replace the file's ({' '.join(settings) or 'none'})",
+        help=f"settings that override those in the file ({' '.join(settings) or 'none'})",
     )  # fmt: skip
     parser.add_argument("--rows", type=int, default=rows, help="rows a contestant and round")
     parser.add_argument("--rounds", type=int, default=3, help="figures are medians over these")

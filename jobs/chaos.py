@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the outcomes here")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="dotted.key=value",
-        help="settings that replace the file's",
+        help="settings that override those in the file",
     )  # fmt: skip
     return parser
 

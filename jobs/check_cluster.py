@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("config", help="the run's config")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="dotted.key=value",
-        help="settings that replace the file's",
+        help="settings that override those in the file",
     )  # fmt: skip
     arguments = parser.parse_args()
     with errors_told():

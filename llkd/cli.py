@@ -1,4 +1,4 @@
-"""What all jobs share: arguments, the console, the log of the libraries, the exit status."""
+"""The command line that all jobs share: arguments, console, library log and exit status."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ from llkd.store.folder import Folder, portable_path
 from llkd.store.schema import RunLayout
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""Exit statuses, as shells have them."""
+"""Exit statuses, following shell convention."""
 
 
 Stage = Callable[[RunConfig, Console], Any]
@@ -34,23 +34,23 @@ def run_job(name: str, description: str | None, measure: Stage | None = None) ->
     """Parse the command line, connect to Ray, run the stage of that name, and exit.
 
     Args:
-        name: of the job, and of its stage in `llkd.pipeline.STAGES`.
-        description: for `--help`.
-        measure: runs in place of a stage and returns figures; adds the option `--json FILE`, which
-            takes them.
+        name: name of the job and of its stage in `llkd.pipeline.STAGES`.
+        description: text for `--help`.
+        measure: runs instead of a stage and returns figures; adds the option `--json FILE`, which
+            writes them to a file.
 
-    Exit status: 0 when everything is there; 1 when the job failed; 2 for a wrong command line
-    or config; 130 when interrupted, 143 when told to end, as by `ray job stop`.
+    Exit status: 0 if the job is complete; 1 if it failed; 2 for an invalid command line or config;
+    130 if interrupted; 143 if terminated, for example by `ray job stop`.
     """
     parser = job_parser(name, description)
     if measure is not None:
-        parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
     with errors_told():
         config = config_of(arguments.config, arguments.overrides)
 
     def work(console: Console) -> None:
-        # Only now: importing Ray and connecting to it talk too.
+        # Imported late, once output is captured: Ray prints when it is imported.
         from llkd.pipeline import run_stage
         from llkd.preflight import require_inputs
 
@@ -64,38 +64,39 @@ def run_job(name: str, description: str | None, measure: Stage | None = None) ->
 
 
 def config_of(path: str, overrides: Sequence[str]) -> RunConfig:
-    """The config of a file with settings that replace its own, as a job works with it.
+    """Load the config of a job, with overrides applied and absolute paths.
 
     Raises:
-        ConfigError: it is wrong.
+        ConfigError: the config cannot be read or is invalid.
     """
     return absolute_paths(load_config(path, overrides))
 
 
-MOST_OF_ERROR = 600
-"""Characters of what is wrong that are shown: a library's words may be many. The log has all."""
+MAX_ERROR_LENGTH = 600
+"""Maximum length of an error on the console: a library's message may be long. The log has all of
+it."""
 
 
 def two_lines(error: Exception, log: str | None) -> tuple[str, str]:
-    """What a person is told of an error: what is wrong, and what to do.
+    """An error as two console lines: what is wrong, and what to do.
 
     Args:
-        error: any.
-        log: the file that holds its traceback; None where there is none.
+        error: any exception.
+        log: the file with its traceback, if any.
     """
     where = "" if log is None else f" Log: {portable_path(log)}"
     if isinstance(error, LLKDError):
         what, todo = one_line(error.what), error.remedy
     else:
         what = " ".join(str(error).split())
-        todo = "This is a bug, in LLKD or in a library that it uses: report it with its traceback."
-    if len(what) > MOST_OF_ERROR:
-        what = f"{what[:MOST_OF_ERROR]}…"
+        todo = "This is a bug in LLKD or in a library: report it with its traceback."
+    if len(what) > MAX_ERROR_LENGTH:
+        what = f"{what[:MAX_ERROR_LENGTH]}…"
     return f"{type(error).__name__}: {what}", f"  {todo}{where}"
 
 
 def one_line(text: str) -> str:
-    """The lines of a text in one: items of a list are separated by semicolons."""
+    """Join the lines of a text into one; list items are separated by semicolons."""
     joined = ""
     for line in filter(None, map(str.strip, text.splitlines())):
         between = " " if not joined or joined.endswith((":", ".", ";", ",")) else "; "
@@ -105,8 +106,10 @@ def one_line(text: str) -> str:
 
 @contextlib.contextmanager
 def errors_told() -> Iterator[None]:
-    """End the process with two lines for any error: status 2 for a wrong config, else 1. For what
-    comes before there is a run directory, or does without; see `do_logged` for the rest."""
+    """Exit with a two-line message on any error: status 2 for an invalid config, otherwise 1.
+
+    For code that runs before or without a run directory; `do_logged` handles the rest.
+    """
     try:
         yield
     except LLKDError as error:
@@ -121,34 +124,33 @@ def errors_told() -> Iterator[None]:
 
 
 def do_logged(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
-    """Do some work, with all that the libraries say in a log; returns the exit status, see
-    `run_job`."""
-    # What is held is given back. Ray's own handler, once it is connected, does the same.
+    """Run `work` with library output redirected to a log; returns the exit status of `run_job`."""
+    # Exit normally, so that locks are released. Ray's handler, once connected, does the same.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         return _run(name, config, work)
-    except OSError as error:  # before there is a log
-        refused = StorageError(f"Cannot write into run_dir {config.run_dir}: {error}")
+    except OSError as error:  # the log cannot be created
+        refused = StorageError(f"Cannot write to run_dir {config.run_dir}: {error}")
         print("\n".join(two_lines(refused, None)), file=sys.stderr)
         return 1
 
 
 def write_figures(path: Path, figures: Any) -> None:
-    """Put a JSON file where the user wants it.
+    """Write figures to a JSON file.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     Folder(str(path.absolute().parent)).write_json(path.name, figures)
 
 
 @contextlib.contextmanager
 def in_run_dir(config: RunConfig, writes: bool = True) -> Iterator[None]:
-    """The run directory, for this job alone where it writes there. Held before Ray starts, so that
-    a second job is told at once.
+    """Lock the run directory if the job writes to it. Acquired before Ray starts, so that a second
+    job fails at once.
 
     Raises:
-        BusyError: another process holds it.
+        BusyError: another process holds the lock.
     """
     from llkd.store.lock import held
 
@@ -158,7 +160,7 @@ def in_run_dir(config: RunConfig, writes: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Ray, for the while."""
+    """Connect to Ray for the duration of the block."""
     from llkd.cluster import connection
 
     connection.connect()
@@ -168,12 +170,12 @@ def connected() -> Iterator[None]:
         connection.disconnect()
 
 
-EPILOG = """Settings and their defaults: docs/settings.md. Exit status: 0 all is done; 1 failed; 2 wrong command
-line or config; 130 interrupted; 143 told to end. Errors take two lines: what is wrong, what to do."""
+EPILOG = """Settings and their defaults: docs/settings.md. Exit status: 0 complete; 1 failed; 2 invalid command
+line or config; 130 interrupted; 143 terminated. Errors are two lines: what is wrong, what to do."""
 
 
 def plain_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of no arguments yet."""
+    """A parser without arguments."""
     return argparse.ArgumentParser(
         prog=f"jobs/{name}.py",
         description=description,
@@ -183,7 +185,7 @@ def plain_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of a config and of settings that replace its own."""
+    """A parser for a config and overrides of its settings."""
     parser = plain_parser(name, description)
     parser.add_argument("config", help="a YAML config, such as jobs/configs/bbc.yaml, or its URI")
     parser.add_argument(
@@ -191,7 +193,7 @@ def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         nargs="*",
         default=[],
         metavar="dotted.key=value",
-        help="settings that replace the file's",
+        help="settings that override those in the file",
     )
     return parser
 
@@ -203,7 +205,7 @@ def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
             work(console)
             return 0
         except (KeyboardInterrupt, SystemExit) as stop:
-            console.print("Interrupted. The same command resumes from here.")
+            console.print("Interrupted. Run the same command again to resume.")
             return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
         except Exception as error:
             traceback.print_exc()
@@ -216,10 +218,10 @@ def _run(name: str, config: RunConfig, work: Callable[[Console], None]) -> int:
 
 @contextlib.contextmanager
 def _captured_output(layout: RunLayout, name: str) -> Iterator[tuple[Console, str]]:
-    """Send file descriptors 1 and 2 to a log file, and yield a console on the real output.
+    """Redirect file descriptors 1 and 2 to a log file, and yield a console on the real output.
 
-    Ray, vLLM and their children write to the descriptors, so nothing short of this keeps their
-    chatter off the screen. On an object store the log is uploaded at the end.
+    Ray, vLLM and their child processes write to the descriptors directly, so replacing sys.stdout
+    would not keep their output off the console. For an object store the log is uploaded at the end.
     """
     file_name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     remote = "://" in layout.logs
@@ -247,6 +249,6 @@ def _captured_output(layout: RunLayout, name: str) -> Iterator[tuple[Console, st
             os.close(descriptor)
         screen.close()
         if remote:
-            with contextlib.suppress(LLKDError, OSError):  # it is still where it was written
+            with contextlib.suppress(LLKDError, OSError):  # the local copy remains
                 for found in folder.iterdir():
                     Folder(layout.logs).write_bytes(found.name, found.read_bytes())

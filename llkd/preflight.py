@@ -1,4 +1,4 @@
-"""What a run needs beside time: looked for before the hours that it would cost to find out."""
+"""Checks a run's inputs and resources before it starts, so that it does not fail hours later."""
 
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
@@ -18,13 +18,14 @@ from llkd.teacher.stage import default_resources
 
 
 def require_inputs(stage: str, config: RunConfig) -> None:
-    """See that the files and the model directories are there that a command still has to read.
-    Needs no Ray, so that a mistyped name is told in a second.
+    """Check the files and model directories that a command has yet to read.
+
+    Needs no Ray, so that a mistyped name is reported within a second.
 
     Raises:
         DataError: a file is missing, or lacks a column.
-        ConfigError: a model's directory is missing, or lacks something; a package or a token that
-            a setting needs is not there; there is no such policy.
+        ConfigError: a model directory is missing or incomplete, a setting needs a missing package
+            or token, or the policy does not exist.
     """
     if stage in ("ingest", "run"):
         for dataset in config.datasets:
@@ -47,7 +48,7 @@ def require_inputs(stage: str, config: RunConfig) -> None:
 
 
 def _require_export(config: RunConfig) -> None:
-    """The packages and the token that it will ask for."""
+    """Check the packages and the token that the export needs."""
     if config.export.onnx:
         require_onnx()
     if config.export.push_to_hub:
@@ -55,7 +56,7 @@ def _require_export(config: RunConfig) -> None:
 
 
 def _require_planned(config: RunConfig) -> None:
-    """The models that a plan measures; those whose rates it is given need not be there."""
+    """Check the models that a plan measures; those with a given throughput are not loaded."""
     if config.plan.teacher_rows_per_second is None:
         for teacher in config.teachers or (config.teacher,):
             require_teacher(teacher)
@@ -64,10 +65,10 @@ def _require_planned(config: RunConfig) -> None:
 
 
 def require_room(config: RunConfig) -> None:
-    """See that the cluster can hold what labelling and training will ask for.
+    """Check that the cluster can provide the resources for labelling and training.
 
     Raises:
-        ResourceError: it never can, naming the setting.
+        ResourceError: it never can; names the setting.
     """
     if needs_teacher(config):
         for alone in config.of_each_teacher or [config]:
@@ -78,25 +79,27 @@ def require_room(config: RunConfig) -> None:
 
 
 def needs_teacher(config: RunConfig) -> bool:
-    """Whether there are rows to label."""
+    """Whether labelling is incomplete."""
     layout = RunLayout(config.run_dir)
     return not all(_complete(layout.labels(dataset)) for dataset in config.datasets)
 
 
 def needs_student(config: RunConfig) -> bool:
-    """Whether there is a student to train."""
+    """Whether the student has yet to be trained."""
     return not Folder(RunLayout(config.run_dir).student).names()
 
 
 def _require_source(config: RunConfig, dataset: str) -> None:
-    """See that its files are there, and that the first has the columns; not where they have been
-    read, for nobody has to keep them."""
+    """Check that a data set's files exist and that the first has the columns.
+
+    Skipped once they are ingested: users need not keep them.
+    """
     source = config.source(dataset)
     assert source is not None
     if _complete(RunLayout(config.run_dir).rows(dataset)):
         return
     if any(path.startswith(DATASETS_PREFIX) for path in source.paths):
-        return  # loading it takes long: ingest says what is wrong
+        return  # slow to load: left to ingest
     section = section_of(dataset)
     check_columns(list_files(source, section)[0], source, section)
 

@@ -100,7 +100,7 @@ def test_a_bug_is_told_in_two_lines_and_its_traceback_is_kept(
     first, second = capfd.readouterr().out.splitlines()
     assert first == "ZeroDivisionError: by zero"
     (log,) = (tmp_path / "run/logs").glob("run-*.log")
-    assert second.startswith("  This is a bug, in LLKD or in a library")
+    assert second.startswith("  This is a bug in LLKD or in a library")
     assert second.endswith(f"Log: {log}")
     assert "raise ZeroDivisionError" in log.read_text()
 

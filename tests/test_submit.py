@@ -67,7 +67,7 @@ def test_two_jobs_and_one_of_them_is_stopped_and_goes_on(
     ray_head.wait_for_job("stopped", lambda: labelled(tmp_path / "run") >= 2)
     ray_head.job("stop", "stopped")
     assert "was stopped" in ray_head.job("status", "stopped").stdout
-    assert "Interrupted. The same command goes on" in ray_head.job("logs", "stopped").stdout
+    assert "Interrupted. Run the same command again" in ray_head.job("logs", "stopped").stdout
     assert not (tmp_path / "run/student").exists()
 
     done = ray_head.submit(slow)

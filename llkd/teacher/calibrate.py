@@ -1,6 +1,6 @@
-"""The calibration of the labels, from their stored log-probabilities alone.
+"""Calibrates the labels from their stored log-probabilities.
 
-Nothing is labelled again: another `teacher.calibration` is a matter of seconds.
+Changing `teacher.calibration` takes seconds and labels nothing again.
 """
 
 from functools import partial
@@ -26,17 +26,17 @@ from llkd.store.schema import GOLD, LOGPROBS, ROW, RunLayout, shard_starts
 
 CALIBRATION = "calibration.json"
 RANDOM_SLICE = "random_slice"
-"""Among the results of labels of a part of the corpus: which of the rows are a fair sample."""
+"""Key in the results of partial labelling: which of the rows are a random sample."""
 CALIBRATION_VALUES = 2**25
-"""Log-probabilities that calibration looks at, at most: 128 MiB of them."""
+"""Maximum log-probabilities used for calibration: 128 MiB."""
 
 
 def calibrate(config: RunConfig) -> Calibration:
-    """The calibration that the config asks for; fitted and written if it is not there yet.
+    """The calibration that the config selects, fitted and stored on first use.
 
     Raises:
         IncompleteError: the corpus is not labelled.
-        DataError: there is nothing to fit to.
+        DataError: there is no data to fit.
     """
     folder = Folder(RunLayout(config.run_dir, config.teacher_number).labels("corpus"))
     settings = {**calibration_settings(config), "labels": config.task.label_names}
@@ -74,7 +74,7 @@ def calibration_settings(config: RunConfig) -> dict[str, Any]:
 def _fit(config: RunConfig, folder: Folder, labelled: Manifest) -> Calibration:
     classes = len(config.task.labels)
     method = config.teacher.calibration
-    if method == "none" or config.teachers:  # combined labels are made of calibrated ones
+    if method == "none" or config.teachers:  # combined labels are already calibrated
         return no_calibration(classes)
     if method == "contextual":
         content_free = Folder(
@@ -83,8 +83,8 @@ def _fit(config: RunConfig, folder: Folder, labelled: Manifest) -> Calibration:
         logprobs_mc = matrix(content_free.read_shard(0, [LOGPROBS])[LOGPROBS])
         if len(logprobs_mc) == 0:
             raise DataError(
-                "teacher.calibration contextual needs the teacher's answer to texts "
-                "without content, and this engine gave none",
+                "teacher.calibration contextual needs the teacher's answers to content-free "
+                "texts, which this engine does not give",
                 "Use batch.",
             )
         return Calibration(contextual_bias(logprobs_mc))
@@ -108,9 +108,9 @@ def _prior(config: RunConfig) -> np.ndarray:
 def _sample(config: RunConfig, folder: Folder, labelled: Manifest) -> np.ndarray:
     """Log-probabilities of whole shards spread evenly over the corpus, shape (N, C).
 
-    All shards of a corpus that fits CALIBRATION_VALUES; of a larger one as many as fit. The bias
-    is a mean over rows, and millions of them settle it far below what matters. Of a corpus that is
-    labelled in part it is that of the random rows: the marginal of chosen ones is not the corpus's.
+    Uses as many shards as fit into CALIBRATION_VALUES. The bias is a mean over rows, and millions of
+    rows estimate it precisely enough. Of a partly labelled corpus only the randomly chosen rows
+    count: the marginal of actively chosen rows is not that of the corpus.
     """
     shards = len(folder.shards())
     first = matrix(folder.read_shard(0, [LOGPROBS])[LOGPROBS])
@@ -132,7 +132,7 @@ def _starts(config: RunConfig) -> tuple[int, ...]:
 
 
 def _logprobs_of(random: RandomSlice, folder: Folder, shard: int, start: int) -> np.ndarray:
-    """The log-probabilities of a shard's random rows, shape (N, C)."""
+    """The log-probabilities of a shard's randomly chosen rows, shape (N, C)."""
     table = folder.read_shard(shard, [ROW, LOGPROBS])
     position_n = start + table[ROW].to_numpy().astype(np.int64)
     return matrix(table[LOGPROBS])[random.rows(position_n)]

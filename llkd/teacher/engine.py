@@ -1,6 +1,6 @@
-"""The protocol of an engine, and how one is made from the config.
+"""The engine protocol, and the engines that the config can name.
 
-An engine of your own is a class with these methods, named in the config as
+A custom engine is a class with these methods, named in the config as
 `teacher.engine: package.module:Class`; docs/extending.md has an example.
 """
 
@@ -17,32 +17,31 @@ from llkd.store.model_files import require_model, require_weights
 
 @dataclass(frozen=True)
 class LabelBatch:
-    """What an engine says of N texts, over C labels in the order of `task.labels`."""
+    """An engine's output for N texts and C labels, in the order of `task.labels`."""
 
     logprobs_nc: np.ndarray
     """Raw log-probability of each label given the prompt, float32, shape (N, C). Rows of refused
-    texts hold anything."""
+    texts are undefined."""
     refused: dict[int, str] = field(default_factory=dict)
-    """Index of each text that the engine could not label, with the reason."""
+    """The reason for each text that the engine could not label, by index."""
     tokens: int | None = None
-    """Of all prompts, those of a beginning that was computed once among them; None where the
-    engine does not know."""
+    """Total prompt tokens, including those of cached prefixes; None if unknown."""
 
 
 class Engine(Protocol):
     """A loaded teacher.
 
-    A class may say more of itself by two attributes: `concurrent = True` if `label` can be called
-    from several threads at once, so that one shard's prompts are made while the model answers
-    another's; `by_id = True` if the row's identifier decides, and not its text.
+    A class may set two optional attributes: `concurrent = True` if `label` may be called from
+    several threads at once, so that one shard is prepared while the model answers another;
+    `by_id = True` if the label depends on the row's identifier, not on its text.
     """
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
-        """Load the model. What is raised beside errors of LLKD ends the actor, and is tried again
+        """Load the model. Any exception other than an LLKDError ends the actor; it is restarted
         up to `teacher.max_actor_failures` times.
 
         Raises:
-            TeacherError: it cannot be loaded, or cannot express the labels.
+            TeacherError: the model cannot be loaded, or cannot express the labels.
         """
 
     def label(
@@ -52,8 +51,8 @@ class Engine(Protocol):
 
         Args:
             texts: N texts.
-            ids: the caller's identifier of each; None where the corpus has none.
-            progress: to be called with the texts done so far.
+            ids: the user's identifier of each text; None if the corpus has none.
+            progress: call it with the number of texts done so far.
         """
 
 
@@ -69,16 +68,16 @@ def engine_class(name: str) -> type[Engine]:
     """The class of `teacher.engine`.
 
     Raises:
-        ConfigError: there is no such module or class.
+        ConfigError: the module or class does not exist.
     """
     return cast(type[Engine], imported_class(_OURS.get(name, name), "teacher.engine"))
 
 
 def require_teacher(teacher: TeacherConfig) -> None:
-    """See that the directories of a model that runs here hold all that is read of them.
+    """Check that the local directories of a teacher are complete, for engines that load models.
 
     Raises:
-        ConfigError: naming what is missing or damaged.
+        ConfigError: a file is missing or damaged; names it.
     """
     if teacher.engine not in ("vllm", "transformers"):
         return

@@ -1,4 +1,4 @@
-"""Worked examples from a labelled file: drawn by seed, or the nearest to each text."""
+"""Worked examples from a labelled file: drawn at random, or nearest to each text."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from llkd.ingest.sources import as_text, check_columns, count_rows, list_files, 
 SETTING = "task.examples_from"
 ROWS_PER_BATCH = 64
 EMBEDDED_TOKENS = 256
-"""Tokens of a text that its embedding looks at."""
+"""Texts are truncated to this many tokens for embedding."""
 
 
 def with_drawn_examples(config: RunConfig) -> RunConfig:
-    """The config with `task.examples_from` drawn into `task.examples`, so that the run's
-    fingerprint holds their texts. The nearest to each text are not drawn but found later.
+    """The config with examples drawn from `task.examples_from` into `task.examples`, so that the
+    run's fingerprint covers their texts. With `nearest` the config is unchanged.
 
     Raises:
         DataError: the file cannot be read, or a label has too few rows.
@@ -38,7 +38,7 @@ def labelled_rows(source: ExamplesConfig, task: TaskConfig) -> dict[str, list[Ex
     """The file's rows by label, in the order of `task.labels`.
 
     Raises:
-        DataError: it cannot be read, or has a label that is not one of the task's.
+        DataError: the file cannot be read, or has a label that is not in `task.labels`.
     """
     rows = SourceConfig(
         path=source.path, text_column=source.text_column, label_column=source.label_column
@@ -67,18 +67,18 @@ def pool_identity(source: ExamplesConfig, task: TaskConfig) -> str:
 
 
 def draw(by_label: dict[str, list[Example]], per_class: int, seed: int) -> list[Example]:
-    """So many rows of each label, the labels taking turns in an order drawn anew each turn.
+    """Draw `per_class` rows of each label. Labels alternate, in a new random order each turn.
 
     Raises:
-        DataError: a label has fewer rows.
+        DataError: a label has too few rows.
     """
     random = np.random.default_rng(seed)
     chosen: dict[str, list[Example]] = {}
     for label, rows in by_label.items():
         if len(rows) < per_class:
             raise DataError(
-                f"{SETTING}: label {label!r} has {len(rows)} rows, and per_class asks for "
-                f"{per_class}"
+                f"{SETTING}: label {label!r} has {len(rows)} rows, fewer than per_class "
+                f"({per_class})"
             )
         places = random.choice(len(rows), per_class, replace=False)
         chosen[label] = [rows[place] for place in places]
@@ -99,18 +99,18 @@ class NearestExamples:
         self._embedder = Embedder(source.embedder)
         self._pool = [row for rows in labelled_rows(source, task).values() for row in rows]
         if not self._pool:
-            raise DataError(f"{SETTING}: {source.path} holds no rows")
+            raise DataError(f"{SETTING}: {source.path} contains no rows")
         self._pool_md = self._embedder.embed([row.text for row in self._pool])
 
     def of(self, texts: Sequence[str]) -> list[list[Example]]:
-        """The examples for each text, the nearest last, where a model heeds it most."""
+        """The examples for each text, nearest last, where it influences the model most."""
         near_nm = self._embedder.embed(texts) @ self._pool_md.T
         order_nm = np.argsort(near_nm, axis=1, kind="stable")[:, -self._most :]
         return [[self._pool[place] for place in order] for order in order_nm]
 
 
 class Embedder:
-    """Mean of a transformers encoder's last hidden states, of length 1."""
+    """Mean-pooled last hidden states of a transformers encoder, L2-normalised."""
 
     def __init__(self, model: str) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -124,7 +124,7 @@ class Embedder:
             raise TeacherError(f"{SETTING}.embedder: cannot load {model}: {error}") from error
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of N texts: float32, shape (N, D), each of length 1."""
+        """Embeddings of N texts: float32, shape (N, D), L2-normalised."""
         import torch
 
         parts = []

@@ -1,7 +1,7 @@
-"""From the task and a tokenizer to prompts as token ids.
+"""Builds prompts as token ids from a task and a tokenizer.
 
-What stands around the texts is tokenised once, with its special tokens; every text, an example's
-or the row's, is tokenised as plain text. So a text that spells a special token or a role marker
+The template around the texts is tokenised once, with special tokens. Every text, of an example or
+of the row, is tokenised as plain text, so a text that spells a special token or a role marker
 cannot forge the prompt's structure.
 """
 
@@ -30,33 +30,33 @@ from llkd.errors import TeacherError
 from llkd.teacher.examples import NearestExamples
 
 CHARACTERS_PER_TOKEN = 32
-"""A token stands for so many characters at most, in running text: a long text need not be
-tokenised to its end to find its first tokens."""
+"""Upper bound for running text: the first tokens of a long text are found without tokenising all of
+it."""
 USUAL_CHARACTERS_PER_TOKEN = 6
-"""Enough for most texts; the others are tokenised again, and longer."""
+"""Enough for most texts; the others are tokenised again from a longer prefix."""
 MARGIN = 8
-"""Tokens before the place where a text was cut that do not feel the cut."""
+"""Tokens before a cut that the cut may change; all earlier ones are those of the whole text."""
 
-MOST_TOKENS_AT_ONCE = 128
-"""Tokens whose log-probabilities vLLM gives for one request."""
+MAX_TOKENS_AT_ONCE = 128
+"""Maximum tokens whose log-probabilities vLLM returns for one request."""
 
 
 @dataclass(frozen=True)
 class Prompter:
-    """Makes the prompts of a task for one tokenizer, and knows how the labels are said in them."""
+    """Builds the prompts of a task for one tokenizer, and holds the verbalizer of its labels."""
 
     teacher: TeacherConfig
     task: TaskConfig
     tokenizer: Any
     verbalizer: Verbalizer
     reason: str
-    """Why this verbalizer."""
+    """Why this verbalizer was chosen."""
     codes: Mapping[str, str] | None
-    """What the model answers in place of each label, under `code`."""
+    """The code of each label, for the verbalizer `code`."""
     cut_from_end: int
-    """Tokens left out at the prompt's end, because some label's tokens merge with them."""
+    """Tokens dropped at the prompt's end, because they merge with the first token of a label."""
     nearest: NearestExamples | None = None
-    """Finds more examples for each text."""
+    """Finds additional examples for each text."""
 
     @cached_property
     def fixed(self) -> tuple[list[int], list[int]]:
@@ -64,24 +64,24 @@ class Prompter:
         return self.around(self.task.examples)
 
     def room(self, max_model_len: int, around: tuple[list[int], list[int]] | None = None) -> int:
-        """Tokens of text that fit into the model beside all the rest.
+        """Number of text tokens that fit into the model's context beside the rest of the prompt.
 
         Raises:
-            TeacherError: none do.
+            TeacherError: not even one fits.
         """
         before, after = around or self.fixed
         answer = 1 + max(len(question.path) for question in self.verbalizer.questions)
         room = max_model_len - len(before) - len(after) - answer
         if room < 1:
             raise TeacherError(
-                f"The prompt without any text has {len(before) + len(after)} tokens, and "
-                f"{self.teacher.model} takes {max_model_len}",
+                f"The prompt without any text has {len(before) + len(after)} tokens, but "
+                f"{self.teacher.model} accepts {max_model_len}",
                 "Shorten the instruction or the examples, or raise engine_args.max_model_len.",
             )
         return room
 
     def prompts(self, texts: Sequence[str], max_model_len: int) -> list[list[int] | None]:
-        """The token ids of each text's prompt; None for a text that has no tokens."""
+        """The token ids of each text's prompt; None for a text without tokens."""
         if self.nearest is None:
             before, after = self.fixed
             return [
@@ -106,7 +106,7 @@ class Prompter:
         return tokens, self._shortened(encode(self.tokenizer, after))
 
     def texts(self, texts: Sequence[str], most_tokens: int) -> list[list[int]]:
-        """Tokens of each row's text, cut to the budget as `teacher.truncation` says."""
+        """Tokens of each row's text, truncated to the budget by `teacher.truncation`."""
         most = min(most_tokens, self.teacher.max_text_tokens)
         if self.teacher.truncation == "head":
             return self._heads(texts, most)
@@ -114,10 +114,10 @@ class Prompter:
         return self._head_and_tail(texts, head, tail)
 
     def _heads(self, texts: Sequence[str], most: int) -> list[list[int]]:
-        """The first tokens of each text, of which no more is tokenised than it takes."""
+        """The first tokens of each text, tokenising as little of it as needed."""
         characters = (most + MARGIN) * USUAL_CHARACTERS_PER_TOKEN
         found = self._plain([text[:characters] for text in texts])
-        # The last tokens of a text that was cut short may be others than the whole text's.
+        # The last tokens before a cut may differ from those of the whole text.
         short = [
             row for row, tokens in enumerate(found)
             if len(texts[row]) > characters and len(tokens) < most + MARGIN
@@ -146,7 +146,7 @@ class Prompter:
         return found
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of texts as they follow "Text:", a space before the first word."""
+        """Tokens of texts as they follow "Text:", with a space before the first word."""
         if not texts:
             return []
         space = "" if _adds_space(self.tokenizer) else " "
@@ -158,7 +158,7 @@ class Prompter:
         return list(encoded["input_ids"])
 
     def _pieces(self, examples: Sequence[Example]) -> list[str]:
-        """The prompt cut at its slots, the space before a slot left to the text."""
+        """The prompt split at its slots; the space before a slot belongs to the text."""
         answers = [self._answer(example.label) for example in examples]
         whole = prompt_text(self.teacher, self.task, self.tokenizer, answers, self.codes)
         *before, after = whole.split(TEXT_SLOT)
@@ -175,19 +175,19 @@ def make_prompter(
     teacher: TeacherConfig,
     task: TaskConfig,
     tokenizer: Any,
-    most_tokens: int = MOST_TOKENS_AT_ONCE,
+    most_tokens: int = MAX_TOKENS_AT_ONCE,
 ) -> Prompter:
-    """Choose how the labels are said, by `teacher.verbalizer`.
+    """Make a prompter with the verbalizer that `teacher.verbalizer` selects.
 
     Args:
-        teacher: its settings.
-        task: the labels.
+        teacher: settings of the teacher.
+        task: the labelling task.
         tokenizer: a transformers tokenizer.
-        most_tokens: tokens that the engine can be asked for at once.
+        most_tokens: maximum tokens that the engine scores in one request.
 
     Raises:
-        TeacherError: the model has no chat template though `chat` is asked for, or the labels
-            cannot be told apart.
+        TeacherError: `chat` is set but the model has no chat template, or the labels cannot be
+            distinguished.
     """
     wanted = teacher.verbalizer
     reason = "asked for"
@@ -210,7 +210,7 @@ def make_prompter(
 def _choose(
     words: Mapping[str, Sequence[int]],
 ) -> tuple[Literal["word", "sequence"], str]:
-    """What `auto` takes, and why."""
+    """The verbalizer that `auto` selects, and why."""
     clash = clashing_labels(words)
     if clash is None:
         return "word", "every label begins with a token of its own"
@@ -227,7 +227,7 @@ def prompt_text(
     """The whole prompt with a slot for each text, in the format of `teacher.prompt_format`.
 
     Raises:
-        TeacherError: `chat` is asked for and the model has no chat template.
+        TeacherError: `chat` is set but the model has no chat template.
     """
     system = instructions(task.instruction, task.labels, codes)
     if not uses_chat(teacher, tokenizer):
@@ -236,7 +236,7 @@ def prompt_text(
     turns = chat_turns(system, answers)
     try:
         return _apply_template(tokenizer, turns)
-    except Exception:  # jinja raises what the template says: often, that it knows no system role
+    except Exception:  # templates raise their own errors, often for a system role
         return _apply_template(tokenizer, without_system(turns))
 
 
@@ -244,7 +244,7 @@ def uses_chat(teacher: TeacherConfig, tokenizer: Any) -> bool:
     """Whether the prompt is a conversation.
 
     Raises:
-        TeacherError: it is asked for and the model has no chat template.
+        TeacherError: `chat` is set but the model has no chat template.
     """
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if teacher.prompt_format == "chat" and not has_template:
@@ -258,12 +258,12 @@ def uses_chat(teacher: TeacherConfig, tokenizer: Any) -> bool:
 def label_tokens(
     teacher: TeacherConfig, task: TaskConfig, tokenizer: Any, codes: Mapping[str, str] | None
 ) -> tuple[dict[str, list[int]], int]:
-    """The tokens of each label where it follows the prompt, and how many tokens of the prompt's
-    end they replace.
+    """The tokens of each label after the prompt, and the number of tokens at the prompt's end that
+    they replace.
 
     Prompt and label are tokenised together, because a tokenizer may treat a word at the start of
-    a text otherwise than inside one, or merge it with what stands before it. Where any label
-    merges, all labels begin at the token before.
+    a text differently, or merge it with the preceding characters. If any label merges, all labels
+    begin one token earlier.
     """
     after = prompt_text(teacher, task, tokenizer, [], codes).split(TEXT_SLOT)[1]
     separator = "" if uses_chat(teacher, tokenizer) else " "
@@ -277,7 +277,7 @@ def label_tokens(
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens at the start that are the same; the second keeps at least one of its own."""
+    """Length of the common prefix; leaves the second at least one token of its own."""
     pairs = islice(zip(first, second, strict=False), max(len(second) - 1, 0))
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -285,8 +285,8 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
 def _single_token_codes(
     teacher: TeacherConfig, task: TaskConfig, tokenizer: Any
 ) -> tuple[dict[str, str], dict[str, list[int]], int]:
-    """(code of each label, its tokens, tokens cut from the prompt's end)."""
-    # As if each code were a label: which of them are one token where an answer stands?
+    """(code of each label, tokens of each label's code, tokens cut from the prompt's end)."""
+    # Treat each code as a label, to find those that are a single token in the answer's position.
     trial = task.model_copy(update={"labels": dict.fromkeys(CODES)})
     tokens, cut = label_tokens(teacher, trial, tokenizer, None)
     found: dict[int, str] = {}
@@ -295,8 +295,8 @@ def _single_token_codes(
             found.setdefault(tokens[code][0], code)
     if len(found) < len(task.labels):
         raise TeacherError(
-            f"teacher.verbalizer code: this teacher's tokenizer has {len(found)} codes of "
-            f"one token, and there are {len(task.labels)} labels",
+            f"teacher.verbalizer code: this teacher's tokenizer has {len(found)} single-token "
+            f"codes, but there are {len(task.labels)} labels",
             "Use sequence.",
         )
     codes = dict(zip(task.labels, found.values(), strict=False))
@@ -304,13 +304,13 @@ def _single_token_codes(
 
 
 def encode(tokenizer: Any, text: str, first: bool = False) -> list[int]:
-    """Tokens of a part of the prompt that we wrote: special tokens count as such.
+    """Tokenise a trusted part of the prompt, recognising special tokens.
 
     Args:
         tokenizer: a transformers tokenizer.
         text: the part.
-        first: whether it begins the prompt. A tokenizer that puts a space before every text must
-            not do so in the middle of one.
+        first: whether it begins the prompt. A tokenizer that prepends a space to every text must
+            not do so in the middle of a prompt.
     """
     if first or not _adds_space(tokenizer):
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -322,7 +322,7 @@ _ANCHOR = ";"
 
 
 def _adds_space(tokenizer: Any) -> bool:
-    """Whether it puts a space before every text, as those made by SentencePiece often do."""
+    """Whether it prepends a space to every text, as SentencePiece tokenizers often do."""
     tokens = tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"]
     return str(tokenizer.convert_ids_to_tokens(tokens)[0]).startswith("\u2581")
 

@@ -175,7 +175,7 @@ def test_head_and_tail_keep_both_ends(smollm: Any) -> None:
 
 def test_what_does_not_fit_is_refused_with_the_numbers(smollm: Any) -> None:
     prompter = make_prompter(teacher(), TASK, smollm)
-    with pytest.raises(TeacherError, match=r"has \d+ tokens, and m takes 40\. Shorten"):
+    with pytest.raises(TeacherError, match=r"has \d+ tokens, but m accepts 40\. Shorten"):
         prompter.prompts(["x"], 40)
     before, after = prompter.fixed
     most = len(before) + len(after) + 1 + 3
