@@ -29,6 +29,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 
 from tests.conftest import ROOT
 
+START_ATTEMPTS = 5
 PATIENCE = 400
 """Seconds after which a process that does not answer is taken for dead."""
 
@@ -224,12 +225,24 @@ def head(
         node_types: as in a file of Ray's cluster launcher, without the head's.
         autoscaler: its version: 1, which `ray up` starts, or 2, which KubeRay does.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="llkd-"))  # a short path: it holds sockets
-    try:
-        with reaped() as environment:
-            yield _start(folder, scratch, environment, node_types, autoscaler)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    for attempt in range(1, START_ATTEMPTS + 1):
+        scratch = Path(tempfile.mkdtemp(prefix="llkd-"))  # a short path: it holds sockets
+        try:
+            with reaped() as environment:
+                try:
+                    started = _start(folder, scratch, environment, node_types, autoscaler)
+                except SlowMachineError:
+                    if attempt == START_ATTEMPTS:
+                        raise
+                    continue
+                yield started
+                return
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+class SlowMachineError(Exception):
+    """Ray gave up on starting a node: it allows each 30 seconds, whatever the machine does beside."""
 
 
 class SharedHead:
@@ -305,6 +318,8 @@ def _start(
             env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     while not answers(ports[1]):
+        if process.poll() is not None and "timed out during startup" in log.read_text():
+            raise SlowMachineError(log.read_text())
         assert process.poll() is None, log.read_text()
         time.sleep(0.5)
     return Head(address, gcs, env, process, node_types is not None)
