@@ -119,7 +119,7 @@ def test_rates_that_are_given_are_not_measured(make_config: MakeConfig) -> None:
     stages = {stage["name"]: stage for stage in found["stages"]}
     assert stages["label"]["seconds"] == pytest.approx((1e9 + 120) / 50)
     assert stages["epoch 2 train"]["seconds"] == pytest.approx(0.5e9 / 200)
-    with pytest.raises(ConfigError, match="together"):
+    with pytest.raises(ConfigError, match="set both score_rows_per_second"):
         make_config(plan={"score_rows_per_second": 1})
 
 

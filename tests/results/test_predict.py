@@ -259,7 +259,7 @@ def test_the_folder_is_named_after_the_path(
         ({"path": "../*.csv"}, "cannot derive a directory name from path .*; set name"),
         ({"path": "corpus.csv"}, "'corpus' is reserved for the run's own corpus"),
         ({"path": "x.csv", "name": "corpus"}, "'corpus' is reserved for the run's own corpus"),
-        ({"text_column": "body"}, "text_column says how to read path, which is not given"),
+        ({"text_column": "body"}, "text_column describes how to read path, which is not set"),
         ({"replicas": [3, 1]}, r"replicas must be \[minimum, maximum\], not \[3, 1\]"),
     ],
 )
