@@ -225,11 +225,10 @@ def grow(
     folder: Path, make: MakeConfig, alone: RunConfig, autoscaler: int, **sections: Any
 ) -> Grown:
     """Submit a run to a cluster, and kill a node when there are two teachers."""
-    gate = folder / "gate"  # opened when there are two teachers, however long a node takes
     config = make(
         teacher={
             "replicas": [1, 2], "resources": {"CPU": 2, "GPU": 1, "gpu_worker": 1},
-            "engine_args": {"delay": 0.12, "gate": str(gate), "ahead": 40},
+            "engine_args": {"delay": 0.3},
         },
         student={"workers": 2, "resources": {"CPU": 2, "gpu_worker": 1}},
         **{"corpus": {"rows_per_shard": 20}, **sections},
@@ -238,7 +237,6 @@ def grow(
         assert cluster.autoscaler() == autoscaler
         cluster.submit(written(folder / "config.yaml", config), name="grown")
         cluster.wait_for_job("grown", lambda: max(watch.together("ray::MapWorker"), default=0) == 2)
-        gate.touch()
         done_before = labelled(config.run_dir)
         cluster.wait_for_job("grown", lambda: labelled(config.run_dir) > done_before + 2)
         cluster.raylets("gpu_worker")[0].kill()
