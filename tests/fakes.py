@@ -23,7 +23,8 @@ TOPICS = {
 class KeywordTeacher:
     """Counts each label's keywords; adds noise drawn from the text, and a bias to the first label.
 
-    engine_args: `delay` seconds a text; `gate` a file for which it waits after `ahead` texts; `refuse` a word whose texts are refused;
+    engine_args: `delay` seconds a text; `allowance` a file with the number of texts that each process
+    may label before it waits, without the file all; `refuse` a word whose texts are refused;
     `overflow` a word whose texts give NaN; `calls` a file
     to which every labelled text's hash is appended. `deaths` is a file and `die` how often its
     process kills itself: at its start, or, with `at` a word, on a text that has it; `broken` a
@@ -48,7 +49,7 @@ class KeywordTeacher:
         refused = {}
         for i, text in enumerate(texts):
             time.sleep(self._arguments.get("delay", 0.0))
-            self._wait_at_gate()
+            self._wait_for_allowance()
             if self._arguments.get("refuse", "\n") in text:
                 refused[i] = "refused"
             progress(i + 1)
@@ -63,10 +64,10 @@ class KeywordTeacher:
         tokens = sum(len(text.split()) for text in texts)
         return LabelBatch(logprobs.astype(np.float32), refused, tokens)
 
-    def _wait_at_gate(self) -> None:
+    def _wait_for_allowance(self) -> None:
         self._labelled += 1
-        if gate := self._arguments.get("gate"):
-            while self._labelled > self._arguments["ahead"] and not os.path.exists(gate):
+        if path := self._arguments.get("allowance"):
+            while self._labelled > _number_in(path):
                 time.sleep(0.05)
 
     def _die(self) -> None:
@@ -141,3 +142,12 @@ class DeadlyTracker:
             with open(self._deaths, "w"):
                 os.kill(os.getpid(), signal.SIGKILL)
         return ray.put(None)
+
+
+def _number_in(path: str) -> float:
+    """The number in a file; infinite without the file."""
+    try:
+        with open(path) as file:
+            return float(file.read() or 0)  # empty while it is being written
+    except FileNotFoundError:
+        return float("inf")

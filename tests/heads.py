@@ -151,7 +151,10 @@ class Head:
 
     def wait_for_job(self, name: str, condition: Callable[[], bool]) -> None:
         """Poll until a condition holds that only a running job can bring about."""
-        wait_until(condition, lambda: self.status(name) not in ENDED)
+        with contextlib.suppress(AssertionError):
+            wait_until(condition, lambda: self.status(name) not in ENDED)
+            return
+        raise AssertionError(f"{self.status(name)}: {self.job('logs', name).stdout}")
 
     def stop_jobs(self) -> None:
         """Stop all jobs that run, and wait until they have ended."""
@@ -336,7 +339,8 @@ def _autoscaler(node_types: Mapping[str, Any], gcs: str) -> dict[str, Any]:
         "cluster_name": "llkd",
         "max_workers": 8,
         "upscaling_speed": 8,
-        "idle_timeout_minutes": 0.1,
+        # Ray Data notices a new node within 20 seconds: until then it is idle.
+        "idle_timeout_minutes": 0.75,
         "provider": {
             "type": "external", "module": f"{FakeMultiNodeProvider.__module__}.FakeMultiNodeProvider",
             "gcs_address": gcs, "use_node_id_as_ip": True,

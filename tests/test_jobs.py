@@ -157,13 +157,14 @@ def ordeal(
 ) -> Ordeal:  # fmt: skip
     """`kill -9` of the driver in mid-labelling, of the driver in mid-training, of a worker."""
     folder = tmp_path_factory.mktemp("ordeal")
-    run_dir, calls = folder / "run", folder / "calls"
+    run_dir, calls, allowance = folder / "run", folder / "calls", folder / "allowance"
+    allowance.write_text("150")
     make = config_maker(folder, tiny_student, corpus_files)
     config = written(
         folder / "config.yaml",
         make(
             test=None,
-            teacher={"engine_args": {"calls": str(calls), "gate": str(folder / "gate"), "ahead": 150}},
+            teacher={"engine_args": {"calls": str(calls), "allowance": str(allowance)}},
             student={"epochs": 3, "workers": 2, "batch_size": 2},
             selection={"class_floor": 1.0},  # all rows: training lasts long enough to be killed in
         ),
@@ -179,7 +180,7 @@ def ordeal(
         wait_until(lambda: len(labels.shards()) >= 2, process, note_addresses)
         process.kill()
     labels_at_kill = times(run_dir.glob("labels/part-*"))
-    (folder / "gate").touch()
+    allowance.unlink()
 
     with started("run", config) as process:
         wait_until(lambda: selected(run_dir, 0), process, note_addresses)

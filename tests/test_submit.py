@@ -225,10 +225,12 @@ def grow(
     folder: Path, make: MakeConfig, alone: RunConfig, autoscaler: int, **sections: Any
 ) -> Grown:
     """Submit a run to a cluster, and kill a node when there are two teachers."""
+    allowance = folder / "allowance"
+    allowance.write_text("50")
     config = make(
         teacher={
             "replicas": [1, 2], "resources": {"CPU": 2, "GPU": 1, "gpu_worker": 1},
-            "engine_args": {"delay": 0.3},
+            "engine_args": {"allowance": str(allowance)},
         },
         student={"workers": 2, "resources": {"CPU": 2, "gpu_worker": 1}},
         **{"corpus": {"rows_per_shard": 20}, **sections},
@@ -237,10 +239,11 @@ def grow(
         assert cluster.autoscaler() == autoscaler
         cluster.submit(written(folder / "config.yaml", config), name="grown")
         cluster.wait_for_job("grown", lambda: max(watch.together("ray::MapWorker"), default=0) == 2)
-        done_before = labelled(config.run_dir)
-        cluster.wait_for_job("grown", lambda: labelled(config.run_dir) > done_before + 2)
+        allowance.write_text("150")  # 7 shards each, of 27: both have begun when there are 9
+        cluster.wait_for_job("grown", lambda: labelled(config.run_dir) > 8)
         cluster.raylets("gpu_worker")[0].kill()
         shards = labelled(config.run_dir)
+        allowance.unlink()
         wait_until(lambda: cluster.status("grown") in ENDED)
         logs = cluster.job("logs", "grown").stdout
         assert cluster.status("grown") == "SUCCEEDED", logs

@@ -54,7 +54,8 @@ def demand(bundles: Sequence[Mapping[str, float]], missing: Callable[[], int]) -
     chooses by CPUs, GPUs and memory alone, and only from rates that it has measured.
 
     A group that gets its nodes is released at once for the pool to take them, and requested again
-    if it is still missing after CLAIM_SECONDS.
+    if it is still missing after CLAIM_SECONDS. Ray Data counts new nodes every 20 seconds: the
+    autoscaler's idle timeout must be longer.
 
     Args:
         bundles: of one group: all of them are placed, or none.
