@@ -70,10 +70,11 @@ def run_on_actors(
         autoscaling.demand(bundles, missing) if autoscales() else nullcontext(),
     ):
         attempts = _Attempts.options(**here()).remote(max_failures)  # type: ignore[attr-defined]
+        compute = _pool_of(fewest, size)  # before the data set: it copies the context
         dataset = data_of(guided_batches(items, size)).map(
             _Replica,
             fn_constructor_args=(actor, arguments, attempts),
-            compute=_pool_of(fewest, size),
+            compute=compute,
             **reservation,
         )
         for results in results_of(dataset):

@@ -59,7 +59,13 @@ class Meeting:
         return os.getpid()
 
 
-def test_a_pool_grows_while_items_wait(tmp_path: Path) -> None:
+def test_the_first_pool_of_a_process_grows_while_items_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.data.context import AutoscalingConfig, DataContext
+
+    # An earlier pool has set what this one must set itself.
+    monkeypatch.setattr(DataContext.get_current(), "autoscaling_config", AutoscalingConfig())
     pids = actor_pool.run_on_actors(
         Meeting, (str(tmp_path),), list(range(40)), pool=(1, 3), resources={"CPU": 1}
     )
