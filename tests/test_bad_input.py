@@ -10,7 +10,8 @@ import pytest
 
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
-from llkd.ingest.sources import check_columns, count_rows, list_files, read_rows
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import check_columns, count_rows, read_rows
 from llkd.ingest.stage import usable_text
 
 LONG = "x" * 10_000_000

@@ -24,15 +24,8 @@ from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.config.sources import CorpusConfig, SourceConfig, TestConfig, section_of
 from llkd.errors import DataError, FingerprintError, RejectLimitError
-from llkd.ingest.sources import (
-    SourceFile,
-    SourceRow,
-    as_text,
-    check_columns,
-    count_rows,
-    list_files,
-    read_rows,
-)
+from llkd.ingest.files import SourceFile, list_files
+from llkd.ingest.sources import SourceRow, as_text, check_columns, count_rows, read_rows
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import FILES, Manifest, begun
 from llkd.store.schema import (

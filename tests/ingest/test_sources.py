@@ -12,7 +12,8 @@ import pytest
 
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
-from llkd.ingest.sources import as_text, check_columns, count_rows, list_files, read_rows
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import as_text, check_columns, count_rows, read_rows
 from llkd.ingest.stage import usable_text
 
 TEXTS = ["one", 'two, "quoted"', "three\nlines", "vier ü", "5"]
