@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from llkd.cluster.integrity import damaged_files, forget, write_record
 from llkd.config.run import RunConfig
+from llkd.distill.epoch_stats import STATS
 from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import STATISTICS
 from llkd.distill.selection_counts import COUNTS
 from llkd.distill.state import begun_epochs, trained_epochs
-from llkd.distill.worker import STATS
 from llkd.errors import DamageError
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, read_manifest, write_manifest

@@ -3,12 +3,11 @@
 from llkd.cluster.integrity import read_record, write_record
 from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
+from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import holdout_of, make_validation
-from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import make_pseudo_labels
 from llkd.distill.selection import Selector
 from llkd.distill.selection_counts import COUNTS
-from llkd.distill.worker import STATS, read_stats
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout, shard_name
 
@@ -36,7 +35,7 @@ def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
         StorageError: their own inputs are damaged too.
     """
     layout = RunLayout(selector.config.run_dir)
-    make_pseudo_labels(selector.config, selector.shards, calibration)
+    make_pseudo_labels(selector.config, selector.shards, calibration, selector.keeps_teacher_probs)
     make_validation(selector.config, selector)
     for epoch in begun_epochs(layout):
         folder = Folder(layout.selection(epoch))
@@ -45,7 +44,7 @@ def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
         if not Folder(layout.epoch(epoch)).exists(STATS) or (counted and not missing):
             continue
         thresholds = Thresholds.from_json(read_stats(selector.config, epoch)["thresholds"])
-        if policy_of(selector.config).uses_uncertainty:
+        if selector.policy.uses_uncertainty:
             wanted = set(missing) if counted else set(range(selector.shards))
             if wanted - Folder(layout.uncertainty(epoch)).shards():
                 continue  # of a finished student, whose epochs are not scored again

@@ -14,7 +14,7 @@ from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
 from llkd.ingest.files import list_files
 from llkd.ingest.sources import as_text, check_columns, count_rows, read_rows
-from llkd.lab.cost_model import CORPUS_FIXED
+from llkd.lab.table_sizes import CORPUS_FIXED
 from llkd.store.folder import Folder
 from llkd.store.schema import corpus_schema, shard_name
 from llkd.store.scratch import scratch_folder
