@@ -6,7 +6,7 @@ They are computed once, into sidecars from which all epochs select.
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster.integrity import write_record
+from llkd.cluster.integrity import record_shards
 from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
@@ -21,7 +21,6 @@ from llkd.store.schema import (
     PSEUDO_LABELS_SCHEMA,
     ROW,
     RunLayout,
-    shard_name,
     with_probs,
 )
 
@@ -56,7 +55,7 @@ def make_pseudo_labels(
         return class_statistics(label_n, confidence_n, None, classes)
 
     total = sum_over_shards(ClassStatistics, work, range(shards))
-    write_record(folder, dict.fromkeys(map(shard_name, range(shards))))
+    record_shards(folder)
     folder.write_json(STATISTICS, total.to_json())
 
 

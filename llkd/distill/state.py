@@ -1,6 +1,6 @@
 """The state of a run's epochs: which are begun or trained, and the inputs that they share."""
 
-from llkd.cluster.integrity import read_record, write_record
+from llkd.cluster.integrity import read_record, record_shards
 from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
 from llkd.distill.epoch_stats import STATS, read_stats
@@ -9,7 +9,7 @@ from llkd.distill.pseudo_labels import make_pseudo_labels
 from llkd.distill.selection import Selector
 from llkd.distill.selection_counts import COUNTS
 from llkd.store.folder import Folder
-from llkd.store.schema import RunLayout, shard_name
+from llkd.store.schema import RunLayout
 
 
 def trained_epochs(layout: RunLayout) -> int:
@@ -21,10 +21,9 @@ def trained_epochs(layout: RunLayout) -> int:
 
 
 def record_epoch(layout: RunLayout, epoch: int) -> None:
-    """Record the shards of a trained epoch; they have checksums of their own."""
-    for folder in (Folder(layout.uncertainty(epoch)), Folder(layout.selection(epoch))):
-        if shards := folder.shards():
-            write_record(folder, dict.fromkeys(map(shard_name, shards)))
+    """Record the shards of a trained epoch."""
+    record_shards(Folder(layout.uncertainty(epoch)))
+    record_shards(Folder(layout.selection(epoch)))
 
 
 def prepare_epochs(selector: Selector, calibration: Calibration) -> None:

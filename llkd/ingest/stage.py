@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from llkd.cluster.integrity import lost_files, read_record
+from llkd.cluster.integrity import last_records, read_record
 from llkd.cluster.progress import throttled
 from llkd.cluster.shard_tasks import run_on_shards
 from llkd.cluster.stage import ShardedStage
@@ -158,7 +158,7 @@ def _require_unchanged(folder: Folder, crcs: dict[str, int], plan: ShardPlan) ->
     Raises:
         DataError: a shard has other content than the one that it replaces.
     """
-    known = {**(read_record(folder) or {}), **lost_files(folder)}
+    known = last_records(folder)
     changed = [name for name in crcs if name in known and known[name].crc != crcs[name]]
     if changed:
         raise DataError(
