@@ -1,4 +1,4 @@
-"""The files of a source: those that its paths, directories and globs name, in a fixed order."""
+"""Lists the files of a source: expands its paths, directories and globs in a fixed order."""
 
 import re
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ class SourceFile:
 
 
 def list_files(source: SourceConfig, setting: str) -> list[SourceFile]:
-    """The files of a source, sorted by path within each given path.
+    """The files of a source, sorted within each of its paths.
 
     Args:
-        source: where to look.
-        setting: the name of its section in the config, for messages.
+        source: the source.
+        setting: its section in the config, for errors.
 
     Raises:
-        DataError: a path does not exist, holds no data, or is of an unknown format.
+        DataError: a path does not exist, has no data files, or has an unknown format.
     """
     files: list[SourceFile] = []
     for path in source.paths:
@@ -52,18 +52,18 @@ def _expand(path: str, setting: str) -> list[SourceFile]:
     try:
         return _found(path, setting)
     except (*UNREADABLE, re.error) as error:
-        raise DataError(f"{setting}.path: cannot look for {path!r}: {error}") from error
+        raise DataError(f"{setting}.path: cannot search {path!r}: {error}") from error
 
 
 _BEFORE_BUCKET = re.compile(r"\w+://([^/@]*@)?")
-"""`s3://`, or `gs://anonymous@`, for a bucket that is open to all."""
+"""`s3://`; `gs://anonymous@` for a public bucket."""
 
 
 def _found(path: str, setting: str) -> list[SourceFile]:
     first_wild = min((path.index(char) for char in "*?[" if char in path), default=None)
     base = path if first_wild is None else path[:first_wild].rpartition("/")[0]
     filesystem_, root = filesystem(base or ("/" if path.startswith("/") else "."))
-    before = _BEFORE_BUCKET.match(base)  # which pyarrow's paths begin with
+    before = _BEFORE_BUCKET.match(base)  # pyarrow's paths omit it
     scheme = before.group() if before else ""
     info = filesystem_.get_file_info(root)
     if info.type == fs.FileType.NotFound:
@@ -82,7 +82,7 @@ def _found(path: str, setting: str) -> list[SourceFile]:
         if f.type == fs.FileType.File and not f.base_name.startswith((".", "_"))
     ]  # fmt: skip
     if not found:
-        kinds = "files" if pattern else "Parquet, JSON lines or CSV files"
+        kinds = "files" if pattern else "Parquet, JSON Lines or CSV files"
         raise DataError(f"{setting}.path: no {kinds} in {path}")
     return [
         SourceFile(scheme + f.path, _format_of(f.path, setting), f.size)
@@ -91,8 +91,8 @@ def _found(path: str, setting: str) -> list[SourceFile]:
 
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """A glob as a shell reads it: `*` and `?` stay within a folder, `**/` is any folders, `[...]`
-    one of some characters and `[!...]` any other."""
+    """A glob with the semantics of a shell: `*` and `?` match within a directory, `**/` any
+    directories, `[...]` one of the characters, `[!...]` any other character."""
     parts = re.split(r"(\*\*/|\*|\?|\[!?[^]]+\])", glob)
     meaning = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     return re.compile(
@@ -104,7 +104,7 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
 
 
 def _one_of(brackets: str) -> str:
-    """`[...]` of a glob as a regular expression."""
+    """The brackets of a glob as a regular expression."""
     inner = brackets[1:-1]
     negated = inner.startswith("!")
     characters = re.sub(r"([\\\[^&~|])", r"\\\1", inner[negated:])
@@ -122,9 +122,9 @@ def _format_of(path: str, setting: str) -> str:
     extension = _split_name(path)[0]
     if extension not in FORMATS:
         raise DataError(
-            f"{setting}.path: {path} is of no known format; the name must end in one of "
+            f"{setting}.path: {path} has an unknown format; the name must end in one of "
             + ", ".join(f".{name}" for name in FORMATS)
-            + " (JSON lines and CSV also with .gz, .zst or .bz2)"
+            + " (JSON Lines and CSV also with .gz, .zst or .bz2)"
         )
     return FORMATS[extension]
 

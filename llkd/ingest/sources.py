@@ -1,8 +1,7 @@
-"""Rows of text from the caller's files: Parquet, JSON lines, CSV, or a `datasets` data set.
+"""Reads rows of text from the user's files: Parquet, JSON Lines, CSV, or a `datasets` data set.
 
-A source is a list of files in a fixed order, each with its number of rows, so that any range of
-rows can be read by any worker. A row that cannot be used is reported with a reason and never
-ends the reading.
+A source is a list of files in a fixed order, each with its number of rows, so that any worker can
+read any range of rows. An unusable row is reported with a reason and does not stop the reader.
 """
 
 import itertools
@@ -21,12 +20,12 @@ from llkd.ingest.csv_reader import ROW_BYTES, csv_columns, csv_pieces
 from llkd.ingest.files import UNREADABLE, SourceFile, opened
 
 JSON_LINES = 100_000
-"""Lines of a JSON lines file that are looked at for its columns: about a second."""
+"""Maximum lines of a JSON Lines file that are searched for its columns: about a second."""
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as it was read: raw values, or the reason why there are none."""
+    """A row as read: raw values, or the reason why it has none."""
 
     number: int
     """Position in its file."""
@@ -38,15 +37,15 @@ class SourceRow:
 
 
 def check_columns(file: SourceFile, source: SourceConfig, setting: str) -> None:
-    """See that a file is not empty and has the columns that the config names.
+    """Check that a file is not empty and has the columns that the config names.
 
     Raises:
-        DataError: naming the missing column and those that exist.
+        DataError: the file is empty, or a column is missing; names the existing ones.
     """
     if file.size == 0 and file.format != "datasets":
         raise DataError(
             f"{file.uri} is empty (0 bytes)",
-            "Delete it, or make it again.",
+            "Delete or recreate it.",
         )
     columns = _columns_of(file, source)
     if columns is None:
@@ -66,10 +65,10 @@ def check_columns(file: SourceFile, source: SourceConfig, setting: str) -> None:
 
 
 def count_rows(file: SourceFile, source: SourceConfig) -> int:
-    """The rows of a file, usable or not.
+    """The number of rows of a file, including unusable ones.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         if file.format == "parquet":
@@ -90,7 +89,7 @@ def read_rows(file: SourceFile, source: SourceConfig, start: int, stop: int) -> 
     """The rows [start, stop) of a file, in order.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     columns = [name for name in (source.text_column, source.label_column, source.id_column) if name]
     reader = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl,
@@ -114,29 +113,29 @@ def _cannot_read(file: SourceFile, error: Exception) -> DataError:
     reason = str(error)[:300]
     if isinstance(error, UnicodeDecodeError):
         reason = f"it is not UTF-8 ({error.reason})"
-    elif "straddl" in reason:  # Arrow's word for a row that does not fit into a block
+    elif "straddl" in reason:  # Arrow's error for a row that does not fit into a block
         reason = (
-            f"it has a row of more than {ROW_BYTES >> 20} MiB. Is a quote not closed? Texts of "
-            "that length can be read from Parquet or JSON lines"
+            f"it has a row of more than {ROW_BYTES >> 20} MiB. Is a quote not closed? Store "
+            "texts of that length as Parquet or JSON Lines"
         )
     elif "Empty CSV" in reason:
-        reason = "it has no header. Is it empty, or a quote in it not closed?"
+        reason = "it has no header. Is it empty, or is a quote not closed?"
     elif "CSV parse error" in reason:
         reason += ". Is a quote not closed?"
     return DataError(f"Cannot read {file.uri}: {reason}")
 
 
 def as_text(value: Any) -> str | None:
-    """An identifier or a label as text, whatever type the file has."""
+    """An identifier or a label of any type as text."""
     if value is None:
         return None
-    if not isinstance(value, bytes):  # JSON can spell half a character
+    if not isinstance(value, bytes):  # JSON can encode lone surrogates
         value = str(value).encode("utf-8", errors="surrogatepass")
     return str(value, "utf-8", errors="replace")
 
 
 def _columns_of(file: SourceFile, source: SourceConfig) -> list[str] | None:
-    """The column names; None for JSON lines of which none has any."""
+    """The column names; None if no line of a JSON Lines file is an object."""
     try:
         if file.format == "parquet":
             with opened(file) as handle:
@@ -151,13 +150,13 @@ def _columns_of(file: SourceFile, source: SourceConfig) -> list[str] | None:
 
 
 def _json_columns(file: SourceFile, source: SourceConfig) -> list[str] | None:
-    """The columns of the first lines, up to the one by which all have been seen that the config
-    names: a line may leave out what is null."""
+    """The columns of the first lines, up to the line by which all columns in the config have
+    occurred: a line may omit null values."""
     with opened(file) as handle:
         if handle.read(4096).lstrip()[:1] == b"[":
             raise DataError(
-                f"{file.uri} is a JSON array, and not JSON lines, an object on each line",
-                "Convert it with `jq -c '.[]'`",
+                f"{file.uri} is a JSON array instead of JSON Lines, one object per line",
+                "Convert it with `jq -c '.[]'`.",
             )
     wanted = {source.text_column, source.label_column, source.id_column} - {None}
     columns: dict[str, None] = {}
@@ -171,19 +170,19 @@ def _json_columns(file: SourceFile, source: SourceConfig) -> list[str] | None:
     if empty:
         raise DataError(
             f"{file.uri} is empty (no line)",
-            "Delete it, or make it again.",
+            "Delete or recreate it.",
         )
     return list(columns) or None
 
 
 def _json_lines(file: SourceFile, start: int = 0) -> Iterator[tuple[int, Any]]:
-    """(line number, record) of each line from `start` that is not blank; a string instead of a
-    record if the line is damaged."""
+    """(number, record) of each non-blank line from `start`; for a damaged line the record is a string
+    with the reason."""
     with opened(file) as handle:
         lines = (line for line in _lines(handle) if line.strip())
         for number, line in enumerate(lines):
             if number < start:
-                continue  # not parsed: that is what takes the time
+                continue  # parsing is the slow part
             try:
                 record = json.loads(line)
                 yield number, record if isinstance(record, dict) else "not a JSON object"
@@ -230,7 +229,7 @@ def _read_parquet(
 
 
 def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Strings as bytes: one that is not UTF-8 costs its row, not the file."""
+    """Cast strings to bytes: one that is not UTF-8 rejects its row instead of the file."""
     columns = []
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):
@@ -261,8 +260,8 @@ def _read_dataset(
 def _slice_batches(
     pieces: Iterable[pa.RecordBatch | str], first: int, start: int, stop: int
 ) -> Iterator[Record]:
-    """The rows of a stream that fall into [start, stop); it begins at `first`. A string stands
-    for a row that is damaged."""
+    """The rows [start, stop) of a stream whose first row is number `first`. A string stands for a
+    damaged row."""
     for batch in pieces:
         if isinstance(batch, str):
             if start <= first < stop:
@@ -279,8 +278,8 @@ def _slice_batches(
 
 
 def _records(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
-    """Each row's values by column; a string instead if Python cannot hold them, such as text that
-    is not UTF-8 or a date in the year 100000."""
+    """Each row's values by column; a string if Python cannot represent them, for example a date in
+    the year 100000."""
     try:
         return list(batch.to_pylist())
     except (ValueError, ArithmeticError) as error:
