@@ -33,10 +33,10 @@ def close_stage(
     """Record the files of a finished stage, and write its manifest; returns the manifest.
 
     Args:
-        folder: of the stage.
-        finished: its manifest, complete.
-        crcs: CRC-32 of all recorded files, by name.
-        rejects: the rows left out of its shards; their shards embed checksums.
+        folder: the folder of the stage.
+        finished: its complete manifest.
+        crcs: CRC-32 of all files to record, by name.
+        rejects: the folder of its rejected rows.
     """
     if rejects is not None:
         record_shards(rejects)
@@ -106,15 +106,15 @@ def forget(folder: Folder, names: Iterable[str]) -> None:
 
 
 def shard_crcs(folder: Folder, shards: int, known: Mapping[int, int]) -> dict[str, int]:
-    """CRC-32 of all shards by name; unknown ones are computed from their contents.
+    """CRC-32 of all shards by name; unknown ones are computed from the files.
 
     Args:
-        folder: of the shards.
-        shards: how many there are.
-        known: of the shards that have just been written, by number.
+        folder: the folder of the shards.
+        shards: their number.
+        known: CRC-32 of the shards just written, by shard.
 
     Raises:
-        StorageError: one is damaged.
+        StorageError: a shard is damaged.
     """
     unknown = [shard for shard in range(shards) if shard not in known]
 
@@ -196,7 +196,7 @@ def _damaged(folder: Folder, crcs: Mapping[str, int | None]) -> set[str]:
 def _each(
     work: Callable[[int], dict[str, Any]], count: int
 ) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(number, result) of `work` for each number: few in this process, many in Ray tasks."""
+    """(number, result) of `work` for each number below `count`: few in this process, many in Ray tasks."""
     if count > FEW_SHARDS:
         return run_on_shards(work, range(count))
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
