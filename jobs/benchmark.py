@@ -117,9 +117,9 @@ def _speed_parser(
 
 
 def _speed(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.config.load import absolute_paths, load_config
+    from llkd.config.load import load_config
 
-    config = absolute_paths(load_config(arguments.config, arguments.overrides))
+    config = load_config(arguments.config, arguments.overrides)
     module = import_module(f"llkd.lab.benchmarks.{arguments.what}")
     measure = getattr(module, f"benchmark_{arguments.what}")
     result = measure(config, arguments.rows, arguments.rounds, _say)
@@ -150,19 +150,19 @@ def _selection(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _overhead(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.config.load import absolute_paths, load_config
+    from llkd.config.load import load_config
     from llkd.lab.benchmarks.overhead import benchmark_overhead, table
 
-    config = absolute_paths(load_config(arguments.config, arguments.overrides))
+    config = load_config(arguments.config, arguments.overrides)
     result = benchmark_overhead(config, arguments.config, arguments.overrides, _say)
     return result, table(result)
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from llkd.config.load import absolute_paths, load_config
+    from llkd.config.load import load_config
     from llkd.lab.benchmarks.labels import VERBALIZERS, measure_labels, table
 
-    configs = [absolute_paths(load_config(path)) for path in arguments.configs]
+    configs = [load_config(path) for path in arguments.configs]
     verbalizers = VERBALIZERS if arguments.verbalizers is None else arguments.verbalizers.split(",")
     records = measure_labels(configs, verbalizers, arguments.rows, _say)
     return records, table(records)

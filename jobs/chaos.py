@@ -25,14 +25,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llkd.cli import config_of, do_logged, errors_told, in_run_dir, plain_parser
+from llkd.cli import do_logged, errors_told, in_run_dir, plain_parser
+from llkd.config.load import load_config
 
 
 def main() -> None:
     """Inject, check, and report."""
     arguments = _parser().parse_args()
     with errors_told():
-        config = config_of(arguments.config, arguments.overrides)
+        config = load_config(arguments.config, arguments.overrides)
 
     def work(console: Console) -> None:
         from llkd.lab.chaos.harness import FaultPlan, run_chaos

@@ -7,7 +7,8 @@ Reads a file of Ray's cluster launcher or a RayJob of KubeRay, and a config. Con
 
 import sys
 
-from llkd.cli import config_of, errors_told, plain_parser
+from llkd.cli import errors_told, plain_parser
+from llkd.config.load import load_config
 from llkd.errors import LLKDError
 from llkd.lab.cluster_files import check
 
@@ -25,7 +26,7 @@ def main() -> None:
     )  # fmt: skip
     arguments = parser.parse_args()
     with errors_told():
-        run = config_of(arguments.config, arguments.overrides)
+        run = load_config(arguments.config, arguments.overrides)
     try:
         check(arguments.cluster, run)
     except LLKDError as error:  # the list of changes that this job is for

@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from llkd.cli import (
-    config_of,
     connected,
     do_logged,
     errors_told,
@@ -29,6 +28,7 @@ from llkd.cli import (
     plain_parser,
     write_figures,
 )
+from llkd.config.load import load_config
 from llkd.config.run import RunConfig
 from llkd.lab.compare.compare import require_comparable
 from llkd.store.folder import portable_path
@@ -62,7 +62,7 @@ def main() -> None:
         parser.error(f"--json: no such folder: {arguments.json.absolute().parent}")
     arguments.policies = list(dict.fromkeys(arguments.policies.split(",")))
     with errors_told():
-        configs = {Path(path).stem: config_of(path, overrides) for path in paths}
+        configs = {Path(path).stem: load_config(path, overrides) for path in paths}
         for config in configs.values():
             require_comparable(config, arguments.policies)
     if len({config.run_dir for config in configs.values()}) < len(paths):

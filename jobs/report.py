@@ -11,7 +11,8 @@ from contextlib import nullcontext
 from rich.console import Console
 from rich.markup import escape
 
-from llkd.cli import config_of, connected, do_logged, errors_told, job_parser
+from llkd.cli import connected, do_logged, errors_told, job_parser
+from llkd.config.load import load_config
 from llkd.errors import ConfigError, IncompleteError
 from llkd.store.folder import portable_path
 
@@ -23,7 +24,7 @@ def main() -> None:
         from llkd.results.report.facts import recorded_config
 
         try:
-            config = recorded_config(config_of(arguments.config, arguments.overrides))
+            config = recorded_config(load_config(arguments.config, arguments.overrides))
         except IncompleteError as error:  # the config names a directory without a run
             raise ConfigError(error.what, error.remedy) from error
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from llkd.cluster.telemetry import SHARD_LOG
-from llkd.config.load import absolute_paths, load_config
+from llkd.config.load import load_config
 from llkd.config.run import RunConfig
 from llkd.errors import ConfigError, LLKDError, StorageError
 from llkd.store.folder import Folder, portable_path
@@ -47,7 +47,7 @@ def run_job(name: str, description: str | None, measure: Stage | None = None) ->
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
     with errors_told():
-        config = config_of(arguments.config, arguments.overrides)
+        config = load_config(arguments.config, arguments.overrides)
 
     def work(console: Console) -> None:
         # Imported late, once output is captured: Ray prints when it is imported.
@@ -61,15 +61,6 @@ def run_job(name: str, description: str | None, measure: Stage | None = None) ->
             write_figures(arguments.json, found)
 
     sys.exit(do_logged(name, config, work))
-
-
-def config_of(path: str, overrides: Sequence[str]) -> RunConfig:
-    """Load the config of a job, with overrides applied and absolute paths.
-
-    Raises:
-        ConfigError: the config cannot be read or is invalid.
-    """
-    return absolute_paths(load_config(path, overrides))
 
 
 MAX_ERROR_LENGTH = 600

@@ -2,10 +2,12 @@
 
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
+from llkd.config.section import DATASETS_PREFIX
 from llkd.config.sources import section_of
 from llkd.distill.policy import policy_of
 from llkd.distill.stage import worker_resources
-from llkd.ingest.sources import DATASETS_PREFIX, check_columns, list_files
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import check_columns
 from llkd.results.hub import require_hub
 from llkd.results.onnx import require_onnx
 from llkd.results.tracking import require_trackers
@@ -37,7 +39,7 @@ def require_inputs(stage: str, config: RunConfig) -> None:
     if stage == "export":
         _require_export(config)
     if stage in ("label", "run") and needs_teacher(config):
-        for teacher in config.teachers or (config.teacher,):
+        for teacher in config.all_teachers:
             require_teacher(teacher)
     if stage in ("distill", "evaluate", "run"):
         require_trackers(config)
@@ -58,7 +60,7 @@ def _require_export(config: RunConfig) -> None:
 def _require_planned(config: RunConfig) -> None:
     """Check the models that a plan measures; those with a given throughput are not loaded."""
     if config.plan.teacher_rows_per_second is None:
-        for teacher in config.teachers or (config.teacher,):
+        for teacher in config.all_teachers:
             require_teacher(teacher)
     if config.plan.score_rows_per_second is None:
         require_model(config.student.model, "student.model")

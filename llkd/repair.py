@@ -6,13 +6,13 @@ after a kill. What the damage to an epoch leads to is in the table at `EpochsRep
 
 from collections.abc import Callable, Iterable, Sequence
 
-from llkd.cluster.integrity import damaged_files, forget, write_record
+from llkd.cluster.integrity import damaged_files, forget, record_shards
 from llkd.config.run import RunConfig
+from llkd.distill.epoch_stats import STATS
 from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import STATISTICS
 from llkd.distill.selection_counts import COUNTS
 from llkd.distill.state import begun_epochs, trained_epochs
-from llkd.distill.worker import STATS
 from llkd.errors import DamageError
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, read_manifest, write_manifest
@@ -238,7 +238,7 @@ class EpochsRepair:
         then = DROPPED if trained and not needed else REDONE
         bad = _delete_damaged(folder, expected, f"epoch {epoch + 1} uncertainty", self._say, then)
         if bad and trained:
-            write_record(folder, dict.fromkeys(map(shard_name, folder.shards())))
+            record_shards(folder)
         return bad
 
     def _go_back(self, epoch: int) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
-from llkd.ingest.sources import check_columns, count_rows, list_files, read_rows
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import check_columns, count_rows, read_rows
 from llkd.ingest.stage import usable_text
 
 LONG = "x" * 10_000_000
@@ -45,9 +46,9 @@ def read(path: Path, content: bytes | None, **settings: str) -> list[tuple[str |
 
 FILES: dict[str, tuple[str, bytes | None, str]] = {
     "no such path": ("x.csv", None, "corpus.path: .*x.csv does not exist"),
-    "NUL in the path": ("a\0.csv", None, "corpus.path: cannot look for .*NUL"),
-    "too long a path": ("x" * 300 + ".csv", None, "corpus.path: cannot look for .*"),
-    "a glob that is none": ("[z-a].csv", None, "corpus.path: cannot look for .*bad character range"),
+    "NUL in the path": ("a\0.csv", None, "corpus.path: cannot search .*NUL"),
+    "too long a path": ("x" * 300 + ".csv", None, "corpus.path: cannot search .*"),
+    "a glob that is none": ("[z-a].csv", None, "corpus.path: cannot search .*bad character range"),
     "empty CSV": ("x.csv", b"", r"x.csv is empty \(0 bytes\)"),
     "empty Parquet": ("x.parquet", b"", r"x.parquet is empty \(0 bytes\)"),
     "nothing compressed": ("x.csv.gz", gzip.compress(b""), "Cannot read .*x.csv.gz: it has no header. Is it empty"),
@@ -73,9 +74,9 @@ FILES: dict[str, tuple[str, bytes | None, str]] = {
     "one in the last column": ("x.csv", b'n,text\n1,a\n2,"b\n3,c\n', "Cannot read .*x.csv: row #3 has a quote that is not closed"),
     "one in the only column": ("x.csv", b'text\na\n\n"b', "Cannot read .*x.csv: row #3 has a quote that is not closed"),
     "one that is compressed": ("x.csv.gz", gzip.compress(b'text,n\na,b,c\na,"\n'), "Cannot read .*x.csv.gz: row #3 has a quote"),
-    "one in the header": ("x.csv", b'"text\na\n', "Cannot read .*x.csv: it has no header. Is .* a quote in it not closed"),
+    "one in the header": ("x.csv", b'"text\na\n', "Cannot read .*x.csv: it has no header. Is .* a quote not closed"),
     "a header not in UTF-8": ("x.csv", b"te\xe9xt\na\n", "Cannot read .*x.csv: it is not UTF-8"),
-    "a JSON array": ("x.json", b'[\n {"text": "a"}\n]', "x.json is a JSON array, and not JSON lines.*jq"),
+    "a JSON array": ("x.json", b'[\n {"text": "a"}\n]', "x.json is a JSON array instead of JSON Lines.*jq"),
 }  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def test_any_range_of_a_csv_with_damaged_lines_can_be_read(tmp_path: Path) -> No
             for row in rows:
                 expected = None if row.number in damaged else f"t{row.number}".encode()
                 assert row.text == expected
-                assert row.detail == ("1 fields in place of 2" if expected is None else None)
+                assert row.detail == ("1 fields instead of 2" if expected is None else None)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n"])

@@ -107,8 +107,8 @@ def test_both_over_shards(make_config: MakeConfig) -> None:
     assert 0 < labelled.results["rejected"] == 420 - sum(labelled.results["rows"]) < 42
     assert labelled.settings["teacher.engine"] == ENGINE
     assert manifest_of(config, labelled).settings["selection.policy"] == POLICY
-    selector = Selector(config, shard_starts([60] * 7))
-    make_pseudo_labels(selector.config, selector.shards, calibrate(config))
+    selector = Selector(config, shard_starts([60] * 7), policy_of(config))
+    make_pseudo_labels(config, selector.shards, calibrate(config), selector.keeps_teacher_probs)
     shares, previous = [], None
     for epoch in range(2):
         stats = selector.select(epoch, teacher_statistics(selector.config), None, previous)

@@ -1,6 +1,7 @@
 """The packages lie in the order in which data flows: each imports only from those before it."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import llkd
@@ -29,10 +30,11 @@ def package_of(module: str) -> str:
     return name if name in PACKAGES else "pipeline"
 
 
-def imported_by(module: str) -> set[str]:
-    """The modules of LLKD that a module imports, anywhere in its code."""
+def imported_by(module: str, everywhere: bool) -> set[str]:
+    """The modules of LLKD that a module imports, when it is loaded or anywhere in its code."""
     found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    tree = ast.parse(MODULES[module].read_text())
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -41,7 +43,9 @@ def imported_by(module: str) -> set[str]:
     return {name for name in found if name in MODULES and name != module}
 
 
-IMPORTS = {module: imported_by(module) for module in MODULES}
+IMPORTS = {module: imported_by(module, everywhere=True) for module in MODULES}
+MAX_LEVELS = 11
+"""Longest chain of modules, each of which imports the next when it is loaded."""
 
 
 def test_each_package_imports_only_from_those_before_it() -> None:
@@ -68,6 +72,16 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     for module in MODULES:
         if module != "llkd":
             level(module, ())
+
+
+def test_few_levels_of_modules() -> None:
+    @cache
+    def chain(module: str) -> list[str]:
+        below = imported_by(module, everywhere=False) - {"llkd"}
+        return [module, *max(map(chain, below), key=len, default=[])]
+
+    longest = max(map(chain, MODULES), key=len)
+    assert len(longest) <= MAX_LEVELS, " -> ".join(longest)
 
 
 def test_only_the_lab_is_beside_the_product() -> None:

@@ -67,10 +67,10 @@ def use_own_token() -> None:
 
 
 def _require_reachable(address: str) -> None:
-    """Check that host:port accepts connections, as Ray itself retries for ever.
+    """Check that host:port accepts connections, since Ray itself retries for ever.
 
     Raises:
-        ResourceError: it does not.
+        ResourceError: it refuses them.
     """
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
@@ -161,12 +161,12 @@ def require_resources(resources: Resources, setting: str, spread: int = 1) -> No
     An autoscaling cluster passes: it may add nodes.
 
     Args:
-        resources: requested of each node.
-        setting: that requests them.
+        resources: the resources requested on each node.
+        setting: the setting that requests them.
         spread: `teacher.nodes`, for a replica of the teacher.
 
     Raises:
-        ResourceError: naming the request, the setting, and the resources of the nodes.
+        ResourceError: it cannot; names the request, the setting, and the resources of the nodes.
     """
     alive = nodes()
     places = room_for(alive, resources) if resources else spread
@@ -212,7 +212,7 @@ ACTOR_CLASSES = {"replica": "MapWorker", "worker": "RayTrainWorker"}
 
 
 def running_actors(kind: str) -> int:
-    """How many actors of a kind in ACTOR_CLASSES this job runs; 0 where Ray does not answer."""
+    """Number of live actors of this job of a kind in ACTOR_CLASSES; 0 if Ray does not answer."""
     try:
         return [actor["State"] for actor in actors_of(kind)].count("ALIVE")
     except Exception:  # a private interface of Ray, which may raise anything

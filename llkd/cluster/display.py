@@ -22,15 +22,15 @@ from llkd.cluster.telemetry import SHARD_LOG
 
 POLL_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 10.0
-"""Least time between two lines where there is no terminal."""
+"""Minimum time between two lines if the console is not a terminal."""
 ACTORS_SECONDS = 2.0
-"""Least time between two counts of the actors at work."""
+"""Minimum time between two counts of the running actors."""
 
 INDENT = "  "
 MAX_NAME = 36
-"""Columns for the name of a phase: that of a teacher may be long."""
+"""Maximum columns of a phase's name: that of a teacher may be long."""
 BAR = (8, 24)
-"""Columns of the bar, at least and at most."""
+"""Minimum and maximum columns of the progress bar."""
 
 
 class ProgressDisplay:
@@ -47,7 +47,7 @@ class ProgressDisplay:
         self._seen = 0
         self._last_plain = time.monotonic()
         self._actors, self._actors_counted = 0, -math.inf
-        # Redirecting would show the output of libraries on the screen: see llkd/cli.py.
+        # Redirecting would show library output on the screen: see llkd/cli.py.
         self._live = Progress(
             TextColumn(INDENT + "{task.description}", markup=False),
             BarColumn(bar_width=None, table_column=Column(max_width=BAR[1])),
@@ -83,7 +83,7 @@ class ProgressDisplay:
         while not self._stop.wait(POLL_SECONDS):
             try:
                 self._draw()
-            except ray.exceptions.RayError:  # Ray stops; the stage reports why
+            except ray.exceptions.RayError:  # Ray is stopping; the stage reports the reason
                 return
 
     def _draw(self) -> None:
@@ -97,7 +97,7 @@ class ProgressDisplay:
                 self._print(closing_line(state, self._console.width - len(INDENT)))
 
     def _show(self, state: PhaseState) -> None:
-        """Update the live line, or print a line if the last one is old enough."""
+        """Update the live line, or print a line if PLAIN_LINE_SECONDS have passed."""
         self._count_actors(state.actors)
         name = short_name(state.name)
         room = self._console.width - len(INDENT) - cell_len(name)
@@ -115,7 +115,7 @@ class ProgressDisplay:
             self._print(f"{name}: {running_line(state, self._actors, room - 2)}")
 
     def _print(self, line: str) -> None:
-        if self._console.is_terminal:  # a long line is broken between words
+        if self._console.is_terminal:  # a long line wraps between words
             padded = Padding(Text(line), (0, 0, 0, len(INDENT)), expand=False)
             self._console.print(padded, soft_wrap=False)
         else:
@@ -133,9 +133,9 @@ def running_line(state: PhaseState, actors: int = 0, width: float = math.inf) ->
     """A running phase: rows done, rate, time left, loss, rejects and actors, as far as they fit.
 
     Args:
-        state: of the phase.
-        actors: at work; 0 where there are none.
-        width: columns available.
+        state: the state of the phase.
+        actors: number of running actors.
+        width: available columns.
     """
     parts = [(9, f"{state.rows:,} of {state.total:,} rows")]
     if not state.total:
@@ -170,12 +170,12 @@ def closing_line(state: PhaseState, width: float = math.inf) -> str:
 
 
 def fitted(parts: Sequence[tuple[int, str]], width: float, separator: str = ", ") -> str:
-    """The parts joined, without the least important ones if there is no room for all.
+    """Join the parts, without the least important ones if they do not all fit.
 
     Args:
         parts: (importance, text); the most important part is always kept.
-        width: columns available.
-        separator: between two parts.
+        width: available columns.
+        separator: the text between two parts.
     """
     kept = list(parts)
     while len(kept) > 1 and cell_len(separator.join(text for _, text in kept)) > width:

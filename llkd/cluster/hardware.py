@@ -1,4 +1,4 @@
-"""The fastest number format of this machine."""
+"""Measures which number format is faster on this machine."""
 
 import time
 from functools import cache
@@ -19,7 +19,7 @@ def cpu_prefers_bfloat16() -> bool:
 
 
 def _fastest(dtype: torch.dtype) -> float:
-    """Least time in seconds of a few matrix products of a typical transformer's shape."""
+    """Minimum time in seconds of a matrix product with the shape of a typical transformer's."""
     left, right = torch.ones(_ROWS, _INNER, dtype=dtype), torch.ones(_INNER, _OUTER, dtype=dtype)
     torch.matmul(left, right)
     times = []

@@ -5,7 +5,6 @@ compares sizes and times. Contents are read only of files with another time, suc
 read of a shard verifies the checksum embedded in it.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -34,13 +33,13 @@ def close_stage(
     """Record the files of a finished stage, and write its manifest; returns the manifest.
 
     Args:
-        folder: of the stage.
-        finished: its manifest, complete.
-        crcs: CRC-32 of all recorded files, by name.
-        rejects: the rows left out of its shards; their shards embed checksums.
+        folder: the folder of the stage.
+        finished: its complete manifest.
+        crcs: CRC-32 of all files to record, by name.
+        rejects: the folder of its rejected rows.
     """
-    if rejects is not None and (shards := rejects.shards()):
-        write_record(rejects, dict.fromkeys(map(shard_name, shards)))
+    if rejects is not None:
+        record_shards(rejects)
     write_record(folder, dict(crcs), finished)
     write_manifest(folder, finished)
     return finished
@@ -49,56 +48,73 @@ def close_stage(
 def write_record(
     folder: Folder, crcs: Mapping[str, int | None], manifest: Manifest | None = None
 ) -> None:
-    """Record the files of a folder as they are now, with the manifest that goes with them."""
+    """Record the files of a folder as they are now, with the manifest of the stage."""
     there = folder.files()
     files = {name: [*there[name], crcs[name]] for name in sorted(crcs) if name in there}
     content = {"manifest": manifest and manifest.to_json(), "files": files}
     folder.write_json(CHECKSUMS, content, indent=None)
 
 
-def read_record(folder: Folder) -> dict[str, FileRecord] | None:
-    """The records of a folder's files, by name; None if missing or damaged.
+def record_shards(folder: Folder) -> None:
+    """Record all shards of a folder, if it exists, by the checksums that they embed."""
+    if folder.names():
+        write_record(folder, dict.fromkeys(map(shard_name, folder.shards())))
+
+
+def _read(folder: Folder) -> dict[str, Any] | None:
+    """The content of a record, with a FileRecord for each of its `files` and of its `lost` files; None
+    if the record is missing or damaged.
 
     Raises:
         StorageError: it cannot be read.
     """
     try:
-        files = folder.read_json(CHECKSUMS)["files"]
-        return {name: FileRecord(*entry) for name, entry in files.items()}
+        content = folder.read_json(CHECKSUMS)
+        records = {
+            key: {name: FileRecord(*entry) for name, entry in content.get(key, {}).items()}
+            for key in ("files", "lost")
+        }
+        return {**content, **records}
     except (DamageError, KeyError, TypeError, AttributeError):
         return None
 
 
+def read_record(folder: Folder) -> dict[str, FileRecord] | None:
+    """The records of a folder's files, by name; None if missing or damaged.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    content = _read(folder)
+    return content and content["files"]
+
+
+def last_records(folder: Folder) -> dict[str, FileRecord]:
+    """The records of a folder's files, and of deleted ones that are being made again, by name."""
+    content = _read(folder)
+    return {**content["files"], **content["lost"]} if content else {}
+
+
 def forget(folder: Folder, names: Iterable[str]) -> None:
-    """Remove deleted files from the record: when they are made again they may differ, as labels do of
-    an engine that rounds differently each time. `lost_files` keeps their old records."""
-    if (known := read_record(folder)) is None:
+    """Remove deleted files from the record: when they are made again they may differ, as labels do
+    if an engine rounds differently each time. `last_records` still returns their records."""
+    if (content := _read(folder)) is None:
         return
-    content = folder.read_json(CHECKSUMS)
-    gone = {name: known[name] for name in names if name in known}
-    content["files"] = {name: entry for name, entry in known.items() if name not in gone}
-    content["lost"] = {**content.get("lost", {}), **gone}
+    files = content["files"]
+    content["lost"] |= {name: files.pop(name) for name in names if name in files}
     folder.write_json(CHECKSUMS, content, indent=None)
 
 
-def lost_files(folder: Folder) -> dict[str, FileRecord]:
-    """The old records of files that are being made again, by name."""
-    if read_record(folder) is None:
-        return {}
-    lost = folder.read_json(CHECKSUMS).get("lost", {})
-    return {name: FileRecord(*entry) for name, entry in lost.items()}
-
-
 def shard_crcs(folder: Folder, shards: int, known: Mapping[int, int]) -> dict[str, int]:
-    """CRC-32 of all shards by name; unknown ones are computed from their contents.
+    """CRC-32 of all shards by name; unknown ones are computed from the files.
 
     Args:
-        folder: of the shards.
-        shards: how many there are.
-        known: of the shards that have just been written, by number.
+        folder: the folder of the shards.
+        shards: their number.
+        known: CRC-32 of the shards just written, by shard.
 
     Raises:
-        StorageError: one is damaged.
+        StorageError: a shard is damaged.
     """
     unknown = [shard for shard in range(shards) if shard not in known]
 
@@ -114,70 +130,73 @@ def shard_crcs(folder: Folder, shards: int, known: Mapping[int, int]) -> dict[st
 def damaged_files(folder: Folder, expected: Iterable[str] = ()) -> list[str]:
     """The names of files that differ from their record, and of expected files that are missing;
     without a record also of shards that cannot be read."""
-    known, there = read_record(folder), folder.files()
+    content, there = _read(folder), folder.files()
     lost = set(expected) - there.keys()
-    if known is None:
-        shards = {name for name in there if shard_number(name) is not None}
-        return sorted(lost | _unreadable(folder, sorted(shards), {}))
+    if content is None:
+        shards = [name for name in there if shard_number(name) is not None]
+        return sorted(lost | _damaged(folder, dict.fromkeys(sorted(shards))))
+    known: dict[str, FileRecord] = content["files"]
     lost |= {n for n, record in known.items() if n not in there or there[n].size != record.size}
-    doubtful = sorted(
-        n for n, record in known.items() if n not in lost and there[n].modified != record.modified
-    )
-    bad = lost | _unreadable(folder, doubtful, known)
-    if doubtful and not bad:  # intact copies: not read again the next time
-        files = {name: [*there[name], record.crc] for name, record in known.items()}
-        content = {**folder.read_json(CHECKSUMS), "files": files}
+    doubtful = {
+        name: record.crc
+        for name, record in sorted(known.items())
+        if name not in lost and there[name].modified != record.modified
+    }
+    bad = lost | _damaged(folder, doubtful)
+    if doubtful and not bad:  # intact copies, which the next command need not read again
+        content["files"] = {name: [*there[name], record.crc] for name, record in known.items()}
         folder.write_json(CHECKSUMS, content, indent=None)
     return sorted(bad)
 
 
 def is_whole_file(folder: Folder, name: str) -> bool:
-    """Whether a file exists and agrees with its record, if it has one."""
-    if not folder.exists(name):
-        return False
+    """Whether a file exists and matches its record, if it has one."""
     record = (read_record(folder) or {}).get(name)
-    return record is None or record.crc in (None, folder.crc32(name))
+    return folder.exists(name) and (record is None or _matches(folder, name, record.crc))
 
 
 def require_recorded(folder: Folder) -> None:
     """Read all files and compare them with their records.
 
     Raises:
-        DamageError: one is not.
-        StorageError: one cannot be read.
+        DamageError: a file differs from its record.
+        StorageError: a file cannot be read.
     """
     for name, record in (read_record(folder) or {}).items():
-        if record.crc not in (None, folder.crc32(name)):
+        if not _matches(folder, name, record.crc):
             raise DamageError(
-                f"{folder.uri}/{name} is damaged: it is not what was written.",
-                "Delete it and run the same command again: it is made anew.",
+                f"{folder.uri}/{name} is damaged: its content does not match its checksum.",
+                "Delete it and run the same command again, which rebuilds it.",
             )
 
 
-def _unreadable(
-    folder: Folder, names: list[str], known: Mapping[str, FileRecord]
-) -> set[str]:  # fmt: skip
-    """The files whose content differs from its record, or cannot be read."""
-
-    def read(number: int) -> dict[str, Any]:
-        name = names[number]
-        crc = known[name].crc if name in known else None
-        with contextlib.suppress(DamageError):
-            if crc is not None:
-                return {"good": folder.crc32(name) == crc}
-            shard = shard_number(name)
-            assert shard is not None
+def _matches(folder: Folder, name: str, crc: int | None) -> bool:
+    """Whether a file has this CRC-32; without one, whether a shard matches the checksum embedded
+    in it."""
+    if crc is not None:
+        return folder.crc32(name) == crc
+    if (shard := shard_number(name)) is not None:
+        try:
             folder.read_shard(shard)
-            return {"good": True}
-        return {"good": False}
+        except DamageError:
+            return False
+    return True
 
-    return {names[number] for number, found in _each(read, len(names)) if not found["good"]}
+
+def _damaged(folder: Folder, crcs: Mapping[str, int | None]) -> set[str]:
+    """The files whose content does not match, by `_matches`."""
+    names = list(crcs)
+
+    def check(number: int) -> dict[str, Any]:
+        return {"good": _matches(folder, names[number], crcs[names[number]])}
+
+    return {names[number] for number, found in _each(check, len(names)) if not found["good"]}
 
 
 def _each(
     work: Callable[[int], dict[str, Any]], count: int
 ) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(number, result) of `work` for each number: few in this process, many in Ray tasks."""
+    """(number, result) of `work` for each number below `count`: few in this process, many in Ray tasks."""
     if count > FEW_SHARDS:
         return run_on_shards(work, range(count))
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:

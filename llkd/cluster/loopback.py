@@ -1,6 +1,6 @@
-"""A torch process group on the loopback, for a Ray that runs on this machine alone.
+"""A torch process group on the loopback interface, for a local Ray.
 
-The rendezvous of torch listens on every interface, so the workers meet in a file instead.
+The rendezvous of torch listens on all interfaces, so the workers use a file instead.
 """
 
 import os

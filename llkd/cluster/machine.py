@@ -1,7 +1,7 @@
 """Choices that depend on the machine, made once per run and stored with it.
 
-The choice is found by timing, which may come out differently on a busy machine. A resumed run must
-keep its number format, or its shards would not match.
+The choice is made by timing, whose result may differ on a busy machine. A resumed run must keep its
+number format, or its shards would not match.
 """
 
 from collections.abc import Callable

@@ -28,8 +28,8 @@ def bundles_of(resources: Resources, nodes: int) -> list[Resources]:
     everywhere: no node can hold more than one actor's share of it.
 
     Args:
-        resources: of an actor on each node; on several nodes, a whole number of GPUs.
-        nodes: that the actor spans.
+        resources: resources of an actor on each node; on several nodes, a whole number of GPUs.
+        nodes: the number of nodes that an actor spans.
     """
     if nodes == 1:
         return [resources]
@@ -45,13 +45,13 @@ def reserved(resources: Resources, nodes: int) -> Iterator[dict[str, Any]]:
 
     An actor that spans several nodes gets its own placement group, which captures the workers that
     it starts; the actor itself takes no GPU of it. An actor that dies is restarted in its group.
-    The group of an actor that Ray Data released is removed, and all groups are at the end. The
-    driver creates the groups, so that Ray removes them if the driver is killed; those that an actor
-    creates would outlive it.
+    The group of an actor that Ray Data releases is removed, and at the end all groups are. The driver
+    creates the groups, so Ray removes them if the driver is killed; groups that an actor creates would
+    outlive it.
 
     Args:
-        resources: of an actor on each node.
-        nodes: that it spans.
+        resources: resources of an actor on each node.
+        nodes: the number of nodes that an actor spans.
     """
     if nodes == 1:
         yield options_of(resources)

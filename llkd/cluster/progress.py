@@ -1,4 +1,4 @@
-"""The progress tracker: how far each phase of a command is.
+"""The progress tracker: the state of each phase of a command.
 
 Workers anywhere in the cluster report to one small actor. The driver draws its state
 (llkd/cluster/display.py); metrics and log lines are in llkd/cluster/telemetry.py.
@@ -15,12 +15,12 @@ import ray
 from llkd.cluster.telemetry import ShardDone, Telemetry, Work
 
 UPDATE_SECONDS = 0.25
-"""Least time between two updates from a worker."""
+"""Minimum time between two updates from a worker."""
 REFRESH_SECONDS = 5.0
 """Gauge refresh interval."""
 
 MIN_RATE_SECONDS = 1.0
-"""A rate is shown once it rests on this much time."""
+"""Minimum time over which a rate is measured before it is shown."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class PhaseState:
     name: str
     rows: int
     total: int
-    """0 where there are no rows to count."""
+    """0 if the phase has no rows."""
     skipped: int
     """Rows that an earlier command had done."""
     seconds: float
     rate: float | None
-    """Rows per second since the first rows were done, so without the loading of engines; None
+    """Rows per second since the first rows were done, which excludes the loading of engines; None
     before MIN_RATE_SECONDS."""
     ended: bool
     rejects: int = 0
@@ -43,11 +43,11 @@ class PhaseState:
     loss: float | None = None
     """Mean training loss so far."""
     actors: str = ""
-    """Kind of the actors at work, a key of connection.ACTOR_CLASSES; empty where there are none."""
+    """Kind of the running actors, a key of connection.ACTOR_CLASSES; empty if there are none."""
     silent: bool = False
     """Whether the phase leaves no line when it ends."""
     waiting: str = "starting"
-    """What the phase does before its first rows are done."""
+    """Status text until the first rows are done."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class _Phase:
     total: int
     skipped: int = 0
     done: dict[str, int] = field(default_factory=dict)
-    """Rows done, by unit of work: a level, not an increment, so that a repeated update is harmless."""
+    """Rows done, by unit of work: absolute numbers, so a repeated update is harmless."""
     fresh: int = 0
     """The sum of `done`, which may have a million units."""
     begun: float = field(default_factory=time.monotonic)
@@ -132,8 +132,8 @@ class ProgressTracker:
         """Set the rows done of a unit of the current phase.
 
         Args:
-            unit: of work.
-            rows: done so far.
+            unit: the unit of work.
+            rows: rows done so far.
             of: the pass to count them for, if it has no shards.
             loss: mean training loss so far.
         """
@@ -145,7 +145,7 @@ class ProgressTracker:
                 self._phases[-1].loss = loss
 
     def waits_for(self, text: str) -> None:
-        """Say what the current phase does before its first rows are done."""
+        """Set the status text until the first rows of the current phase are done."""
         if self._phases and self._phases[-1].ended is None:
             self._phases[-1].waiting = text
 
@@ -156,7 +156,7 @@ class ProgressTracker:
         self.end()
 
     def missing(self, of: Work, shards: Sequence[int]) -> None:
-        """Set the shards that a pass has still to do."""
+        """Set the shards that a pass has yet to do."""
         self._telemetry.begin(of, shards)
 
     def shard(self, done: ShardDone) -> None:
@@ -172,7 +172,7 @@ class ProgressTracker:
         self._epochs[of.run] = int(stats["epoch"]) + 1
 
     def epochs_done(self, run: str) -> int:
-        """How many epochs of a run this command knows to be finished."""
+        """Number of epochs of a run that have been reported as finished."""
         return self._epochs.get(run, 0)
 
     def since(self, index: int) -> list[PhaseState]:
@@ -184,7 +184,7 @@ class ProgressTracker:
 
 
 def throttled(report: Callable[[int], Any]) -> Callable[[int], None]:
-    """`report`, called at most once in UPDATE_SECONDS: a model's steps may take milliseconds."""
+    """`report`, limited to one call in UPDATE_SECONDS: a model's steps may take milliseconds."""
     last = 0.0
 
     def report_rarely(done: int) -> None:
@@ -198,8 +198,8 @@ def throttled(report: Callable[[int], Any]) -> Callable[[int], None]:
 
 @dataclass
 class Pace:
-    """The combined throughput of a pool of actors, from the first row of any to the last, so
-    without the loading of engines."""
+    """The combined throughput of a pool of actors, from its first row to its last, which excludes the
+    loading of engines."""
 
     rows: int = 0
     started: float = math.inf
@@ -213,14 +213,14 @@ class Pace:
 
     @property
     def rows_per_second(self) -> float | None:
-        """None where nothing was done."""
+        """None if no rows were done."""
         if self.ended < self.started:
             return None
         return self.rows / max(self.ended - self.started, 1e-9)
 
 
 def duration(seconds: float) -> str:
-    """A duration in the unit that suits it: 89 s, 1.5 min, 2.0 h."""
+    """A duration in a suitable unit: 89 s, 1.5 min, 2.0 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

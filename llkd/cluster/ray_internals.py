@@ -1,4 +1,4 @@
-"""Every part of Ray that has no public interface, so that a new release of Ray breaks one place.
+"""All uses of Ray without a public interface, in one place for a new release of Ray to break.
 
 No other module of LLKD imports a private module or name of Ray; tests/cluster/test_ray_internals.py
 enforces that, and tries each function against the installed Ray. Imports are inside the functions
@@ -13,12 +13,12 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable by which `ray job submit` gives a driver its runtime environment."""
 
 NAMESPACE_PREFIX = "_ray_internal_"
-"""Of the namespaces of jobs that Ray itself starts."""
+"""Prefix of the namespaces of jobs that Ray itself starts."""
 
 
 def declared_node_types() -> list[dict[str, float]]:
-    """Resources of the node types that the cluster's autoscaler has declared; none where it
-    declares none, as those of `ray up` and KubeRay in Ray 2.60."""
+    """Resources of the node types that the cluster's autoscaler declares. Those of `ray up` and KubeRay
+    declare none in Ray 2.60."""
     from ray._private.state import state
 
     config = state.get_cluster_config()
@@ -27,7 +27,7 @@ def declared_node_types() -> list[dict[str, float]]:
 
 
 def is_autoscaler_v2() -> bool:
-    """Whether the second version of the autoscaler runs, which KubeRay switches on."""
+    """Whether version 2 of the autoscaler runs, which KubeRay enables."""
     from ray.autoscaler.v2.utils import is_autoscaler_v2 as is_v2
 
     return bool(is_v2())
@@ -42,8 +42,8 @@ def autoscaler_status() -> bytes | None:
 
 
 def actors_of_job(job_id: str) -> list[dict[str, Any]]:
-    """`State`, `Name`, `ActorClassName` and more of each actor of a job, dead ones included. The
-    public listing needs a dashboard, which a local Ray does not have."""
+    """`State`, `Name`, `ActorClassName` and more of each actor of a job, including dead ones. The public
+    listing needs a dashboard, which a local Ray does not have."""
     import ray
     from ray._private.state import actors
 
@@ -51,7 +51,7 @@ def actors_of_job(job_id: str) -> list[dict[str, Any]]:
 
 
 def running_jobs() -> dict[str, str]:
-    """The entrypoint of each job of the cluster that has not ended, by its id, Ray's own left out."""
+    """The entrypoint of each running job of the cluster, by its id, except Ray's own."""
     from ray._private.worker import global_worker
 
     jobs = global_worker.gcs_client.get_all_job_info(
@@ -78,7 +78,7 @@ def launcher_config(file: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kuberay_config(cluster: Mapping[str, Any]) -> dict[str, Any]:
-    """What the autoscaler in a KubeRay cluster makes of the spec of a RayCluster.
+    """The configuration that a KubeRay cluster's autoscaler derives from the spec of a RayCluster.
 
     Raises:
         Exception: of many classes; Ray cannot read the spec.
@@ -103,7 +103,7 @@ class TorchBackend(NamedTuple):
 
 
 def torch_backend() -> TorchBackend:
-    """Ray Train's own; imports torch."""
+    """Ray Train's backend; imports torch."""
     from ray.train.torch.config import (
         _set_torch_distributed_env_vars,
         _setup_torch_process_group,

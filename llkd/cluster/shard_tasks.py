@@ -15,7 +15,7 @@ from llkd.cluster.connection import Resources, autoscales, options_of
 from llkd.errors import LLKDError
 
 AUTOSCALED_CPUS = 64
-"""CPUs for which tasks are made on an autoscaling cluster: it adds nodes only for waiting tasks."""
+"""CPUs to create tasks for on an autoscaling cluster, which adds nodes only for waiting tasks."""
 
 SHARDS_AT_ONCE = 4
 """Shards that an I/O-bound task processes at once: one is computed while another is read."""
@@ -52,7 +52,7 @@ def run_on_shards(
 
 
 FEW_SHARDS = 16
-"""Up to this number, shards are added up sooner than a task would start."""
+"""Maximum number of shards to sum in this process, which is faster than starting a task."""
 
 
 class Mergeable(Protocol):
@@ -86,7 +86,7 @@ def sum_over_shards(
         work: maps a shard to its statistic.
         shards: their numbers, ascending.
         reserve: whether each task reserves a CPU. If not, one task per CPU runs beside the actors
-            that hold the CPUs: for work that these actors wait for.
+            that reserve the CPUs: for work that these actors wait for.
 
     Raises:
         LLKDError: that `work` raised.
@@ -114,8 +114,8 @@ def sum_over_shards(
 
 
 def _merged(parts: Iterable[Any]) -> Any:
-    """The sum of parts in their order, as a balanced tree: a statistic that grows when merged is
-    not copied once for each part, and few parts are held at a time."""
+    """The sum of parts in order, as a balanced tree: a statistic that grows when merged is not copied
+    for each part, and few parts are in memory at a time."""
     stack: list[tuple[int, Any]] = []
     for part in parts:
         stack.append((1, part))
@@ -136,9 +136,9 @@ def data_of(items: Sequence[Any]) -> Any:
 def outcome_of(call: Callable[[], Any]) -> dict[str, Any]:
     """The result of a call or the LLKDError that it raised, as a row.
 
-    An error is returned as a value because Ray Data changes those that are raised: it passes on
-    the text alone, or, by `raise_original_map_exception`, appends advice on its own settings to
-    the message and logs them as bugs of Ray.
+    An error is returned as a value because Ray Data changes errors that are raised: it keeps only the
+    text, or, with `raise_original_map_exception`, appends advice on its own settings to the message
+    and logs the error as a bug of Ray.
     """
     try:
         return {"result": json.dumps(call()), "error": ""}

@@ -93,7 +93,7 @@ class ShardedStage:
         """The shards that are still to be written, ascending.
 
         Args:
-            shards: how many the stage has in all.
+            shards: the number of shards of the stage.
         """
         self._shards = shards
         missing = self._absent()
@@ -106,7 +106,7 @@ class ShardedStage:
 
         Args:
             write: writes a shard; returns what `add` takes.
-            shards: how many the stage has in all.
+            shards: the number of shards of the stage.
         """
         for shard, written in run_on_shards(write, self.missing(shards)):
             self.add(shard, written)
@@ -116,8 +116,8 @@ class ShardedStage:
 
         Args:
             shard: its number.
-            written: its `rows`, its `crc`, the sum of each summed column by name and, if it has
-                any, its `rejects` by reason.
+            written: its `rows`, its `crc`, the sum of each summed column by name, and its
+                `rejects` by reason, if any.
         """
         self._keep(shard, written)
         self._crcs[shard] = written["crc"]
@@ -141,8 +141,8 @@ class ShardedStage:
         """The counts of all shards, in their order.
 
         Args:
-            expected: how many rows each shard was computed from; None if the stage chooses its
-                rows.
+            expected: the number of rows that each shard was computed from; None if the stage
+                chooses its rows.
 
         Raises:
             IncompleteError: a shard is absent, or rows of it are neither written nor rejected.
@@ -170,7 +170,7 @@ class ShardedStage:
 
         Args:
             results: counts and times, for the manifest.
-            crcs: of all files that count; None for the shards alone.
+            crcs: CRC-32 of all files to record, by name; None for the shards only.
 
         Raises:
             IncompleteError: a shard is absent.
@@ -228,7 +228,7 @@ def column_sums(table: pa.Table, columns: Sequence[str]) -> dict[str, float]:
 def _recount(
     folder: Folder, rejects: Folder | None, rejecting: set[int], summed: Sequence[str], shard: int
 ) -> dict[str, Any]:
-    """The counts of a shard, from its file and that of its rejects."""
+    """The counts of a shard, from its file and the file of its rejects."""
     reasons: dict[str, int] = {}
     if rejects is not None and shard in rejecting:
         reasons = Counter(rejects.read_shard(shard, [REASON])[REASON].to_pylist())

@@ -1,8 +1,8 @@
 """Monitoring of a run: Ray metrics, and a line of JSON for each shard.
 
 Workers report each finished shard to the progress tracker (llkd/cluster/progress.py), which alone
-counts and writes. So the death of a worker loses nothing, a shard that is done twice counts once,
-and each metric has one series instead of one per process. Ray's agents export the metrics to
+counts and writes: the death of a worker loses nothing, a repeated shard counts once, and each metric
+has one series instead of one per process. Ray's agents export the metrics to
 Prometheus under the names below, prefixed by `ray_`; without an agent they are dropped. The number
 of series of a metric is bounded by MAX_TAG_VALUES.
 """
@@ -50,24 +50,24 @@ _WORK = ("run", "stage", "dataset")
 
 ROWS = Metric(
     "llkd_rows_total",
-    "Rows that a stage has done, without the rejected ones: ingested, labelled by the teacher, "
+    "Rows that a stage has done, except rejected ones: ingested, labelled by the teacher, "
     "scored for their uncertainty, trained on, predicted.",
     _WORK,
 )
-REJECTS = Metric("llkd_rejects_total", "Rows left out, by reason.", (*_WORK, "reason"))
+REJECTS = Metric("llkd_rejects_total", "Rejected rows, by reason.", (*_WORK, "reason"))
 PROMPT_TOKENS = Metric(
     "llkd_prompt_tokens_total",
-    "Tokens of the prompts that the teacher was asked, those of a cached prefix among them.",
+    "Tokens of the teacher's prompts, including those of a cached prefix.",
     _WORK,
 )
 SHARDS = Metric("llkd_shards_total", "Shards that a stage has done.", _WORK)
 SHARD_SECONDS = Metric(
     "llkd_shard_seconds_total",
-    "Seconds that shards took, summed over the workers; its rate is the number of shards in hand.",
+    "Seconds that shards took, summed over the workers; its rate is the number of shards in progress.",
     _WORK,
 )
 SHARDS_WAITING = Metric(
-    "llkd_shards_waiting", "Shards that a stage has still to do, those in hand among them.", _WORK
+    "llkd_shards_waiting", "Shards that a stage has yet to do, including those in progress.", _WORK
 )
 SELECTED = Metric(
     "llkd_selected_ratio", "Share of the labelled rows that an epoch selected.", ("run", "epoch")
@@ -105,9 +105,9 @@ class Work:
     stage: Literal["ingest", "label", "score", "train", "predict"]
     dataset: str
     epoch: int | None = None
-    """Of the student's training, from 0."""
+    """The epoch of the student's training, from 0."""
     teacher: str | None = None
-    """The labelling teacher, where there are several."""
+    """The labelling teacher, if there are several."""
 
 
 def _node() -> str:
@@ -122,17 +122,17 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A worker's report of a finished shard, with the time and the place."""
+    """A worker's report of a finished shard, with time and place."""
 
     of: Work
     shard: int
     rows: int
-    """Rows without the rejected ones."""
+    """Rows, except rejected ones."""
     seconds: float
     rejects: Mapping[str, int] = field(default_factory=dict)
     """Rejected rows, by reason."""
     tokens: int | None = None
-    """Prompt tokens; None where there are no prompts, or the engine does not count them."""
+    """Prompt tokens; None if the engine has no prompts or does not count their tokens."""
     time: str = field(default_factory=_now)
     """ISO 8601, UTC."""
     node: str = field(default_factory=_node)
@@ -142,8 +142,8 @@ class ShardDone:
 
 
 def announce(tracker: Any, of: Work, missing: Sequence[int]) -> None:
-    """Send the missing shards of a pass to the progress tracker, and wait until it has them. Calls
-    of several processes arrive in any order, so a worker's report could otherwise come first."""
+    """Send the missing shards of a pass to the progress tracker, and wait until it has them. Calls from
+    several processes arrive in any order, so a worker's report might otherwise arrive first."""
     import ray
 
     ray.wait([tracker.missing.remote(of, missing)])
@@ -165,7 +165,7 @@ class Telemetry:
         """
         Args:
             lines: the file to append lines to; None for none.
-            echo: whether to write them to stderr too, which Ray keeps in the log of a worker.
+            echo: whether to also write them to stderr, which Ray keeps in the log of a worker.
         """
         self._lines = logging.Logger("llkd.shards")
         if lines is not None:
@@ -253,7 +253,7 @@ class Telemetry:
 
     @_harmless()
     def refresh(self) -> None:
-        """Set all gauges again: Ray drops a gauge that was not set for about 20 seconds."""
+        """Set all gauges again: Ray drops a gauge that has not been set for about 20 seconds."""
         for (metric, tags), value in self._gauges.items():
             self._of(metric).set(value, dict(zip(metric.tags, tags, strict=True)))
 

@@ -3,11 +3,11 @@
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from llkd.config.sources import check_no_secrets
+from llkd.config.section import check_no_secrets, section_in
 
 _WORDS = {
     "int_type": "must be a whole number",
@@ -95,14 +95,7 @@ def _known_keys(section: Any, location: Sequence[str]) -> list[str]:
     for part in location:
         field = getattr(section, "model_fields", {}).get(part)
         if field is not None:
-            section = _section_in(field.annotation)
+            section = section_in(field.annotation)
         elif not part.isdigit():  # a number is an index into a list of sections
             return []
     return list(getattr(section, "model_fields", {}))
-
-
-def _section_in(annotation: Any) -> Any:
-    """The section class in an annotation, which may be optional or a list."""
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)

@@ -1,7 +1,6 @@
 """Loads a config: YAML, overrides, validation, and paths that are valid on every node."""
 
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from llkd.config.explain import explained
-from llkd.config.outputs import ExportConfig
-from llkd.config.run import RunConfig, TaskConfig, TeacherConfig
-from llkd.config.sources import PredictConfig, SourceConfig
-from llkd.config.student import StudentConfig
+from llkd.config.run import RunConfig
 from llkd.errors import ConfigError, StorageError
 from llkd.store.folder import Folder
 
@@ -149,70 +145,6 @@ def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         _apply_override(raw, override)
     return parse_config(raw, source=", ".join(overrides))
-
-
-def absolute_paths(config: RunConfig) -> RunConfig:
-    """A copy with absolute local paths: Ray workers run in other working directories."""
-
-    def source(section: SourceConfig) -> SourceConfig:
-        return section.model_copy(update={"path": _absolute_paths(section.path)})
-
-    def student(section: StudentConfig) -> StudentConfig:
-        return section.model_copy(update={"model": _absolute_folder(section.model)})
-
-    def teacher(section: TeacherConfig) -> TeacherConfig:
-        table = section.engine == "table"
-        return section.model_copy(
-            update={
-                "model": _absolute(section.model) if table else _absolute_folder(section.model),
-                "lora": section.lora and _absolute_folder(section.lora),
-            }
-        )
-
-    def task(section: TaskConfig) -> TaskConfig:
-        if section.examples_from is None:
-            return section
-        found = section.examples_from
-        paths = {
-            "path": _absolute_paths(found.path),
-            "embedder": found.embedder and _absolute_folder(found.embedder),
-        }
-        return section.model_copy(update={"examples_from": found.model_copy(update=paths)})
-
-    def predict(section: PredictConfig) -> PredictConfig:
-        return section.model_copy(update={"path": section.path and _absolute_paths(section.path)})
-
-    def export(section: ExportConfig) -> ExportConfig:
-        return section.model_copy(update={"folder": section.folder and _absolute(section.folder)})
-
-    return config.model_copy(
-        update={
-            "run_dir": _absolute(config.run_dir),
-            "task": task(config.task),
-            "corpus": source(config.corpus),
-            "test": config.test and source(config.test),
-            "validation": config.validation and source(config.validation),
-            "teacher": teacher(config.teacher),
-            "teachers": tuple(teacher(one) for one in config.teachers),
-            "student": student(config.student),
-            "predict": predict(config.predict),
-            "export": export(config.export),
-        }
-    )
-
-
-def _absolute(path: str) -> str:
-    remote = "://" in path or path.startswith("datasets:")
-    return path if remote else os.path.abspath(os.path.expanduser(path))
-
-
-def _absolute_paths(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    return _absolute(path) if isinstance(path, str) else tuple(map(_absolute, path))
-
-
-def _absolute_folder(name: str) -> str:
-    """Make a local model directory absolute; leave a hub name as it is."""
-    return _absolute(name) if Path(name).is_dir() else name
 
 
 def dump_config(config: RunConfig) -> str:

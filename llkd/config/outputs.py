@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from llkd.config.sources import Section, check_no_secrets, control_characters
+from llkd.config.section import Directory, Section, check_no_secrets
 
 Repository = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*/\w[\w.-]*$", max_length=96)]
 """`owner/name` on the hub."""
@@ -20,7 +20,7 @@ class ExportConfig(Section):
     The hub token is read from the environment (HF_TOKEN).
     """
 
-    folder: str | None = None
+    folder: Directory | None = None
     """The output directory or URI; null: `<run_dir>/export`."""
     onnx: bool = False
     """Also export the student as ONNX and verify it against the student. Needs the packages of
@@ -50,10 +50,6 @@ class ExportConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "ExportConfig":
         check_no_secrets({"folder": self.folder})
-        if self.folder is not None and (
-            not self.folder.strip("/ ") or control_characters(self.folder)
-        ):
-            raise ValueError(f"folder must name a directory, not {self.folder!r}")
         if self.push_to_hub and self.model_repo is None and self.dataset_repo is None:
             raise ValueError("push_to_hub needs model_repo or dataset_repo as its destination")
         if self.push_to_hub and self.dataset_repo is not None and not self.dataset:

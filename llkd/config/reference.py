@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from llkd.config.run import RunConfig
+from llkd.config.section import section_in
 
 HEAD = """# Settings
 
@@ -67,7 +68,7 @@ def _sections(
         if field.exclude:
             continue
         full = f"{key}.{name}" if key else name
-        inner = _section_in(field.annotation)
+        inner = section_in(field.annotation)
         # Optional sections and lists of sections document themselves in their field's docstring.
         if inner is None or field.description:
             own.append((full, field))
@@ -79,13 +80,6 @@ def _sections(
     yield key, about, own
     for entry in below:
         yield from _sections(*entry)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section class in an annotation, which may be optional or a list."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def _is_list(annotation: Any) -> bool:

@@ -9,27 +9,34 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from llkd.config.outputs import ExportConfig, TrackingConfig
 from llkd.config.parallelism import check_nodes
+from llkd.config.section import (
+    Directory,
+    Fraction,
+    ModelName,
+    ModelPath,
+    Paths,
+    Positive,
+    Replicas,
+    Section,
+    absolute_path,
+    check_no_secrets,
+    check_replicas,
+    control_characters,
+)
 from llkd.config.selection import CheapConfig, LabelConfig, SelectionConfig
 from llkd.config.sources import (
     PREDICT,
     CorpusConfig,
-    Fraction,
-    ModelName,
-    Paths,
-    Positive,
     PredictConfig,
-    Replicas,
-    Section,
     SourceConfig,
     TestConfig,
-    check_no_secrets,
-    check_replicas,
-    control_characters,
     section_of,
 )
 from llkd.config.student import StudentConfig
@@ -52,10 +59,6 @@ def _label_name(name: str) -> str:
 
 
 def _run_dir(path: str) -> str:
-    if not path.strip("/ "):
-        raise ValueError(f"must name a directory, not {path!r}")
-    if control_characters(path):
-        raise ValueError("must not contain a line break, NUL or another control character")
     scheme, separator, _ = path.partition("://")
     if separator and scheme not in SCHEMES:
         raise ValueError(f"must be a directory or a URI of {', '.join(SCHEMES)}")
@@ -106,7 +109,7 @@ class ExamplesConfig(Section):
     """For `seed`: examples per label."""
     nearest: Annotated[int, Field(ge=1)] = 4
     """For `nearest`: examples per text."""
-    embedder: str | None = None
+    embedder: ModelPath | None = None
     """For `nearest`: the encoder, a directory or a hub name; the embedding is its mean hidden
     state."""
 
@@ -165,7 +168,7 @@ class TeacherConfig(Section):
     the files."""
     revision: str | None = None
     """The hub revision (commit, tag or branch) of the model."""
-    lora: str | None = None
+    lora: ModelPath | None = None
     """A LoRA adapter for the model: a directory or a hub name."""
     replicas: Replicas = (1, 1)
     """Minimum and maximum number of teacher actors; the pool grows while shards are waiting."""
@@ -201,6 +204,11 @@ class TeacherConfig(Section):
     """Weight of this teacher in the ensemble, if there are several."""
     max_actor_failures: Annotated[int, Field(ge=0)] = 3
     """How often a replica may die during start-up, or on one shard, before the stage fails."""
+
+    @field_validator("model")
+    @classmethod
+    def _absolute_table(cls, model: str, info: ValidationInfo) -> str:
+        return absolute_path(model) if info.data.get("engine") == "table" else model
 
     @model_validator(mode="after")
     def _check(self) -> "TeacherConfig":
@@ -258,7 +266,7 @@ class PlanConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    run_dir: Annotated[str, AfterValidator(_run_dir)]
+    run_dir: Annotated[Directory, AfterValidator(_run_dir)]
     """The directory or URI of all results. Running again resumes there."""
     task: TaskConfig
     corpus: CorpusConfig
@@ -297,6 +305,11 @@ class RunConfig(Section):
         return ["corpus", *(name for name, source in optional.items() if source is not None)]
 
     @property
+    def all_teachers(self) -> tuple[TeacherConfig, ...]:
+        """The teachers of the ensemble, or the only teacher."""
+        return self.teachers or (self.teacher,)
+
+    @property
     def of_each_teacher(self) -> list["RunConfig"]:
         """The config for each teacher of an ensemble; empty if there is only one teacher."""
         return [
@@ -318,10 +331,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        check_no_secrets(
-            {"run_dir": self.run_dir}
-        )  # a field validator's error would show the value
-        for teacher in (self.teacher, *self.teachers):
+        check_no_secrets({"run_dir": self.run_dir})
+        for teacher in self.all_teachers:
             self._check_teacher(teacher)
         if self.label.in_part and self.teachers:
             raise ValueError(

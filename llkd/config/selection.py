@@ -5,12 +5,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from llkd.config.sources import Fraction, Section
-
-PolicyName = Literal[
-    "llkd", "refined", "all", "random", "teacher_confidence", "student_uncertainty", "freematch",
-    "softmatch", "small_loss", "confident_learning",
-]  # fmt: skip
+from llkd.config.section import Fraction, Section
+from llkd.core.policy_names import PolicyName, Sides, ThresholdKind, WeightKind
 
 
 def _policy(name: str) -> str:
@@ -30,14 +26,14 @@ class SelectionConfig(Section):
     `freematch` and `softmatch`, by the student's own confidence; `small_loss` and
     `confident_learning`, which drop rows with suspect labels. llkd/core/policies cites the source
     of each. Or `package.module:Class`, a custom policy (see docs/extending.md)."""
-    sides: Literal["both", "teacher", "student"] = "both"
+    sides: Sides = "both"
     """For `llkd`: which signals must reach their thresholds."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"
     """The measure of uncertainty of the student's distribution."""
     mc_dropout: Annotated[int, Field(ge=0)] = 0
     """Dropout passes that are averaged to the student's distribution (arXiv 1506.02142); 0: one
     pass without dropout. Each pass costs as much as the one without dropout."""
-    thresholds: Literal["class_mean", "freematch", "quantile", "fixed"] = "class_mean"
+    thresholds: ThresholdKind = "class_mean"
     """Thresholds of confidence and uncertainty. `class_mean`: the mean over the rows with the same
     pseudo-label. `freematch`: the mean over all rows, scaled by the class's share (arXiv
     2205.07246). `quantile`: the value that the share `fraction` of the rows with the same
@@ -54,7 +50,7 @@ class SelectionConfig(Section):
     class_floor: Fraction = 0.02
     """Minimum share of each class's rows to select, among those not held out; a class that falls
     short is filled up with its most confident rows."""
-    weights: Literal["none", "product", "sum", "softmatch"] = "product"
+    weights: WeightKind = "product"
     """Loss weights of the selected rows, scaled to mean 1. `none`: equal; `product`: confidence times
     uncertainty; `sum`: confidence plus uncertainty; `softmatch`: decreasing with the distance of the
     confidence below its mean (arXiv 2301.10921)."""

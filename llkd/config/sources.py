@@ -1,14 +1,21 @@
-"""The settings of input data, and the base that all sections share.
+"""The settings of input data.
 
 The docstring under each field is its documentation.
 """
 
 import re
-import unicodedata
-from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from llkd.config.section import (
+    DATASETS_PREFIX,
+    Paths,
+    Replicas,
+    Section,
+    check_no_secrets,
+    check_replicas,
+)
 
 PREDICT = "predict"
 """Section and directory of the rows that only the finished student labels."""
@@ -16,107 +23,10 @@ PREDICT = "predict"
 NAME_BYTES = 200
 """Maximum length of a directory name. File systems allow 255; sibling files add suffixes."""
 
-SECRETS = (
-    "key", "token", "secret", "password", "passwd", "passphrase", "authorization", "signature",
-)  # fmt: skip
-"""Suffixes of argument names that mark a secret."""
-
-_NO_SECRETS = re.compile(
-    r"(.*[_-])?((pad|eos|bos|unk|sep|cls|mask|image|audio|video|start|end|stop|placeholder|from)"
-    r"[_-]?token|(text|label|id|image|sort|primary|partition|group)[_-]?key)"
-)
-"""Names with such a suffix that are not secrets: a tokenizer's special tokens, columns."""
-
-_PASSWORD = re.compile(r"://[^/@\s]*:(?!\d+(/|$))[^@\s]*@|(?i:https?)://[^/?#@\s]+@")
-"""`user:password@` in a URI, but not a port; for HTTP also `token@`, which elsewhere may be a user
-or a container."""
-
-_PARAMETER = re.compile(r"[?&;]([^=&;?]+)=[^&;]")
-"""The name of a parameter in a URI's query string."""
-
-
-def check_no_secrets(settings: Mapping[str, Any], section: str = "") -> None:
-    """Reject secrets in settings, at any depth: settings are written to run.yaml and displayed.
-
-    Args:
-        settings: values by name; strings may be URIs.
-        section: the section of the settings, for the message.
-
-    Raises:
-        ValueError: a setting holds a secret; names the setting but not its value.
-    """
-    for name, value in settings.items():
-        _check_value(value, f"{section}.{name}" if section else name, _names_secret(name))
-
-
-def _check_value(value: Any, where: str, secret: bool) -> None:
-    """`check_no_secrets` for one setting; `secret` if its name marks a secret."""
-    if isinstance(value, Mapping):
-        check_no_secrets(value, where)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            if _is_pair(each):
-                name, of_name = each
-                _check_value(name, where, secret)
-                _check_value(of_name, f"{where}.{name}", secret or _names_secret(name))
-            else:
-                _check_value(each, where, secret)
-    elif isinstance(value, str) and value:
-        if secret:
-            raise ValueError(
-                f"{where} would be written to run.yaml. Set it in the environment instead: "
-                "api_key_env names the variable of an endpoint's key, and libraries read "
-                "HF_TOKEN, AWS_ACCESS_KEY_ID and similar variables themselves"
-            )
-        if _PASSWORD.search(value) or any(map(_names_secret, _PARAMETER.findall(value))):
-            raise ValueError(
-                f"{where} holds a password or a key, which would be written to run.yaml. Set "
-                "it in the environment instead, for example as AWS_SECRET_ACCESS_KEY or "
-                "MLFLOW_TRACKING_TOKEN"
-            )
-
-
-def _is_pair(value: Any) -> bool:
-    """Whether it looks like a [name, value] pair, a common form for headers."""
-    return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str)
-
-
-def _names_secret(name: str) -> bool:
-    name = name.lower()
-    return name == "sig" or (name.endswith(SECRETS) and not _NO_SECRETS.fullmatch(name))
-
-
-def control_characters(text: str) -> bool:
-    """Whether a text contains line breaks, NUL or other control characters."""
-    return any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text)
-
-
-Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-ModelName = Annotated[str, Field(min_length=1)]
-Positive = Annotated[int, Field(ge=1)]
-Replicas = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-
-
-class Section(BaseModel):
-    """Base of all sections."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, strict=False,
-        allow_inf_nan=False,
-    )  # fmt: skip
-
 
 def section_of(dataset: str) -> str:
     """The config section that defines a data set."""
     return dataset.partition("/")[0]
-
-
-def check_replicas(replicas: tuple[int, int]) -> None:
-    """Check that replicas is [minimum, maximum], in that order."""
-    low, high = replicas
-    if low > high:
-        raise ValueError(f"replicas must be [minimum, maximum], not [{low}, {high}]")
 
 
 def _folder_name(name: str) -> str:
@@ -133,7 +43,7 @@ def _name_of(path: str) -> str:
     """A directory name derived from a path: its last component that is not a glob, without file
     extensions. May be empty."""
     parts = [
-        part for part in path.removeprefix("datasets:").split("/") if not set(part) & set("*?[")
+        part for part in path.removeprefix(DATASETS_PREFIX).split("/") if not set(part) & set("*?[")
     ]
     last = next((part for part in reversed(parts) if part), "")
     name = re.sub(r"[^\w-]+", "-", last.partition(".")[0]).strip("-")

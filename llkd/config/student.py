@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from llkd.config.section import Fraction, ModelName, Positive, Section, check_no_secrets
 from llkd.config.selection import Loss, LossSettings
-from llkd.config.sources import Fraction, ModelName, Positive, Section, check_no_secrets
 
 Workers = Positive | tuple[Positive, Positive]
 

@@ -43,8 +43,3 @@ def policy_of(config: RunConfig) -> Policy:
             "Name a class that inherits from llkd.core.policies.Policy.",
         )
     return own(settings)  # type: ignore[arg-type]
-
-
-def keeps_teacher_probs(config: RunConfig) -> bool:
-    """Whether the policy or the loss needs the teacher's distributions."""
-    return policy_of(config).uses_teacher_probs or config.student.loss.uses_targets

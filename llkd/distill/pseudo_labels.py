@@ -6,12 +6,11 @@ They are computed once, into sidecars from which all epochs select.
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster.integrity import write_record
+from llkd.cluster.integrity import record_shards
 from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
-from llkd.distill.policy import keeps_teacher_probs
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import (
@@ -22,21 +21,28 @@ from llkd.store.schema import (
     PSEUDO_LABELS_SCHEMA,
     ROW,
     RunLayout,
-    shard_name,
     with_probs,
 )
 
 STATISTICS = "statistics.json"
 
 
-def make_pseudo_labels(config: RunConfig, shards: int, calibration: Calibration) -> None:
-    """Write the pseudo-labels of each shard, and their statistics; existing shards are kept."""
+def make_pseudo_labels(
+    config: RunConfig, shards: int, calibration: Calibration, with_distributions: bool
+) -> None:
+    """Write the pseudo-labels of each shard, and their statistics; existing shards are kept.
+
+    Args:
+        config: the run.
+        shards: of its corpus.
+        calibration: of the corpus's labels.
+        with_distributions: see `pseudo_labels`.
+    """
     layout = RunLayout(config.run_dir)
     folder, labels = Folder(layout.pseudo_labels), Folder(layout.labels("corpus"))
     if folder.exists(STATISTICS):
         return
     existing, classes = folder.shards(), len(config.task.labels)
-    with_distributions = keeps_teacher_probs(config)
 
     def work(shard: int) -> ClassStatistics:
         if shard in existing:
@@ -49,7 +55,7 @@ def make_pseudo_labels(config: RunConfig, shards: int, calibration: Calibration)
         return class_statistics(label_n, confidence_n, None, classes)
 
     total = sum_over_shards(ClassStatistics, work, range(shards))
-    write_record(folder, dict.fromkeys(map(shard_name, range(shards))))
+    record_shards(folder)
     folder.write_json(STATISTICS, total.to_json())
 
 

@@ -16,7 +16,6 @@ from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.core.statistics import on_grid
 from llkd.core.uncertainty import MEASURES
-from llkd.distill.policy import policy_of
 from llkd.distill.selection import Selector, sums_by_class
 from llkd.distill.shard_queue import Piece
 from llkd.store.arrays import fixed_lists
@@ -61,7 +60,7 @@ class UncertaintyPass:
         self._config, self._selector, self._shard_rows = config, selector, shard_rows
         self._scorer, self._queue, self._tracker = scorer, queue, tracker
         self._rank, self._workers = rank, workers
-        self._layout, self._policy = RunLayout(config.run_dir), policy_of(config)
+        self._layout, self._policy = RunLayout(config.run_dir), selector.policy
         self._labels: dict[int, pa.Table] = {}
         """The pseudo-labels of shards that are read but not yet written."""
         self._since = time.monotonic()

@@ -15,16 +15,10 @@ import pyarrow as pa
 from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
-from llkd.core.policies import (
-    ROWS,
-    Policy,
-    Signals,
-)
-from llkd.core.policies.base import select
+from llkd.core.policies.base import ROWS, Policy, Signals, select
 from llkd.core.statistics import ClassStatistics
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
-from llkd.distill.policy import keeps_teacher_probs, policy_of
 from llkd.distill.selection_counts import COUNTS, Counts, Sums
 from llkd.errors import StorageError
 from llkd.store.arrays import fixed_lists, matrix
@@ -49,6 +43,8 @@ class Selector:
     config: RunConfig
     starts: tuple[int, ...]
     """Position of each shard's first row in the corpus."""
+    policy: Policy
+    """The policy of the config, see `policy_of`."""
 
     @property
     def shards(self) -> int:
@@ -61,30 +57,35 @@ class Selector:
         return len(self.config.task.labels)
 
     @property
+    def keeps_teacher_probs(self) -> bool:
+        """Whether the policy or the loss needs the teacher's distributions."""
+        return self.policy.uses_teacher_probs or self.config.student.loss.uses_targets
+
+    @property
     def _layout(self) -> RunLayout:
         return RunLayout(self.config.run_dir)
 
     def signals(
-        self, shard: int, epoch: int | None, policy: Policy | None = None
+        self, shard: int, epoch: int | None, distributions: bool = False
     ) -> tuple[np.ndarray, Signals]:
         """(row, signals) of a shard's labelled rows.
 
         Args:
             shard: its number.
             epoch: whose uncertainty is wanted; None: without it.
-            policy: whose further needs, and those of the loss, are met.
+            distributions: whether to read the distributions that the policy and the loss need.
 
         Raises:
             StorageError: the sidecars do not belong together.
         """
         folder = Folder(self._layout.pseudo_labels)
-        teacher = policy is not None and keeps_teacher_probs(self.config)
+        teacher = distributions and self.keeps_teacher_probs
         table = folder.read_shard(shard, [ROW, LABEL, CONFIDENCE, *([PROBS] if teacher else [])])
         row_n = table[ROW].to_numpy()
         uncertainty_n = student_nc = None
         if epoch is not None:
             folder = Folder(self._layout.uncertainty(epoch))
-            student = policy is not None and policy.uses_student_probs
+            student = distributions and self.policy.uses_student_probs
             scored = folder.read_shard(shard, [ROW, UNCERTAINTY, *([PROBS] if student else [])])
             if not np.array_equal(scored[ROW].to_numpy(), row_n):
                 raise StorageError(
@@ -130,18 +131,17 @@ class Selector:
             previous: the thresholds of the epoch before.
             holdout: rows that are not to be trained on; no class's floor counts them.
         """
-        policy = policy_of(self.config)
         if uncertainty_c is not None:
             statistics = replace(statistics, uncertainty_c=uncertainty_c)
 
         def measure(question: str, thresholds: Thresholds) -> Tally:
-            work = partial(_measure_shard, self, epoch, policy, question, thresholds)
+            work = partial(_measure_shard, self, epoch, question, thresholds)
             total: Tally = sum_over_shards(Tally, work, range(self.shards), reserve=False)
             return total
 
         def measure_held(thresholds: Thresholds) -> Tally:
             assert holdout is not None
-            work = partial(_measure_shard, self, epoch, policy, ROWS, thresholds, holdout=holdout)
+            work = partial(_measure_shard, self, epoch, ROWS, thresholds, holdout=holdout)
             total: Tally = sum_over_shards(Tally, work, sorted(holdout.shards), reserve=False)
             return total
 
@@ -150,7 +150,7 @@ class Selector:
             return counts, counts.selected_c
 
         state, counts = select(
-            policy,
+            self.policy,
             epoch,
             statistics,
             previous,
@@ -176,7 +176,7 @@ class Selector:
         shards: Sequence[int] | None = None,
     ) -> Counts:
         """Write the rows that thresholds select of all shards, or of some; returns their counts."""
-        work = partial(_select_shard, self, epoch, policy_of(self.config), thresholds, holdout)
+        work = partial(_select_shard, self, epoch, thresholds, holdout)
         # The training workers hold the CPUs, and wait for this.
         wanted = range(self.shards) if shards is None else shards
         counts: Counts = sum_over_shards(Counts, work, wanted, reserve=False)
@@ -243,14 +243,14 @@ def sums_by_class(label_n: np.ndarray, signal_n: np.ndarray, classes: int) -> np
 def _measure_shard(
     selector: Selector,
     epoch: int,
-    policy: Policy,
     question: str,
     thresholds: Thresholds,
     shard: int,
     holdout: Holdout | None = None,
 ) -> Tally:
     """See Policy.measure; of the rows that are held out, if it is said which these are."""
-    _, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, policy)
+    policy = selector.policy
+    _, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, True)
     if holdout is not None:
         signals = signals.of(holdout.rows(signals))
     return policy.measure(epoch, question, signals, thresholds)
@@ -259,12 +259,12 @@ def _measure_shard(
 def _select_shard(
     selector: Selector,
     epoch: int,
-    policy: Policy,
     thresholds: Thresholds,
     holdout: Holdout | None,
     shard: int,
 ) -> Counts:
-    row_n, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, policy)
+    policy = selector.policy
+    row_n, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, True)
     choice = policy.choose(epoch, signals, thresholds)
     if holdout is not None and shard in holdout.shards:
         choice = choice.without(holdout.rows(signals))

@@ -18,6 +18,7 @@ from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import best_epoch
+from llkd.distill.policy import policy_of
 from llkd.distill.precision import chosen_precision
 from llkd.distill.selection import Selector
 from llkd.distill.shard_queue import ShardQueue
@@ -61,7 +62,7 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         Folder(layout.checkpoints).delete()  # of a run whose epochs were deleted
     manifest = open_stage(folder, manifest_of(config, labelled))
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
-    selector = Selector(config, shard_starts(ingested.results["rows"]))
+    selector = Selector(config, shard_starts(ingested.results["rows"]), policy_of(config))
     if manifest.complete:
         prepare_epochs(selector, calibration)
         delete_checkpoints(Folder(layout.checkpoints), [manifest.results["checkpoint"]])

@@ -1,16 +1,15 @@
 """The state of a run's epochs: which are begun or trained, and the inputs that they share."""
 
-from llkd.cluster.integrity import read_record, write_record
+from llkd.cluster.integrity import read_record, record_shards
 from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
+from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import holdout_of, make_validation
-from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import make_pseudo_labels
 from llkd.distill.selection import Selector
 from llkd.distill.selection_counts import COUNTS
-from llkd.distill.worker import STATS, read_stats
 from llkd.store.folder import Folder
-from llkd.store.schema import RunLayout, shard_name
+from llkd.store.schema import RunLayout
 
 
 def trained_epochs(layout: RunLayout) -> int:
@@ -22,10 +21,9 @@ def trained_epochs(layout: RunLayout) -> int:
 
 
 def record_epoch(layout: RunLayout, epoch: int) -> None:
-    """Record the shards of a trained epoch; they have checksums of their own."""
-    for folder in (Folder(layout.uncertainty(epoch)), Folder(layout.selection(epoch))):
-        if shards := folder.shards():
-            write_record(folder, dict.fromkeys(map(shard_name, shards)))
+    """Record the shards of a trained epoch."""
+    record_shards(Folder(layout.uncertainty(epoch)))
+    record_shards(Folder(layout.selection(epoch)))
 
 
 def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
@@ -36,7 +34,7 @@ def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
         StorageError: their own inputs are damaged too.
     """
     layout = RunLayout(selector.config.run_dir)
-    make_pseudo_labels(selector.config, selector.shards, calibration)
+    make_pseudo_labels(selector.config, selector.shards, calibration, selector.keeps_teacher_probs)
     make_validation(selector.config, selector)
     for epoch in begun_epochs(layout):
         folder = Folder(layout.selection(epoch))
@@ -45,7 +43,7 @@ def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
         if not Folder(layout.epoch(epoch)).exists(STATS) or (counted and not missing):
             continue
         thresholds = Thresholds.from_json(read_stats(selector.config, epoch)["thresholds"])
-        if policy_of(selector.config).uses_uncertainty:
+        if selector.policy.uses_uncertainty:
             wanted = set(missing) if counted else set(range(selector.shards))
             if wanted - Folder(layout.uncertainty(epoch)).shards():
                 continue  # of a finished student, whose epochs are not scored again

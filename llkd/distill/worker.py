@@ -19,9 +19,9 @@ from llkd.cluster.telemetry import Work
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
 from llkd.core.thresholds import Thresholds
+from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import best_epoch, holdout_of, read_validation, write_predictions
 from llkd.distill.idle_time import Waits
-from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import teacher_statistics
 from llkd.distill.scoring_pass import UncertaintyPass
 from llkd.distill.selection import Selector
@@ -32,15 +32,8 @@ from llkd.store.scratch import clear_dead, make_scratch
 from llkd.store.transfer import local_copy
 from llkd.student.prefetch import Ahead
 
-STATS = "stats.json"
 STEPS_AHEAD = 8
 """Optimiser steps whose batches are read and tokenised before they are needed."""
-
-
-def read_stats(config: RunConfig, epoch: int) -> dict[str, Any]:
-    """An epoch's stats.json."""
-    stats: dict[str, Any] = Folder(RunLayout(config.run_dir).epoch(epoch)).read_json(STATS)
-    return stats
 
 
 def scores_until(config: RunConfig, epochs: int) -> list[float]:
@@ -92,7 +85,7 @@ class EpochLoop:
         context = get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.layout = RunLayout(config.run_dir)
-        self.policy = policy_of(config)
+        self.policy = selector.policy
         self.device = get_device()
         student = config.student
         if self.device.type == "cpu":

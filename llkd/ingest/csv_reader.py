@@ -1,4 +1,4 @@
-"""CSV as Arrow reads it, but a line that is malformed costs its row and not the file."""
+"""Reads CSV with Arrow; a malformed line rejects its row instead of the file."""
 
 import codecs
 import re
@@ -12,17 +12,17 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 ROW_BYTES = 1 << 24
-"""A row can be no longer: a block of so many bytes is parsed at once, and holds at least one."""
+"""Maximum length of a row: Arrow parses blocks of this size, and a row must fit into one."""
 
 END_COMMAS = 1 << 14
-"""In the line that is put after the last: no table has one column more than a spreadsheet can."""
+"""Commas in the appended end line: more fields than any table has columns (a spreadsheet has 16,384)."""
 
 
 def csv_columns(stream: pa.NativeFile) -> list[str]:
     """The header.
 
     Raises:
-        ArrowException: the file is no CSV.
+        ArrowException: the file is not valid CSV.
         UnicodeDecodeError: it is not UTF-8.
     """
     content = _Content()
@@ -31,14 +31,14 @@ def csv_columns(stream: pa.NativeFile) -> list[str]:
 
 
 def csv_pieces(stream: pa.NativeFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch | str]:
-    """The rows of a file in order: batches of good ones, and why a row between them is damaged.
+    """The rows of a file in order: batches of valid rows, and for each damaged row the reason.
 
-    A line that has too many fields or too few is damaged; blank lines are no rows.
+    A line with too many or too few fields is damaged. Blank lines are not rows.
 
     Raises:
-        ArrowException: the file is no CSV, or a damaged row goes over several lines: where a quote
-            is not closed, nobody knows how many rows are lost in it.
-        ValueError: the last row has a quote that is not closed.
+        ArrowException: the file is not valid CSV, or a damaged row spans several lines: after an
+            unclosed quote the number of lost rows is unknown.
+        ValueError: a quote in the last row is not closed.
     """
     content = _Content()
     damaged: deque[tuple[int, str]] = deque()
@@ -51,8 +51,8 @@ def csv_pieces(stream: pa.NativeFile, columns: Sequence[str]) -> Iterator[pa.Rec
             return "skip"
         if "\n" in row.text.strip():
             return "error"
-        place = row.number - 2  # Arrow counts from 1, the header too
-        damaged.append((place, f"{row.actual_columns} fields in place of {row.expected_columns}"))
+        place = row.number - 2  # Arrow counts from 1 and includes the header
+        damaged.append((place, f"{row.actual_columns} fields instead of {row.expected_columns}"))
         return "skip"
 
     place = 0
@@ -65,28 +65,28 @@ def csv_pieces(stream: pa.NativeFile, columns: Sequence[str]) -> Iterator[pa.Rec
                 batch, place = batch.slice(bad - place), bad + 1
             yield batch
             place += batch.num_rows
-    if not ended:  # Arrow takes all from the quote to the end of the file as one value
+    if not ended:  # Arrow reads everything from the quote to the end of the file as one value
         raise ValueError(f"row #{place + 1} has a quote that is not closed")
     yield from (reason for _, reason in damaged)
 
 
 class _Content:
-    """A file's bytes as Arrow is given them, so that it tells what it would not tell otherwise.
+    """Transforms a file's bytes for Arrow, to detect errors that Arrow does not report.
 
-    After the last line stands one that is malformed: Arrow refuses it, unless a quote before it
-    is open. A byte that is not UTF-8 is spelt in characters: pyarrow gives up at a damaged line
-    that holds one.
+    A malformed line is appended. Arrow passes it to the handler of invalid rows unless a quote is
+    still open, which reveals an unclosed quote. Bytes that are not UTF-8 are replaced by a marker,
+    because pyarrow fails on a damaged line that contains one.
     """
 
     def __init__(self) -> None:
-        mark = secrets.token_hex(8)  # in no file
+        mark = secrets.token_hex(8)  # occurs in no file
         self.end, self._bad_byte = f"<end of file {mark}>", f"<{mark}>"
         self._rest = "\n" + self.end + "," * END_COMMAS
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._all_utf8 = True
 
     def __call__(self, block: pa.Buffer) -> bytes:
-        """A block as Arrow gets it; an empty one is the end of the file, which may come again."""
+        """Transform a block. An empty one marks the end of the file; it may come more than once."""
         text = self._decoder.decode(block, final=not len(block))
         if not len(block):
             text, self._rest = text + self._rest, ""
@@ -97,11 +97,11 @@ class _Content:
             return re.sub("[\udc80-\udcff]", self._bad_byte, text).encode()
 
     def restored(self, value: bytes) -> bytes:
-        """A value with bytes that are not UTF-8 where the file has such."""
+        """A value in which bytes that are not UTF-8 replace their markers."""
         return value.replace(self._bad_byte.encode(), b"\xff")
 
     def restored_batch(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The same for a batch of binary columns."""
+        """`restored` for a batch of binary columns."""
         if self._all_utf8:
             return batch
         columns = [pc.replace_substring(each, self._bad_byte, b"\xff") for each in batch.columns]
@@ -114,8 +114,8 @@ def _reader(
     columns: Sequence[str] | None,
     refuse: Callable[[Any], str],
 ) -> pa_csv.CSVStreamingReader:
-    # Everything is read as bytes: a text that looks like a number stays text, and one that is
-    # not UTF-8 costs its row, not the file.
+    # Columns are read as bytes: a text that looks like a number stays text, and a text that is
+    # not UTF-8 rejects its row instead of the file.
     convert = pa_csv.ConvertOptions(
         include_columns=list(columns) if columns else None,
         column_types=dict.fromkeys(columns or (), pa.binary()),
@@ -123,7 +123,7 @@ def _reader(
     )
     return pa_csv.open_csv(
         pa.TransformInputStream(stream, content),
-        # Without threads a refused row knows its number.
+        # Invalid rows have numbers only without threads.
         read_options=pa_csv.ReadOptions(block_size=ROW_BYTES, use_threads=False),
         parse_options=pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
         convert_options=convert,

@@ -1,7 +1,7 @@
-"""Cut the user's files into shards of rows, and reject the rows that are unusable.
+"""Cut the user's files into shards of rows, and reject unusable rows.
 
-A shard covers `rows_per_shard` consecutive rows of the source. So any worker can write any shard,
-and a shard's rows do not depend on the number of workers.
+A shard covers `rows_per_shard` consecutive rows of the source, so any worker can write any shard, and
+its rows do not depend on the number of workers.
 """
 
 import bisect
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from llkd.cluster.integrity import lost_files, read_record
+from llkd.cluster.integrity import last_records, read_record
 from llkd.cluster.progress import throttled
 from llkd.cluster.shard_tasks import run_on_shards
 from llkd.cluster.stage import ShardedStage
@@ -24,15 +24,8 @@ from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.config.sources import CorpusConfig, SourceConfig, TestConfig, section_of
 from llkd.errors import DataError, FingerprintError, RejectLimitError
-from llkd.ingest.sources import (
-    SourceFile,
-    SourceRow,
-    as_text,
-    check_columns,
-    count_rows,
-    list_files,
-    read_rows,
-)
+from llkd.ingest.files import SourceFile, list_files
+from llkd.ingest.sources import SourceRow, as_text, check_columns, count_rows, read_rows
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import FILES, Manifest, begun
 from llkd.store.schema import (
@@ -73,7 +66,7 @@ class ShardPlan:
         return -(-self.rows // self.rows_per_shard)
 
     def rows_of(self, shard: int) -> int:
-        """How many rows of the source a shard covers."""
+        """The number of source rows that a shard covers."""
         return min(self.rows_per_shard, self.rows - shard * self.rows_per_shard)
 
     def pieces(self, shard: int) -> Iterator[tuple[SourceFile, int, int]]:
@@ -99,7 +92,7 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
     Raises:
         DataError: the source is unreadable or has no rows.
         FingerprintError: the run directory was made from another source.
-        IncompleteError: a shard is absent, or rows of it are lost.
+        IncompleteError: a shard or some of its rows are missing.
         RejectLimitError: too many rows are unusable.
     """
     started = time.monotonic()
@@ -146,7 +139,7 @@ def _write_missing(config: RunConfig, plan: ShardPlan, stage: ShardedStage, trac
         written = _write_shard(plan, shard, labels, layout)
         seconds = time.monotonic() - started
         done = ShardDone(work, shard, written["rows"], seconds, written["rejects"])
-        # Ray may end a task's process before it has sent a call that nothing waits for.
+        # Ray may end a task's process before it has sent a call, unless the task waits for it.
         ray.wait([tracker.shard.remote(done)])
         return written
 
@@ -160,18 +153,18 @@ def _write_missing(config: RunConfig, plan: ShardPlan, stage: ShardedStage, trac
 
 
 def _require_unchanged(folder: Folder, crcs: dict[str, int], plan: ShardPlan) -> None:
-    """Compare shards that replace damaged ones with the records of those.
+    """Compare shards that replace damaged ones with the records of the damaged ones.
 
     Raises:
-        DataError: a shard has other content than the one that it replaces.
+        DataError: the content of a shard differs from the one that it replaces.
     """
-    known = {**(read_record(folder) or {}), **lost_files(folder)}
+    known = last_records(folder)
     changed = [name for name in crcs if name in known and known[name].crc != crcs[name]]
     if changed:
         raise DataError(
             f"{folder.uri}/{changed[0]} was damaged, and its replacement from "
-            f"{section_of(plan.dataset)}.path has other content: those files have changed, or "
-            "another version of pyarrow writes shards differently.",
+            f"{section_of(plan.dataset)}.path differs: those files have changed, or another "
+            "version of pyarrow writes shards differently.",
             f"Restore the files and delete {changed[0]}, or delete {folder.uri} and all later "
             "stages to ingest the files as they are now.",
         )
@@ -212,10 +205,10 @@ def _plan(source: SourceConfig, dataset: str) -> ShardPlan:
 
 
 def _check_plan(folder: Folder, plan: ShardPlan) -> None:
-    """Record the files that the shards are cut from; compare them with the record if resumed.
+    """Record the source files; on resuming, compare them with the record.
 
     Raises:
-        DataError: a file differs and a damaged shard has to be read from it again.
+        DataError: a file differs, and a damaged shard must be read from it again.
         FingerprintError: a file differs and the stage is incomplete.
     """
     section = section_of(plan.dataset)
@@ -247,7 +240,7 @@ def _check_plan(folder: Folder, plan: ShardPlan) -> None:
 def _write_shard(
     plan: ShardPlan, shard: int, labels: list[str], layout: RunLayout
 ) -> dict[str, Any]:
-    """Read one shard's rows; write the usable ones and the rejects."""
+    """Write the usable rows of one shard and its rejects."""
     classes = {name: index for index, name in enumerate(labels)}
     with_id = plan.source.id_column is not None
     with_gold = plan.source.label_column is not None
@@ -295,10 +288,10 @@ def usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
         return None, "not_text", f"a value of type {type(text).__name__}"
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell
+    except UnicodeEncodeError as error:  # JSON can encode lone surrogates
         return None, "not_utf8", str(error)[:200]
     if "\x00" in text:
-        return None, "nul_byte", "the text holds a NUL byte"
+        return None, "nul_byte", "the text contains a NUL byte"
     if not text.strip():
         return None, "empty", "the text is empty or white space"
     return text, None, None
@@ -307,7 +300,7 @@ def usable_text(row: SourceRow) -> tuple[str | None, str | None, str | None]:
 def _gold_class(
     row: SourceRow, classes: dict[str, int], file: SourceFile, plan: ShardPlan
 ) -> int | None:
-    """The class index of a gold label; None if the label is null, which a test set may not have."""
+    """The class index of a gold label; None for a null label, which a test set must not have."""
     name = as_text(row.gold)
     where = f"{file.uri}, row {row.number + 1}, column {plan.source.label_column!r}"
     if not name:

@@ -155,7 +155,7 @@ def _run_problems(cluster: Cluster, run: RunConfig) -> Iterator[str]:
     for setting, resources, most in (
         *(
             ("teacher.resources", teacher.resources, teacher.replicas[1] * teacher.nodes)
-            for teacher in run.teachers or (run.teacher,)
+            for teacher in run.all_teachers
         ),
         ("student.resources", run.student.resources, run.student.most_workers),
         ("predict.resources", run.predict.resources, run.predict.replicas[1]),

@@ -12,7 +12,21 @@ from typing import Any, NamedTuple
 
 from llkd.config.run import RunConfig
 from llkd.distill.policy import policy_of
+from llkd.ingest.stage import TEST_ROWS_PER_SHARD
 from llkd.lab import shard_size
+from llkd.lab.table_sizes import (
+    CORPUS_FIXED,
+    LABELS_CLASS,
+    LABELS_FIXED,
+    LABELS_ROW,
+    NUMBERS_FIXED,
+    PREDICTIONS_ROW,
+    PSEUDO_LABELS_ROW,
+    RECORD_BYTES,
+    SELECTION_ROW,
+    UNCERTAINTY_FIXED,
+    UNCERTAINTY_ROW,
+)
 
 
 class Requests(NamedTuple):
@@ -44,15 +58,6 @@ LISTINGS = 4
 """Listings of a folder: before and after its stage, for the record of sizes and times, and for the
 next command's check. Priced as writes."""
 
-CORPUS_FIXED, LABELS_FIXED, NUMBERS_FIXED, UNCERTAINTY_FIXED = 1000, 1000, 600, 500
-"""Bytes of a shard without rows: schema, footer, page headers."""
-LABELS_ROW, LABELS_CLASS = 9.5, 5.2
-"""Bytes of a row of log-probabilities, and of each of its labels: they hardly compress."""
-PSEUDO_LABELS_ROW, UNCERTAINTY_ROW, SELECTION_ROW, PREDICTIONS_ROW = 4.6, 4.05, 5.3, 9.6
-"""Bytes of a row in the tables of numbers."""
-RECORD_BYTES = 80
-"""Bytes of a file's entry in checksums.json and in the manifest beside it."""
-
 INGEST_RATE = 100_000.0
 """Rows a second that a CPU ingests: texts of some 500 letters in Parquet."""
 SELECT_RATE = 8_000_000.0
@@ -67,9 +72,6 @@ DRIVER_BYTES = 1500.0
 DRIVER_SECONDS = {"ingest": 1e-4, "label": 3e-4, "epoch": 4e-5, "predict": 3e-4, "start": 3e-5}
 """CPU time of the driver for a shard, by stage; `start` is the check of a command. Measured by
 `jobs/benchmark.py control`."""
-
-TEST_ROWS_PER_SHARD = 4096
-"""Of the test set."""
 
 
 @dataclass(frozen=True, kw_only=True)

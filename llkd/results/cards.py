@@ -17,8 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llkd import __version__
 from llkd.config.run import RunConfig, TeacherConfig
+from llkd.config.section import DATASETS_PREFIX
 from llkd.errors import ExportError
-from llkd.ingest.sources import DATASETS_PREFIX
 from llkd.store.manifest import Manifest
 from llkd.store.schema import RunLayout
 
@@ -154,7 +154,7 @@ def _rendered(
     environment.filters |= {
         "plain": _plain, "repr": repr, "hub_link": _hub_link, "model_link": _model_link
     }  # fmt: skip
-    teachers = config.teachers or (config.teacher,)
+    teachers = config.all_teachers
     return environment.get_template(template).render(
         config=config, teachers=teachers, teacher_metrics=(metrics or {}).get("teacher", {}),
         teacher=", ".join(_teacher_name(teacher) for teacher in teachers),
@@ -232,7 +232,7 @@ def _language(config: RunConfig) -> str | list[str] | None:
 
 def _labelled_elsewhere(config: RunConfig) -> bool:
     """Whether an engine gave labels whose origin LLKD cannot know: a table, or a custom engine."""
-    return any(t.engine == "table" or ":" in t.engine for t in config.teachers or (config.teacher,))
+    return any(t.engine == "table" or ":" in t.engine for t in config.all_teachers)
 
 
 def _human_label_uses(config: RunConfig) -> list[str]:
@@ -241,7 +241,7 @@ def _human_label_uses(config: RunConfig) -> list[str]:
         used.append(f"{count} worked {'example' if count == 1 else 'examples'} in the prompt")
     if config.task.examples_from is not None:
         used.append("examples in the prompt, drawn from a labelled file")
-    if any(t.calibration == "temperature" for t in config.teachers or (config.teacher,)):
+    if any(t.calibration == "temperature" for t in config.all_teachers):
         used.append("the labelled rows that the calibration was fitted to")
     return used
 

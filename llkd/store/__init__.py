@@ -1,1 +1,1 @@
-"""The run directory: where its files lie, how they are written, who may use it."""
+"""The run directory: its layout, atomic writes, and locks."""

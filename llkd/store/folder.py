@@ -1,8 +1,8 @@
 """Files of a run directory on any filesystem, written atomically.
 
-A file is built in memory, for the size of a shard is bounded, and appears in one step: on a local disk
-it is written under a temporary name and renamed; on an object store it is one object. Requests to an
-object store are slow, so files are opened without asking first whether they exist.
+A file is built in memory, since the size of a shard is bounded, and appears in one step: on a local
+disk it is written under a temporary name and renamed; on an object store it is one object. Requests to
+an object store are slow, so files are opened without first checking that they exist.
 """
 
 import contextlib
@@ -106,12 +106,12 @@ class FileState(NamedTuple):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of shards and small files, which need not exist yet."""
+    """A folder of shards and small files; it need not exist yet."""
 
     uri: str
 
     def names(self) -> list[str]:
-        """The sorted names of its files and folders without temporary ones; empty if it does not exist.
+        """The sorted names of its files and folders, except temporary ones; empty if it does not exist.
 
         Raises:
             StorageError: the folder cannot be listed.
@@ -124,7 +124,7 @@ class Folder:
         return sorted({name for name in inner if not name.startswith(".")})
 
     def files(self) -> dict[str, FileState]:
-        """Its files by name without temporary ones, in one listing.
+        """Its files by name, except temporary ones, in one listing.
 
         Raises:
             StorageError: the folder cannot be listed.
@@ -244,7 +244,7 @@ class Folder:
         return found
 
     def read_json_if_there(self, name: str) -> Any | None:
-        """The value of a JSON file; None if it does not exist. One request less than with `exists`.
+        """The value of a JSON file; None if it does not exist. Takes one request less than `exists`.
 
         Raises:
             DamageError: the file is damaged.
@@ -255,15 +255,15 @@ class Folder:
             try:
                 return json.loads(data)
             except ValueError as error:
-                # An object is read up to the size that it had just before. If it was replaced in
-                # between, the data may be cut off: read it again, until two reads agree.
+                # pyarrow reads an object up to the size it had before. If the object was replaced in
+                # between, the data may be truncated: read until two reads agree.
                 if data == before:
                     raise self._damaged(name, error) from error
                 before = data
         return None
 
     def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
-        """Write a JSON file, by default indented for readers."""
+        """Write a JSON file, indented by default."""
         self.write_bytes(name, json.dumps(value, indent=indent, ensure_ascii=False).encode())
 
     def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -346,8 +346,8 @@ class Folder:
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
     """pyarrow's options for writing a table: small files for text, speed for numbers.
 
-    Numbers are rewritten every epoch. They hardly repeat, so that a dictionary or statistics would
-    take five times as long as the numbers; row numbers stored as differences take almost no space.
+    Numbers are rewritten every epoch. They hardly repeat, so a dictionary and statistics would take
+    five times as long to write as the numbers. Row numbers stored as differences take almost no space.
     """
     if not all(pa.types.is_integer(f.type) or pa.types.is_floating(f.type) for f in schema):
         return {"compression": "zstd"}

@@ -1,12 +1,12 @@
-"""One job at a time in a run directory.
+"""Mutual exclusion of jobs in a run directory.
 
-On a disk this is a lock of the operating system, which is released when its process ends in any
-way. On an object store, and on a shared disk without locks, it is a lease: each job writes a claim
-of its own, renews it, and then lists all claims. A job that finds another live claim gives way. Of
-two jobs that start at the same moment at least one sees the other, provided that listings are
-consistent, as those of S3 and Google are. Ages are measured by the store's clock alone. A lease is
-weaker than a lock: a killed job holds it for another STALE_SECONDS, and a job that was cut off for
-longer than that continues until its next renewal.
+On a disk this is a lock of the operating system, which is released however its process ends. On an
+object store, and on a shared disk without locks, it is a lease: each job writes its own claim, renews
+it, and then lists all claims. A job that finds another live claim withdraws. Of two jobs that start at
+the same moment, at least one sees the other, provided that listings are consistent, as those of S3 and
+Google are. Ages are measured by the store's clock only. A lease is weaker than a lock: a killed job
+holds it for another STALE_SECONDS, and a job that was cut off from the store for longer continues until
+its next renewal.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ RENEW_SECONDS, STALE_SECONDS = 15.0, 60.0
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 """Errors of `flock` on a disk that does not support locks."""
 
-_UNKNOWN = "another job, that came at the same moment or has just ended"
+_UNKNOWN = "another job, which started at the same moment or has just ended"
 
 _held: set[str] = set()
-"""The directories that this process holds."""
+"""Directories that this process holds."""
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def held(run_dir: str) -> Iterator[None]:
 def _locked(stack: contextlib.ExitStack, folder: Path, run_dir: str) -> bool:
     """Lock a folder until the stack ends; False if the disk does not support locks.
 
-    The file is never deleted: a lock on a deleted file would exclude nobody.
+    The file is never deleted: a lock on a deleted file excludes no other process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def _locked(stack: contextlib.ExitStack, folder: Path, run_dir: str) -> bool:
         if error.errno in _WITHOUT_LOCKS:
             return False
         raise StorageError(f"Cannot lock {folder / LOCK}: {error}") from error
-    with contextlib.suppress(OSError):  # full disk: it only serves the error message
+    with contextlib.suppress(OSError):  # full disk; the text only serves error messages
         file.truncate(0)
         file.write(_me())
         file.flush()
@@ -93,13 +93,13 @@ def _me() -> str:
 def _busy(run_dir: str, holder: str, more: str = "") -> BusyError:
     return BusyError(
         f"{portable_path(run_dir)} is in use by {holder}.",
-        f"Wait until it has ended, stop it, or set run_dir to another directory.{more}.",
+        f"Wait until it has ended, stop it, or set run_dir to another directory.{more}",
     )
 
 
 @dataclass
 class Lease:
-    """A claim to a run directory that is valid as long as it is renewed."""
+    """A claim to a run directory, valid while it is renewed."""
 
     run_dir: str
     lost: BusyError | None = None
@@ -114,37 +114,37 @@ class Lease:
         return Folder(f"{self.run_dir.rstrip('/')}/{LEASE}")
 
     def take(self) -> None:
-        """Acquire it; claims that are no longer renewed are removed.
+        """Acquire the lease, and remove stale claims.
 
         Raises:
-            BusyError: another job holds it, or tries to at the same moment.
+            BusyError: another job holds it, or tries to acquire it at the same moment.
         """
         others = self._put()
-        self._give_way(others)
+        self._withdraw_for(others)
         for name in others:
             self.folder.delete_file(name)
 
     def renew(self) -> None:
-        """Hold it for another STALE_SECONDS.
+        """Renew the lease for STALE_SECONDS.
 
         Raises:
             BusyError: another job has taken it.
         """
         before = self._renewed
         others = self._put()
-        if self._renewed - before >= STALE_SECONDS * 1e9:  # else they give way
-            self._give_way(others)
+        if self._renewed - before >= STALE_SECONDS * 1e9:  # otherwise they withdraw
+            self._withdraw_for(others)
 
     def give_back(self) -> None:
-        """Release it."""
-        with contextlib.suppress(StorageError):  # it goes stale by itself
+        """Release the lease."""
+        with contextlib.suppress(StorageError):  # the claim becomes stale
             self.folder.delete_file(self._name)
 
     def _put(self) -> dict[str, int]:
-        """Write the claim; returns when the other claims were written, by name.
+        """Write the claim; returns the times at which the other claims were written, by name.
 
         Raises:
-            BusyError: it went stale in the meantime, and was deleted.
+            BusyError: the claim became stale in the meantime, and another job deleted it.
         """
         self.folder.write_bytes(self._name, _me().encode())
         claims = {name: state.modified for name, state in self.folder.files().items()}
@@ -153,11 +153,11 @@ class Lease:
         self._renewed = claims.pop(self._name)
         return claims
 
-    def _give_way(self, others: Mapping[str, int]) -> None:
-        """Withdraw the claim if another one is alive.
+    def _withdraw_for(self, others: Mapping[str, int]) -> None:
+        """Withdraw the claim if another one is live.
 
         Raises:
-            BusyError: one is.
+            BusyError: another claim is live.
         """
         for name, renewed in others.items():
             left = STALE_SECONDS - (self._renewed - renewed) / 1e9
@@ -174,14 +174,14 @@ class Lease:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Acquire it, and renew it from a thread for the duration of the block.
+        """Hold the lease for the duration of the block, renewed from a thread.
 
         Raises:
-            BusyError: another job holds it, or has taken it over and interrupted the work.
+            BusyError: another job holds the lease, or has taken it over and interrupted the work.
         """
         self.take()
-        heard = signal.getsignal(signal.SIGINT)
-        if heard == signal.SIG_IGN:  # as of a job in the background: the thread interrupts by it
+        handler = signal.getsignal(signal.SIGINT)
+        if handler == signal.SIG_IGN:  # in a background job, but the thread interrupts by it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         ended = threading.Event()
         thread = threading.Thread(target=self._renew_until, args=(ended,), daemon=True)
@@ -195,8 +195,8 @@ class Lease:
         finally:
             ended.set()
             thread.join()
-            if heard == signal.SIG_IGN:
-                signal.signal(signal.SIGINT, heard)
+            if handler == signal.SIG_IGN:
+                signal.signal(signal.SIGINT, handler)
             self.give_back()
 
     def _renew_until(self, ended: threading.Event) -> None:
@@ -204,7 +204,7 @@ class Lease:
             try:
                 self.renew()
             except StorageError:
-                continue  # the store may be back before the lease is stale
+                continue  # the store may recover before the lease becomes stale
             except BusyError as error:
                 self.lost = error
                 os.kill(os.getpid(), signal.SIGINT)

@@ -37,7 +37,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """The hash of the settings and the upstream fingerprint."""
+        """Hash of the settings and the upstream fingerprint."""
         content = json.dumps([self.stage, dict(self.settings), self.upstream], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -59,7 +59,7 @@ _TIMES = ("seconds", "rows_per_second")
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest of a folder; None if the stage has not begun. If it is damaged, its copy is read.
+    """The manifest of a folder, read from its copy if damaged; None if the stage has not begun.
 
     Raises:
         FingerprintError: another version of LLKD wrote it.
@@ -97,8 +97,8 @@ _PREPARED = {MANIFEST, FILES, "settled.json", "pseudo_labels", "validation"}
 
 
 def begun(folder: Folder) -> bool:
-    """Whether a stage has written any result. Before that, for instance after a misspelt model name,
-    its settings may still change."""
+    """Whether a stage has written any result. Until then its settings may change, for example after a
+    misspelt model name."""
     # The first condition avoids listing the shards of a complete stage.
     return folder.exists(CHECKSUMS) or any(name not in _PREPARED for name in folder.names())
 

@@ -79,7 +79,7 @@ UNCERTAINTY_SCHEMA = pa.schema(
 )
 
 WANTED_SCHEMA = pa.schema([pa.field(ROW, pa.int32(), False)])
-"""Rows that the teacher is asked to label in a round."""
+"""Rows that the teacher labels in a round."""
 
 CANDIDATES_SCHEMA = pa.schema(
     [
@@ -88,7 +88,7 @@ CANDIDATES_SCHEMA = pa.schema(
         pa.field(UNCERTAINTY, pa.float32(), False),
     ]
 )
-"""Rows not yet chosen in any round, with what the choice depends on."""
+"""Rows not yet chosen in any round, with the signals that the choice depends on."""
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -97,7 +97,7 @@ SELECTION_SCHEMA = pa.schema(
         pa.field(WEIGHT, pa.float32(), False),
     ]
 )
-"""The rows to train on; weights are raw, their sum over all shards is in counts.json."""
+"""Rows to train on; the weights are not normalised, their sum over all shards is in counts.json."""
 
 
 def with_probs(schema: pa.Schema, numbers: pa.DataType, classes: int) -> pa.Schema:
@@ -106,8 +106,8 @@ def with_probs(schema: pa.Schema, numbers: pa.DataType, classes: int) -> pa.Sche
 
 
 def predictions_schema(with_id: bool, classes: int | None) -> pa.Schema:
-    """The finished student's label of each row by name, and its probability; with `classes` the
-    whole distribution too."""
+    """The finished student's label of each row by name, and its probability; with `classes` also the
+    distribution."""
     fields = [pa.field(ROW, pa.int32(), False)]
     if with_id:
         fields.append(pa.field(ID, pa.string()))
@@ -150,7 +150,7 @@ class RunLayout:
 
     run_dir: str
     teacher: int | None = None
-    """One of several teachers, whose labels are meant; None for the labels the student trains on."""
+    """The teacher of an ensemble whose labels these are; None for the labels the student trains on."""
 
     def __post_init__(self) -> None:
         if not self.run_dir.strip("/"):
@@ -216,19 +216,19 @@ class RunLayout:
         return self._labels_owner(dataset)._at(*self._teacher_parts, name)
 
     def label_rejects(self, dataset: str) -> str:
-        """Rows that the teacher refused."""
+        """Rows that the teacher rejected."""
         number = "" if self.teacher is None else f"-{self.teacher:02d}"
         return self._labels_owner(dataset)._at("rejects", f"label-{dataset}{number}")
 
     @property
     def teacher_choices(self) -> str:
-        """The folder of the engine arguments that a teacher chose for the machine."""
+        """The folder of the engine arguments chosen for the machine."""
         return self.owner._at(*self._teacher_parts, "labels")
 
     # Runs inside this one.
 
     def comparison(self, name: str) -> str:
-        """A run on this run's rows and labels; or a folder that such runs share."""
+        """A run on this run's rows and labels, or a folder that such runs share."""
         return self._at(COMPARE, name)
 
     @property
@@ -242,12 +242,12 @@ class RunLayout:
 
     @property
     def wanted(self) -> str:
-        """In a round: the rows that the teacher is asked to label."""
+        """In a round: the rows for the teacher to label."""
         return self._at("wanted")
 
     @property
     def candidates(self) -> str:
-        """In a round: the rows to choose from, while it chooses."""
+        """In a round: the rows to choose from, until it has chosen."""
         return self._at("candidates")
 
     @property
@@ -255,7 +255,7 @@ class RunLayout:
         """In a round: the teacher's labels of the wanted rows alone."""
         return self._at("answers")
 
-    # The student and its outputs, which every run has for itself.
+    # The student and its outputs; every run has its own.
 
     @property
     def epochs(self) -> str:

@@ -1,7 +1,6 @@
 """Scratch folders in the system's temporary directory.
 
-Each is locked by the process that made it, so that those of killed processes are recognised and
-deleted.
+The process that creates a folder locks it, so folders of killed processes are recognised and deleted.
 """
 
 import contextlib
@@ -17,20 +16,20 @@ from llkd.errors import StorageError
 
 _PREFIX = "llkd-scratch-"
 _GRACE_SECONDS = 60.0
-"""A younger folder may not be locked yet."""
+"""Age below which a folder may not be locked yet."""
 
 _locks: dict[Path, int] = {}
-"""The folders of this process, and the descriptors that lock them."""
+"""Folders of this process, with the descriptors that lock them."""
 
 
 def make_scratch() -> Path:
-    """A new folder, locked by this process; the caller deletes it.
+    """Create a folder, locked by this process; the caller deletes it.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: the folder cannot be created.
     """
     for gone in [folder for folder in _locks if not folder.exists()]:
-        if (lock := _locks.pop(gone, None)) is not None:  # else another thread was sooner
+        if (lock := _locks.pop(gone, None)) is not None:  # otherwise another thread has closed it
             os.close(lock)
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
@@ -38,7 +37,7 @@ def make_scratch() -> Path:
     except OSError as error:
         raise StorageError(
             f"Cannot write into {tempfile.gettempdir()}: {error}.",
-            "Make room there, or set TMPDIR to another directory. The same command then resumes.",
+            "Free space there or set TMPDIR to another directory, then run the same command to resume.",
         ) from error
     with contextlib.suppress(OSError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,10 +47,10 @@ def make_scratch() -> Path:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder that is deleted at the end of the block.
+    """Create a folder that is deleted at the end of the block.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: the folder cannot be created.
     """
     folder = make_scratch()
     try:
@@ -61,9 +60,9 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def clear_dead() -> None:
-    """Delete the folders of processes that have died, on this machine."""
+    """Delete the folders of dead processes on this machine."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another user's, or just deleted
+        with contextlib.suppress(OSError):  # another user's folder, or just deleted
             if time.time() - folder.stat().st_mtime >= _GRACE_SECONDS and _is_dead(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,9 +5,8 @@ import zlib
 import pyarrow as pa
 
 _SEAL_BYTES = 4
-"""The seal is the CRC-32 of the rest of the file. It precedes the footer, where other Parquet readers
-skip it, because they follow the footer's offsets. Parquet's page checksums would not cover the
-footer."""
+"""The seal is the CRC-32 of the rest of the file. It precedes the footer; other Parquet readers skip it,
+because they follow the offsets in the footer. Parquet's own page checksums do not cover the footer."""
 
 
 def _footer_at(data: bytes | memoryview) -> int:

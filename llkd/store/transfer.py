@@ -1,4 +1,4 @@
-"""Whole folders between this machine and a store."""
+"""Copies folders between this machine and a store."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,15 +14,14 @@ from llkd.store.scratch import scratch_folder
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """A path on this machine with the files of a folder: the folder itself, or a temporary
-    download."""
+    """A local path with the files of a folder: the folder itself, or a temporary download."""
     filesystem_, path = filesystem(uri)
     if isinstance(filesystem_, fs.LocalFileSystem):
         yield path
         return
     with scratch_folder() as directory:
         try:
-            if filesystem_.type_name == GOOGLE:  # its listings have no folders
+            if filesystem_.type_name == GOOGLE:  # its listings contain no folders
                 for info in filesystem_.get_file_info(fs.FileSelector(path, recursive=True)):
                     inner = Path(info.path).relative_to(path).parent
                     (directory / inner).mkdir(parents=True, exist_ok=True)
@@ -33,15 +32,15 @@ def local_copy(uri: str) -> Iterator[str]:
 
 
 def upload_folder(directory: Path, uri: str, last: str | None = None) -> None:
-    """Put every file of a local directory into a folder, each whole.
+    """Upload all files of a local directory, each atomically.
 
     Args:
-        directory: whose files.
-        uri: the folder.
-        last: the file that is uploaded after all others, and marks them as complete.
+        directory: the local directory.
+        uri: the folder to upload to.
+        last: name of the file that is uploaded last and marks the others as complete.
 
     Raises:
-        StorageError: one cannot be read or written.
+        StorageError: a file cannot be read or written.
     """
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     for path in sorted(paths, key=lambda path: path.name == last):

@@ -10,7 +10,8 @@ import numpy as np
 from llkd.config.run import Example, ExamplesConfig, RunConfig, TaskConfig
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError, TeacherError
-from llkd.ingest.sources import as_text, check_columns, count_rows, list_files, read_rows
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import as_text, check_columns, count_rows, read_rows
 
 SETTING = "task.examples_from"
 ROWS_PER_BATCH = 64

@@ -27,7 +27,7 @@ from llkd.config.parallelism import parallel_size
 from llkd.config.run import RunConfig, TeacherConfig
 from llkd.config.sources import SourceConfig
 from llkd.errors import RejectLimitError
-from llkd.ingest.sources import list_files
+from llkd.ingest.files import list_files
 from llkd.store.arrays import fixed_lists
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import Manifest, begun, require_complete

@@ -132,7 +132,7 @@ def test_an_epoch_leaves_what_the_design_says(finished: Finished) -> None:
 
 def test_selection_follows_the_thresholds_written_down(finished: Finished) -> None:
     config, _ = finished
-    selector = Selector(config, shard_starts([60] * 7))
+    selector = Selector(config, shard_starts([60] * 7), policy_of(config))
     for epoch in range(3):
         stats = read_stats(config, epoch)
         thresholds = stats["thresholds"]
@@ -174,8 +174,8 @@ def test_the_same_selection_for_1_2_and_7_shards(
             corpus={"rows_per_shard": 420 // shards}, selection={"policy": policy},
         )  # fmt: skip
         labelled(config, tracker)
-        selector = Selector(config, shard_starts([420 // shards] * shards))
-        make_pseudo_labels(selector.config, selector.shards, calibrate(config))
+        selector = Selector(config, shard_starts([420 // shards] * shards), policy_of(config))
+        make_pseudo_labels(config, selector.shards, calibrate(config), selector.keeps_teacher_probs)
         layout = RunLayout(config.run_dir)
         # The student's uncertainty, as if scored: a number that depends on the text alone.
         for shard in range(shards):
@@ -200,9 +200,9 @@ def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
         selection={"policy": "teacher_confidence", "class_floor": 0.6},
     )  # fmt: skip
     labelled(config, tracker)
-    selector = Selector(config, shard_starts([60] * 7))
+    selector = Selector(config, shard_starts([60] * 7), policy_of(config))
     calibration = calibrate(config)
-    make_pseudo_labels(selector.config, selector.shards, calibration)
+    make_pseudo_labels(config, selector.shards, calibration, selector.keeps_teacher_probs)
     holdout = holdout_of(config, selector)
     assert holdout is not None
     stats = selector.select(0, teacher_statistics(selector.config), None, None, holdout)
@@ -255,20 +255,20 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
     )  # fmt: skip
     distilled(config, tracker)
     layout = RunLayout(config.run_dir)
-    selector, policy = Selector(config, shard_starts([60] * 7)), policy_of(config)
+    selector = Selector(config, shard_starts([60] * 7), policy_of(config))
     found = []
     for epoch in (1, 2):
         stats = read_stats(config, epoch)
         thresholds = Thresholds.from_json(stats["thresholds"])
         assert 0 <= thresholds.parameters["beta"] <= 1
         assert np.isfinite(stats["training_loss"])
-        _, signals = selector.signals(2, epoch, policy)
+        _, signals = selector.signals(2, epoch, distributions=True)
         assert signals.student_nc is not None
         assert signals.uncertainty_n is not None
         # the distributions are the epoch's own, to the two bytes that a number is kept in
         assert entropy(signals.student_nc) == pytest.approx(signals.uncertainty_n, abs=2e-3)
         chosen = Folder(layout.selection(epoch)).read_shard(2)
-        seen = policy.view(epoch, signals, thresholds)
+        seen = selector.policy.view(epoch, signals, thresholds)
         assert chosen["label"].to_pylist() == seen.label_n[chosen["row"].to_numpy()].tolist()
         assert seen.teacher_nc is not None
         expected = seen.teacher_nc[chosen["row"].to_numpy()]

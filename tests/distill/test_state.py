@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from llkd.config.run import RunConfig
+from llkd.distill.policy import policy_of
 from llkd.distill.selection import Selector
 from llkd.distill.state import prepare_epochs, record_epoch
 from llkd.repair import EpochsRepair
@@ -36,7 +37,7 @@ def repair(config: RunConfig) -> list[str]:
     """Repair the epochs, as a command does before and at distillation; returns what is printed."""
     lines: list[str] = []
     EpochsRepair(config, SHARDS, lines.append).repair()
-    selector = Selector(config, shard_starts([ROWS] * SHARDS))
+    selector = Selector(config, shard_starts([ROWS] * SHARDS), policy_of(config))
     prepare_epochs(selector, calibrate(config))
     return lines
 

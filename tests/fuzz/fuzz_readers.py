@@ -16,7 +16,7 @@ import atheris
 with atheris.instrument_imports(include=["llkd"]):
     from llkd.config.sources import SourceConfig
     from llkd.errors import LLKDError
-    from llkd.ingest import sources
+    from llkd.ingest import files, sources
     from llkd.ingest.stage import usable_text
 
 NAMES = ("x.csv", "x.jsonl", "x.parquet", "x.csv.gz", "x.jsonl.zst")
@@ -30,12 +30,12 @@ def fuzz(data: bytes) -> None:
         file.write(data[1:])
     source = SourceConfig(path=path, id_column="id", label_column="label")
     try:
-        (file_,) = sources.list_files(source, "corpus")
+        (file_,) = files.list_files(source, "corpus")
         sources.check_columns(file_, source, "corpus")
     except LLKDError:
         source = SourceConfig(path=path)  # whatever columns there are
     try:
-        (file_,) = sources.list_files(source, "corpus")
+        (file_,) = files.list_files(source, "corpus")
         count = sources.count_rows(file_, source)
         rows = list(sources.read_rows(file_, source, 0, count))
     except LLKDError:

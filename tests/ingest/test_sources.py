@@ -12,7 +12,8 @@ import pytest
 
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
-from llkd.ingest.sources import as_text, check_columns, count_rows, list_files, read_rows
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import as_text, check_columns, count_rows, read_rows
 from llkd.ingest.stage import usable_text
 
 TEXTS = ["one", 'two, "quoted"', "three\nlines", "vier ü", "5"]
@@ -96,9 +97,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.xlsx").write_text("")
     for path, message in {
         "nothing.csv": "does not exist",
-        "empty": "no Parquet, JSON lines or CSV files in",
+        "empty": "no Parquet, JSON Lines or CSV files in",
         "*.csv": "no files in",
-        "x.xlsx": "no known format.*parquet",
+        "x.xlsx": "an unknown format.*parquet",
     }.items():
         with pytest.raises(DataError, match=message):
             list_files(source(tmp_path / path), "corpus")
@@ -172,13 +173,13 @@ def test_a_name_that_is_not_utf8_is_an_error_that_names_the_file(tmp_path: Path)
     with pytest.raises(DataError, match="Cannot read .*x.csv"):
         check_columns(list_files(config, "corpus")[0], config, "corpus")
     Path(os.fsdecode(bytes(tmp_path) + b"/\xff.csv")).write_text("text\na\n")
-    with pytest.raises(DataError, match=r"corpus.path: cannot look for"):
+    with pytest.raises(DataError, match=r"corpus.path: cannot search"):
         list_files(source(tmp_path), "corpus")
 
 
 @pytest.mark.parametrize("path", ["a\0b.csv", "n" * 300 + ".csv", "[z-a].csv", "\udcff.csv"])
 def test_a_path_that_cannot_be_listed(path: str) -> None:
-    with pytest.raises(DataError, match="corpus.path: cannot look for"):
+    with pytest.raises(DataError, match="corpus.path: cannot search"):
         list_files(source(path), "corpus")
 
 

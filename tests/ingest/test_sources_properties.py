@@ -18,7 +18,8 @@ from llkd.config.load import parse_config
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError, RejectLimitError
 from llkd.ingest import stage
-from llkd.ingest.sources import as_text, check_columns, count_rows, list_files, read_rows
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import as_text, check_columns, count_rows, read_rows
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
 from tests.config.test_config import MINIMAL

@@ -8,7 +8,7 @@ import pytest
 
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError, FingerprintError, IncompleteError, RejectLimitError
-from llkd.ingest.sources import SourceFile
+from llkd.ingest.files import SourceFile
 from llkd.ingest.stage import ShardPlan, ingest
 from llkd.repair import reopen_damaged
 from llkd.store.folder import Folder

@@ -11,11 +11,12 @@ from rich.console import Console
 from llkd.cluster import actor_pool, connection
 from llkd.config.run import RunConfig
 from llkd.errors import ActorError, ConfigError
-from llkd.lab.cost_model import RECORD_BYTES, Estimate
+from llkd.lab.cost_model import Estimate
 from llkd.lab.plan.plan import TeacherSpeed, run_plan, workload_of
 from llkd.lab.plan.show import short, show_teacher, warnings_of
 from llkd.lab.plan.student import StudentSample
 from llkd.lab.plan.teacher import TeacherSample, sample_rows, stored_bytes
+from llkd.lab.table_sizes import RECORD_BYTES
 from llkd.preflight import require_inputs
 from llkd.store.folder import Folder
 from tests.conftest import MadeRun, MakeConfig

@@ -10,7 +10,8 @@ import pytest
 from llkd.cluster.integrity import close_stage
 from llkd.config.sources import CorpusConfig
 from llkd.errors import BusyError, DamageError, ExportError, StorageError
-from llkd.ingest.sources import check_columns, list_files, read_rows
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import check_columns, read_rows
 from llkd.repair import reopen_damaged
 from llkd.results.export import _Place, files_under
 from llkd.store.folder import Folder

@@ -116,7 +116,7 @@ def test_of_two_who_take_a_lease_at_once_one_has_it_or_none(tmp_path: Path) -> N
     other._put()  # and has not looked yet
     with pytest.raises(BusyError):
         one.take()
-    other._give_way(other._put())  # it has seen nobody
+    other._withdraw_for(other._put())  # it has seen nobody
     with pytest.raises(BusyError):
         one.take()
 
@@ -127,7 +127,7 @@ def test_an_owner_does_not_give_way_to_one_who_has_just_come(tmp_path: Path) -> 
     others = other._put()  # and has not looked yet
     one.renew()
     with pytest.raises(BusyError):
-        other._give_way(others)
+        other._withdraw_for(others)
     one.renew()
 
 

@@ -14,7 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from llkd.config.load import absolute_paths, load_config
+from llkd.config.load import load_config
 from llkd.errors import TeacherError
 from llkd.ingest.stage import ingest
 from llkd.store.folder import Folder
@@ -113,15 +113,13 @@ def test_a_killed_engine_is_started_again_and_a_killed_actor_leaves_none_and_los
     table = pq.read_table(prepared() / "bbc/corpus.parquet").slice(0, ROWS)
     pq.write_table(table, tmp_path / "corpus.parquet")
     engines = Engines()
-    config = absolute_paths(
-        load_config(
-            "jobs/configs/bbc.yaml",
-            [
-                f"run_dir={tmp_path}/run", f"corpus.path={tmp_path}/corpus.parquet", "test=null",
-                f"corpus.rows_per_shard={ROWS // SHARDS}", "teacher.resources={CPU: 1}",
-                "teacher.engine=tests.fakes:SeparateVLLM",
-            ],
-        )
+    config = load_config(
+        "jobs/configs/bbc.yaml",
+        [
+            f"run_dir={tmp_path}/run", f"corpus.path={tmp_path}/corpus.parquet", "test=null",
+            f"corpus.rows_per_shard={ROWS // SHARDS}", "teacher.resources={CPU: 1}",
+            "teacher.engine=tests.fakes:SeparateVLLM",
+        ],
     )  # fmt: skip
     ingest(config, "corpus", tracker)
     labels = Folder(RunLayout(config.run_dir).labels("corpus"))

@@ -1,7 +1,6 @@
 """Which rows the student trains on in an epoch, as what, and with what weight."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from llkd.core.draws import uniform_by_position
 from llkd.core.policies.base import (
@@ -19,7 +18,8 @@ from llkd.core.policies.baselines import SelectAll, SelectRandom
 from llkd.core.policies.label_noise import ConfidentLearning, SmallLoss
 from llkd.core.policies.refine import Refined
 from llkd.core.policies.student_confidence import FreeMatch, SoftMatch
-from llkd.core.policies.threshold import Rule, ThresholdKind, ThresholdPolicy, WeightKind
+from llkd.core.policies.threshold import Rule, ThresholdPolicy
+from llkd.core.policy_names import PolicyName, Sides, ThresholdKind, WeightKind
 
 __all__ = [
     "ROWS", "SMALLEST_WEIGHT", "Choice", "Policy", "PolicyName", "PolicySettings", "Rule", "Signals",
@@ -27,12 +27,6 @@ __all__ = [
     "uniform_by_position",
 ]  # fmt: skip
 
-PolicyName = Literal[
-    "llkd", "refined", "all", "random", "teacher_confidence", "student_uncertainty", "freematch",
-    "softmatch", "small_loss", "confident_learning",
-]  # fmt: skip
-
-Sides = Literal["both", "teacher", "student"]
 _SIDES: dict[str, Sides] = {"teacher_confidence": "teacher", "student_uncertainty": "student"}
 
 

@@ -31,7 +31,8 @@ import numpy as np
 
 from llkd.core.draws import uniform_by_position
 from llkd.core.policies.base import ROWS, Choice, Signals, State
-from llkd.core.policies.threshold import Rule, ThresholdPolicy, WeightKind
+from llkd.core.policies.threshold import Rule, ThresholdPolicy
+from llkd.core.policy_names import WeightKind
 from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
 from llkd.core.tally import Tally, grid_sum
 from llkd.core.thresholds import TOLERANCE, Thresholds

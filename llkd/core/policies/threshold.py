@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from llkd.core.policies.base import ROWS, SMALLEST_WEIGHT, FilledPolicy, Signals, State
+from llkd.core.policy_names import ThresholdKind, WeightKind
 from llkd.core.statistics import ClassStatistics, confidence_of_top
 from llkd.core.tally import Tally, grid_sum
 from llkd.core.thresholds import Thresholds, moving_average, no_thresholds
-
-ThresholdKind = Literal["class_mean", "freematch", "quantile", "fixed"]
-WeightKind = Literal["none", "product", "sum", "softmatch"]
 
 UNCERTAINTY_BINS = 256
 """Equal bins of the uncertainty histogram that quantiles are read off."""

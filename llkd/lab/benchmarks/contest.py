@@ -138,7 +138,8 @@ def paragraphs(text: str) -> list[str]:
 def write_texts(config: RunConfig, path: Path, rows: int, cut: Cut) -> int:
     """Up to so many rows made of the corpus's texts; no two the same, so that none is in a cache.
     Returns how many there are."""
-    from llkd.ingest.sources import as_text, list_files, read_rows
+    from llkd.ingest.files import list_files
+    from llkd.ingest.sources import as_text, read_rows
 
     texts: dict[str, None] = {}
     for file in list_files(config.corpus, "corpus"):

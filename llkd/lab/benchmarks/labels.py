@@ -25,7 +25,8 @@ from llkd.core.calibration import (
 from llkd.core.metrics import evaluate
 from llkd.core.verbalizers import Verbalizer, label_tree
 from llkd.errors import ConfigError, DataError, TeacherError
-from llkd.ingest.sources import as_text, check_columns, count_rows, list_files, read_rows
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import as_text, check_columns, count_rows, read_rows
 from llkd.teacher.examples import with_drawn_examples
 from llkd.teacher.prompting import Prompter, make_prompter
 from llkd.teacher.stage import CONTENT_FREE

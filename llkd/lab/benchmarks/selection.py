@@ -88,6 +88,7 @@ def _median(size: Mapping[str, Any], name: str) -> float:
 def _at_size(
     folder: Path, rows: int, rows_per_shard: int, rounds: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
+    from llkd.distill.policy import policy_of
     from llkd.distill.selection import Selector
     from llkd.store.schema import shard_starts
 
@@ -96,7 +97,7 @@ def _at_size(
     started = time.perf_counter()
     make_sidecars(config, sizes)
     say(f"{rows:,} rows in {len(sizes):,} shards made in {time.perf_counter() - started:.0f} s")
-    selector = Selector(config, shard_starts(sizes))
+    selector = Selector(config, shard_starts(sizes), policy_of(config))
     rates: dict[str, list[float]] = {"ours": []}
     contestants = ("numpy", "polars") if rows <= WHOLE_ROWS else ()
     with PeakMemory() as memory:

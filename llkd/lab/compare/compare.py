@@ -245,8 +245,8 @@ def _read_reliability(config: RunConfig, epoch: int) -> dict[str, Any]:
     manifest = read_manifest(rows)
     assert manifest is not None
     counts = manifest.results["rows"]
-    selector = Selector(config, shard_starts(counts))
-    scored = epoch if policy_of(config).uses_uncertainty else None
+    selector = Selector(config, shard_starts(counts), policy_of(config))
+    scored = epoch if selector.policy.uses_uncertainty else None
     signals, gold = [], []
     for shard in range(len(counts)):
         row_n, shard_signals = selector.signals(shard, scored)

@@ -12,7 +12,8 @@ from rich.console import Console
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
 from llkd.config.sources import SourceConfig
-from llkd.ingest.sources import count_rows, list_files
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import count_rows
 from llkd.lab.cost_model import Estimate, Workload
 from llkd.lab.plan.show import show_estimate, show_teacher
 from llkd.lab.plan.student import StudentSample, measure_student

@@ -12,8 +12,9 @@ from llkd.cluster import actor_pool, connection
 from llkd.config.run import RunConfig
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
-from llkd.ingest.sources import as_text, check_columns, count_rows, list_files, read_rows
-from llkd.lab.cost_model import CORPUS_FIXED
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import as_text, check_columns, count_rows, read_rows
+from llkd.lab.table_sizes import CORPUS_FIXED
 from llkd.store.folder import Folder
 from llkd.store.schema import corpus_schema, shard_name
 from llkd.store.scratch import scratch_folder

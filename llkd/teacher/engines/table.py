@@ -15,7 +15,8 @@ from llkd.config.explain import explained
 from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.config.sources import SourceConfig
 from llkd.errors import ConfigError, DataError
-from llkd.ingest.sources import SourceRow, as_text, check_columns, count_rows, list_files, read_rows
+from llkd.ingest.files import list_files
+from llkd.ingest.sources import SourceRow, as_text, check_columns, count_rows, read_rows
 from llkd.teacher.engine import LabelBatch
 
 MOST_CONFIDENT = 1 - 1e-6

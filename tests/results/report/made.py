@@ -98,8 +98,10 @@ def trained(
         overrides: of stats.json.
     """
     layout = RunLayout(config.run_dir)
-    selector = Selector(config, shard_starts([len(part) for part in uncertainty]))
-    make_pseudo_labels(selector.config, selector.shards, calibrate(config))
+    selector = Selector(
+        config, shard_starts([len(part) for part in uncertainty]), policy_of(config)
+    )
+    make_pseudo_labels(config, selector.shards, calibrate(config), selector.keeps_teacher_probs)
     for shard, part in enumerate(uncertainty):
         columns: dict[str, Any] = {"row": np.arange(len(part), dtype=np.int32)}
         schema, unsure_n = UNCERTAINTY_SCHEMA, part
@@ -110,7 +112,7 @@ def trained(
         columns[UNCERTAINTY] = on_grid(unsure_n)
         Folder(layout.uncertainty(epoch)).write_shard(shard, pa.table(columns, schema=schema))
     sums = None
-    if policy_of(config).uses_uncertainty:
+    if selector.policy.uses_uncertainty:
         sums = selector.uncertainty_sums(range(len(uncertainty)), epoch)
     before = None
     if epoch:
