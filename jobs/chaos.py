@@ -26,6 +26,7 @@ from pathlib import Path
 from rich.console import Console
 
 from llkd.cli import config_of, do_logged, errors_told, in_run_dir, plain_parser
+from llkd.config.packages import require_packages
 
 
 def main() -> None:
@@ -35,6 +36,10 @@ def main() -> None:
         config = config_of(arguments.config, arguments.overrides)
 
     def work(console: Console) -> None:
+        from llkd.preflight import require_installed
+
+        require_packages("jobs/chaos.py", "psutil", extra="dev")
+        require_installed("run", config)
         from llkd.lab.chaos.harness import FaultPlan, run_chaos
         from llkd.lab.chaos.outcome import figures, outcome_table, verdict
 
@@ -76,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _kinds(text: str) -> list[str]:
-    from llkd.lab.chaos.injector import KINDS
+    from llkd.lab.chaos.outcome import KINDS
 
     found = text.split(",")
     if unknown := set(found) - set(KINDS):

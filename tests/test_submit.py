@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from llkd.config.run import RunConfig
-from llkd.lab.benchmarks.object_store import ObjectStore
+from tests.object_store import ObjectStore
 from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
 from llkd.teacher.stage import CONTENT_FREE

@@ -21,7 +21,7 @@ from pyarrow import fs
 from llkd.cluster.integrity import close_stage, damaged_files
 from llkd.errors import BusyError, DamageError, StorageError
 from llkd.ingest.stage import ingest
-from llkd.lab.benchmarks.object_store import SECRET, ObjectStore, Request
+from tests.object_store import SECRET, ObjectStore, Request
 from llkd.repair import reopen_damaged
 from llkd.store import folder as store_folder
 from llkd.store import lock
