@@ -27,6 +27,7 @@ from rich.console import Console
 
 from llkd.cli import do_logged, errors_told, in_run_dir, plain_parser
 from llkd.config.load import load_config
+from llkd.config.packages import require_packages
 
 
 def main() -> None:
@@ -36,6 +37,10 @@ def main() -> None:
         config = load_config(arguments.config, arguments.overrides)
 
     def work(console: Console) -> None:
+        from llkd.preflight import require_installed
+
+        require_packages("jobs/chaos.py", "psutil", extra="dev")
+        require_installed("run", config)
         from llkd.lab.chaos.harness import FaultPlan, run_chaos
         from llkd.lab.chaos.outcome import figures, outcome_table, verdict
 
@@ -77,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _kinds(text: str) -> list[str]:
-    from llkd.lab.chaos.injector import KINDS
+    from llkd.lab.chaos.outcome import KINDS
 
     found = text.split(",")
     if unknown := set(found) - set(KINDS):

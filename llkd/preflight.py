@@ -1,7 +1,11 @@
 """Checks a run's inputs and resources before it starts, so that it does not fail hours later."""
 
+import os
+
 from llkd.cluster import connection
-from llkd.config.run import RunConfig
+from llkd.cluster.environment import ADDRESS_VARIABLE
+from llkd.config.packages import require_packages
+from llkd.config.run import RunConfig, TeacherConfig
 from llkd.config.section import DATASETS_PREFIX
 from llkd.config.sources import section_of
 from llkd.distill.policy import policy_of
@@ -9,8 +13,6 @@ from llkd.distill.stage import worker_resources
 from llkd.ingest.files import list_files
 from llkd.ingest.sources import check_columns
 from llkd.results.hub import require_hub
-from llkd.results.onnx import require_onnx
-from llkd.results.tracking import require_trackers
 from llkd.store.folder import Folder
 from llkd.store.manifest import read_manifest
 from llkd.store.model_files import require_model
@@ -29,41 +31,76 @@ def require_inputs(stage: str, config: RunConfig) -> None:
         ConfigError: a model directory is missing or incomplete, a setting needs a missing package
             or token, or the policy does not exist.
     """
+    require_installed(stage, config)
     if stage in ("ingest", "run"):
         for dataset in config.datasets:
             _require_source(config, dataset)
     if stage == "predict" and config.predict.path is not None:
         _require_source(config, config.predict.dataset)
-    if stage == "plan":
-        _require_planned(config)
-    if stage == "export":
-        _require_export(config)
-    if stage in ("label", "run") and needs_teacher(config):
+    if stage == "export" and config.export.push_to_hub:
+        require_hub()
+    if _loads_teacher(stage, config):
         for teacher in config.all_teachers:
             require_teacher(teacher)
-    if stage in ("distill", "evaluate", "run"):
-        require_trackers(config)
-    if stage in ("distill", "run") and needs_student(config):
+    if _trains_student(stage, config):
         require_model(config.student.model, "student.model")
     if stage in ("distill", "run", "plan") or (stage == "label" and config.label.in_part):
         policy_of(config)
 
 
-def _require_export(config: RunConfig) -> None:
-    """Check the packages and the token that the export needs."""
-    if config.export.onnx:
-        require_onnx()
-    if config.export.push_to_hub:
-        require_hub()
+def require_installed(stage: str, config: RunConfig) -> None:
+    """Check the optional packages that a command needs under its settings.
 
-
-def _require_planned(config: RunConfig) -> None:
-    """Check the models that a plan measures; those with a given throughput are not loaded."""
-    if config.plan.teacher_rows_per_second is None:
+    Raises:
+        ConfigError: one is not installed; names the setting and the extra.
+    """
+    if stage == "export" and config.export.onnx:
+        require_packages(
+            "export.onnx", "onnx", "onnxscript", "onnxruntime", extra="onnx",
+            otherwise="set export.onnx to false",
+        )  # fmt: skip
+    if stage in ("distill", "evaluate", "run"):
+        for name in config.tracking.trackers:  # named like their packages
+            require_packages(
+                f"tracking.{name}", name, extra="tracking", otherwise=f"set tracking.{name} to null"
+            )
+    if os.environ.get(ADDRESS_VARIABLE):
+        return  # models are loaded on the nodes of the cluster, whose packages may differ
+    if _loads_teacher(stage, config):
         for teacher in config.all_teachers:
-            require_teacher(teacher)
-    if config.plan.score_rows_per_second is None:
-        require_model(config.student.model, "student.model")
+            _require_engine(teacher)
+    if _trains_student(stage, config) and config.student.lora is not None:
+        require_packages("student.lora", "peft", extra="lora", otherwise="set student.lora to null")
+
+
+def _require_engine(teacher: TeacherConfig) -> None:
+    """Check the packages that a teacher's engine imports."""
+    if teacher.engine == "vllm":
+        require_packages(
+            "teacher.engine: vllm",
+            "vllm",
+            extra="gpu",
+            otherwise="'.[cpu]' on a machine without GPUs",
+        )
+    if teacher.engine == "transformers" and teacher.lora is not None:
+        require_packages("teacher.lora", "peft", extra="lora", otherwise="set teacher.lora to null")
+    if teacher.engine == "transformers" and "gguf_file" in teacher.engine_args:
+        require_packages("teacher.engine_args.gguf_file", "gguf", extra="demo")
+
+
+def _loads_teacher(stage: str, config: RunConfig) -> bool:
+    """Whether a command loads the teachers; a plan does not if it is given their throughput."""
+    if stage == "plan":
+        return config.plan.teacher_rows_per_second is None
+    return stage in ("label", "run") and needs_teacher(config)
+
+
+def _trains_student(stage: str, config: RunConfig) -> bool:
+    """Whether a command trains the student; a plan does not if it is given its throughput."""
+    if stage == "plan":
+        return config.plan.score_rows_per_second is None
+    in_rounds = stage == "label" and config.label.in_part
+    return (stage in ("distill", "run") or in_rounds) and needs_student(config)
 
 
 def require_room(config: RunConfig) -> None:

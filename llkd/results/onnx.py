@@ -1,32 +1,17 @@
 """The student as ONNX, for those who serve without torch; checked against the student itself."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llkd.errors import ConfigError, ExportError
+from llkd.errors import ExportError
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LARGEST_DIFFERENCE = 1e-4
 """Between two probabilities, of the student and of its ONNX form, both in float32."""
 ONE_FILE_BYTES = 1 << 30
 """Larger weights lie in a file of their own: an ONNX file holds 2 GiB at most."""
-
-
-def require_onnx() -> None:
-    """See that the packages are there that `export.onnx` needs.
-
-    Raises:
-        ConfigError: naming those that are not.
-    """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise ConfigError(
-            f"export.onnx needs {', '.join(missing)}",
-            "Install it: pip install '.[onnx]', or set export.onnx to false.",
-        )
 
 
 def write_onnx(

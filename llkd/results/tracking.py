@@ -10,14 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import ray
 
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import STATS
-from llkd.errors import ConfigError
 from llkd.results.tracked_figures import epoch_figures, final_figures
 from llkd.results.trackers import (
     REMOTE_TRACKERS,
@@ -35,24 +33,8 @@ TRACKING = "tracking.json"
 POLL_SECONDS = 2.0
 LEAVE_SECONDS = 2.0
 """How long a failed or interrupted command waits for a tracker."""
-PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
-"""The module of each remote tracker."""
 
 PrintLine = Callable[[str], None]
-
-
-def require_trackers(config: RunConfig) -> None:
-    """Check that the packages of the experiment trackers are installed.
-
-    Raises:
-        ConfigError: naming the setting whose package is missing.
-    """
-    for name in config.tracking.trackers:
-        if find_spec(PACKAGES[name]) is None:
-            raise ConfigError(
-                f"tracking.{name} needs the package {name}",
-                f"Install it: pip install '.[tracking]', or set tracking.{name} to null.",
-            )
 
 
 class Recorder:

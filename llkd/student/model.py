@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from llkd.cluster.hardware import cpu_prefers_bfloat16
+from llkd.config.packages import require_packages
 from llkd.config.student import LoraSettings, StudentConfig
 from llkd.errors import StudentError
 
@@ -53,13 +54,9 @@ def _freeze_unused(tokenizer: Any, model: Any) -> None:
 
 def _with_adapters(model: Any, lora: LoraSettings, fresh: Sequence[str]) -> Any:
     """The model with adapters; layers that it came without (`fresh`) are trained whole."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise StudentError(
-            "student.lora needs the package peft",
-            "Install it: pip install '.[lora]'",
-        ) from error
+    require_packages("student.lora", "peft", extra="lora")
+    from peft import LoraConfig, get_peft_model
+
     modules = lora.target_modules
     try:
         return get_peft_model(

@@ -12,8 +12,7 @@ import pytest
 
 from llkd.config.load import parse_config
 from llkd.config.run import RunConfig
-from llkd.errors import ConfigError, ExportError
-from llkd.preflight import require_inputs
+from llkd.errors import ExportError
 from llkd.results import export as publish
 from llkd.results import onnx
 from llkd.results.onnx import write_onnx
@@ -323,15 +322,3 @@ def test_another_model_or_one_without_a_form_is_refused(
     )
     with pytest.raises(ExportError, match="has no form in ONNX"):
         write_onnx(*arguments)
-
-
-def test_missing_packages_are_told_before_anything_begins(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    require_inputs("export", make_config(export={"onnx": True}))
-    monkeypatch.setattr("llkd.results.onnx.PACKAGES", ("onnx", "no_such_package"))
-    require_inputs("export", make_config())
-    with pytest.raises(
-        ConfigError, match=r"needs no_such_package\. Install it: pip install '\.\[onnx\]'"
-    ):
-        require_inputs("export", make_config(export={"onnx": True}))

@@ -11,8 +11,6 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from llkd.config.run import RunConfig
-from llkd.errors import ConfigError
-from llkd.preflight import require_inputs
 from llkd.results import tracking
 from llkd.results.tracked_figures import epoch_figures, final_figures
 from llkd.results.trackers import event_file
@@ -258,14 +256,3 @@ def test_a_tracker_that_fails_is_one_warning_and_the_run_goes_on(
     config = trained(mlflow="http://127.0.0.1:9")
     assert record(config, 2) == ["warning: nothing more is logged to mlflow: the server"]
     assert logged(config).keys() == {0, 1}
-
-
-@pytest.mark.parametrize("stage", ["run", "distill", "evaluate"])
-def test_a_missing_package_is_reported_before_any_work(
-    make_config: MakeConfig, stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    require_inputs(stage, make_config(tracking={"mlflow": "x", "wandb": "x"}))
-    monkeypatch.setitem(tracking.PACKAGES, "wandb", "no_such_package")
-    require_inputs(stage, make_config(tracking={"mlflow": "x"}))
-    with pytest.raises(ConfigError, match=r"tracking.wandb needs .*pip install '\.\[tracking\]'"):
-        require_inputs(stage, make_config(tracking={"wandb": "x"}))

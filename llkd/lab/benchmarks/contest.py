@@ -6,10 +6,8 @@ names its contestants and ends in `serve`.
 """
 
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llkd.config.run import RunConfig
+from llkd.lab.benchmarks.processes import results_of, send
 
 PIECE = 240
 """Characters of a piece."""
@@ -40,17 +39,17 @@ def race(
     what: str,
     environment: Mapping[str, str] | None = None,
 ) -> Rates:
-    """Let each contestant of a benchmark module run once a round.
+    """Run each contestant of a benchmark module once per round.
 
     Args:
-        module: the module that serves the contestants, by its full name.
-        config: what they work by.
-        data: what they work on.
+        module: the full name of the module that serves the contestants.
+        config: of the contestants.
+        data: path of their input.
         contestants: their names.
-        rounds: how often each runs.
+        rounds: number of rounds.
         say: prints a line of progress.
-        what: what is measured, for these lines.
-        environment: variables of their processes, beside those of this one.
+        what: the measurement, for these lines.
+        environment: variables of their processes, in addition to those of this one.
     """
     rates: Rates = {name: [] for name in contestants}
     for number in range(rounds):
@@ -64,37 +63,31 @@ def race(
 def run_contestant(
     module: str, name: str, config: RunConfig, data: Path, environment: Mapping[str, str]
 ) -> float:
-    """One run in a process of its own; rows a second.
+    """Run a contestant in a process of its own; returns rows a second.
 
     Raises:
-        RuntimeError: it ended without a rate.
+        IncompleteError: it failed.
     """
     spec = json.dumps({"config": config.model_dump(mode="json"), "data": str(data)})
-    done = subprocess.run(
-        [sys.executable, "-m", module, name],
-        input=spec, capture_output=True, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
-    for line in done.stdout.splitlines():
-        if line.startswith("RATE "):
-            return float(line.split()[1])
-    raise RuntimeError(f"The contestant {name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    (rate,) = results_of(module, name, stdin=spec, environment=environment)
+    return float(rate)
 
 
 def serve(contestants: Mapping[str, Contestant]) -> None:
     """The process of `run_contestant`: runs the contestant that the command line names."""
     spec = json.load(sys.stdin)
     config = RunConfig.model_validate(spec["config"])
-    print("RATE", contestants[sys.argv[1]](config, Path(spec["data"])), flush=True)
+    send(contestants[sys.argv[1]](config, Path(spec["data"])))
 
 
 def ratio(rates: Mapping[str, Sequence[float]], other: str) -> float:
-    """The median over rounds of ours divided by another's, for both met the same machine."""
+    """The median over rounds of our rate divided by another's."""
     pairs = zip(rates["ours"], rates[other], strict=True)
     return statistics.median(ours / theirs for ours, theirs in pairs)
 
 
 def table(columns: Mapping[str, Mapping[str, Sequence[float]]], result: Mapping[str, Any]) -> str:
-    """The figures, for people.
+    """The figures as text.
 
     Args:
         columns: rates of the contestants, by heading; the first column has all contestants.
@@ -117,7 +110,7 @@ def table(columns: Mapping[str, Mapping[str, Sequence[float]]], result: Mapping[
 
 
 Cut = Callable[[str], list[str]]
-"""Makes rows of a text of the corpus."""
+"""Cuts a text of the corpus into rows."""
 
 
 def whole(text: str) -> list[str]:
@@ -126,18 +119,20 @@ def whole(text: str) -> list[str]:
 
 
 def pieces(text: str) -> list[str]:
-    """Pieces of the same length, where the texts are too few."""
+    """Pieces of equal length, for a corpus with too few texts."""
     return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
 
 
 def paragraphs(text: str) -> list[str]:
-    """What stands between blank lines: rows as different in length as people write them."""
+    """Parts between blank lines, of natural lengths."""
     return re.split(r"\n\s*\n", text)
 
 
 def write_texts(config: RunConfig, path: Path, rows: int, cut: Cut) -> int:
-    """Up to so many rows made of the corpus's texts; no two the same, so that none is in a cache.
-    Returns how many there are."""
+    """Write up to `rows` different rows made of the corpus's texts; returns their number.
+
+    No row repeats, so that none is answered from a cache.
+    """
     from llkd.ingest.files import list_files
     from llkd.ingest.sources import as_text, read_rows
 
@@ -154,5 +149,5 @@ def write_texts(config: RunConfig, path: Path, rows: int, cut: Cut) -> int:
 
 
 def read_texts(path: Path) -> list[str]:
-    """What `write_texts` wrote."""
+    """Read the rows that `write_texts` wrote."""
     return list(pq.read_table(path)["text"].to_pylist())

@@ -1,80 +1,108 @@
-"""What the driver does for each shard, without the work itself.
+"""Time and memory of the driver for each shard.
 
 The unmodified stages run on a local Ray; only the work on a shard is replaced: the shard becomes a
 link to an existing file of one row. What remains is listing, dispatching, collecting, summing,
 manifests, checksums and the check at the start. Each size runs in its own process, to measure its
 memory.
 
-    ingest     stages/ingest.py: the corpus's shards
-    label      stages/label.py: a pool of one actor
-    select     an epoch's counts, added up over shards, kept, read, and cut among four workers
-    predict    stages/predict.py: a pool of one actor
-    check      what a command does first with all of it: listings, sizes and times
-    queue      the shards of a scoring pass, handed out and taken back (an actor of its own in a run)
-    tracker    a word on each shard, and a look at it for every thousandth (an actor of its own)
+    ingest     ingest/stage.py: the shards of the corpus
+    label      teacher/stage.py: a pool of one actor
+    select     the counts of an epoch: summed over shards, stored, read, and divided among four workers
+    predict    results/predict.py: a pool of one actor
+    check      the start of a command: listings, sizes and times of all files
+    queue      the shards of a scoring pass, handed out and taken back (in a run, in an actor)
+    tracker    progress of each shard, read after every thousandth (in a run, in an actor)
+
+With --fail, the label stage is whole, with a teacher that costs nothing: see `llkd.lab.benchmarks.growth`.
 """
 
+import argparse
 import contextlib
 import gc
-import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
 from llkd.config.load import parse_config
+from llkd.config.packages import require_packages
 from llkd.config.run import RunConfig
-from llkd.core.tally import Tally
 from llkd.distill.selection_counts import COUNTS, Counts
-from llkd.errors import IncompleteError
+from llkd.lab.benchmarks import growth
+from llkd.lab.benchmarks.arguments import parse_sizes
+from llkd.lab.benchmarks.processes import results_of, send
+from llkd.lab.benchmarks.stand_ins import without_work, write_linked_rows
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, write_manifest
-from llkd.store.schema import RunLayout, shard_name
+from llkd.store.schema import RunLayout
 
 CLASSES = 2
-LINKS = 10_000
-"""Shards that are links to one file: file systems allow some 65,000."""
-FOUND = "FOUND "
-"""Before a phase's figures, on the output of the process that had it."""
 WORKERS = 4
-"""Training workers that an epoch's selection is cut among."""
+"""Training workers that share the selection of an epoch."""
 PHASES = ("ingest", "label", "select", "predict", "check")
-"""Those of the driver; the others are actors' in a run."""
+"""The phases of the driver; in a run, the others are in actors."""
+FAILING_ROWS = 64
+"""Rows of a shard with --fail."""
+
+Tell = Callable[[str, Any], None]
+"""Called with the name and the figures of each phase as it ends."""
 
 
-def benchmark_control(sizes: Sequence[int], say: Callable[[str], None]) -> dict[str, Any]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    parser.add_argument(
+        "--shards", type=parse_sizes, help="separated by commas (1e4,1e5; with --fail 2000)"
+    )
+    parser.add_argument("--fail", type=float, help="share of the calls that kill their actor")
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure as the command line says."""
+    require_packages("benchmark control", "psutil", extra="dev")
+    default = [10_000, 100_000] if arguments.fail is None else [2000]
+    return benchmark_control(arguments.shards or default, arguments.fail, say)
+
+
+def benchmark_control(
+    sizes: Sequence[int], fail: float | None, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Measure.
 
     Args:
-        sizes: shards of each made-up corpus, ascending.
+        sizes: shards of each synthetic corpus, ascending.
+        fail: share of the calls of the teacher that fail; None to replace the work on a shard.
         say: prints a line of progress.
 
     Returns:
-        `sizes`, a list of `shards`, `phases` (of each `cpu` and `wall` seconds and `mib`, by which
-        the process had grown), `driver_ms` of CPU a shard and `growth_mib` of all phases of the
-        driver.
+        `sizes`, a list of `shards`, `phases` (each `cpu` and `wall` seconds and `mib`, the growth of
+        the process), `driver_ms` of CPU per shard and `growth_mib` of all phases of the driver; with
+        `fail`, also the figures of `growth.watched`, as `processes`.
 
     Raises:
         IncompleteError: a run failed.
     """
     found = []
     for shards in sizes:
-        folder = Path(tempfile.mkdtemp(prefix="llkd-benchmark-"))
+        folder, phases = Path(tempfile.mkdtemp(prefix="llkd-benchmark-")), dict[str, Any]()
         try:
-            found.append(_in_a_process(folder, shards, say))
+            for name, phase in results_of(
+                "llkd.lab.benchmarks.control", str(folder), str(shards), str(fail)
+            ):
+                phases[name] = phase
+                if name != PROCESSES:
+                    say(f"{shards:,} shards, {name}: {_cells(shards, phase)}")
         finally:
             shutil.rmtree(folder)
+        found.append(summary(shards, phases))
         say(
             f"{shards:,} shards: {found[-1]['driver_ms']:.3f} ms of the driver each, "
             f"{found[-1]['growth_mib']:.0f} MiB more"
@@ -82,105 +110,49 @@ def benchmark_control(sizes: Sequence[int], say: Callable[[str], None]) -> dict[
     return {"sizes": found}
 
 
-def _in_a_process(folder: Path, shards: int, say: Callable[[str], None]) -> dict[str, Any]:
-    phases: dict[str, dict[str, float]] = {}
-    with (folder / "log").open("w+") as log:
-        work = subprocess.Popen(
-            [sys.executable, "-m", "llkd.lab.benchmarks.control", str(folder), str(shards)],
-            stdout=subprocess.PIPE, stderr=log, text=True,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
-        )  # fmt: skip
-        assert work.stdout is not None
-        for line in work.stdout:
-            if line.startswith(FOUND):
-                name, phase = json.loads(line.removeprefix(FOUND))
-                phases[name] = phase
-                say(f"{shards:,} shards, {name}: {_cells(shards, phase)}")
-        if work.wait() != 0:
-            log.seek(0)
-            raise IncompleteError(f"The run over {shards} shards failed:\n{log.read()[-4000:]}")
-    return summary(shards, phases)
+PROCESSES = "processes"
+"""The name of the figures of `growth.watched` among those of the phases."""
 
 
-def summary(shards: int, phases: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def summary(shards: int, phases: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of one size: see `benchmark_control`."""
-    seconds = sum(phases[name]["cpu"] for name in PHASES)
+    timed = {name: phase for name, phase in phases.items() if name != PROCESSES}
+    driver = [phase for name, phase in timed.items() if name in PHASES]
     return {
         "shards": shards,
-        "phases": phases,
-        "driver_ms": 1000 * seconds / shards,
-        "growth_mib": sum(phases[name]["mib"] for name in PHASES),
+        "phases": timed,
+        "driver_ms": 1000 * sum(phase["cpu"] for phase in driver) / shards,
+        "growth_mib": sum(phase["mib"] for phase in driver),
+        **({PROCESSES: phases[PROCESSES]} if PROCESSES in phases else {}),
     }
 
 
-def make_config(folder: Path, shards: int) -> RunConfig:
-    """A run over a corpus that it writes: a row for each shard."""
-    texts = pa.array(["text"]).take(pa.array(np.zeros(shards, np.int8)))
-    pq.write_table(pa.table({"text": texts}), folder / "corpus.parquet")
-    row = pa.table(
-        {"row": pa.array([0], pa.int32()), "text": pa.array(["text"], pa.large_string())}
+def make_config(folder: Path, rows: int, rows_per_shard: int = 1, **teacher: Any) -> RunConfig:
+    """A run over a corpus that it writes.
+
+    Args:
+        folder: of the corpus and the run.
+        rows: of the corpus.
+        rows_per_shard: of each shard.
+        teacher: settings of the teacher, in place of those that need no model.
+    """
+    numbers = pa.array(np.arange(rows)).cast(pa.string())
+    texts = pa.table({"text": pc.binary_join_element_wise("text", numbers, " ")})
+    pq.write_table(
+        texts,
+        folder / "corpus.parquet",
+        row_group_size=8192 if rows_per_shard > 1 else None,
     )
-    for number in range(-(-shards // LINKS)):
-        pq.write_table(row, folder / f"{number}.row")
     return parse_config(
         {
             "run_dir": str(folder / "run"),
             "task": {"instruction": "-", "labels": [f"label {i}" for i in range(CLASSES)]},
-            "corpus": {"path": str(folder / "corpus.parquet"), "rows_per_shard": 1},
-            "teacher": {"model": "-", "resources": {"CPU": 1}},
+            "corpus": {"path": str(folder / "corpus.parquet"), "rows_per_shard": rows_per_shard},
+            "teacher": {"model": "-", "resources": {"CPU": 1}, **teacher},
             "student": {"model": "-"},
             "predict": {"resources": {"CPU": 1}},
         }
     )
-
-
-def _link(folder: Folder, shard: int) -> dict[str, Any]:
-    """Link a shard to a file; returns what the stages report of a shard."""
-    target = Path(folder.uri, shard_name(shard))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    run = next(parent for parent in target.parents if parent.name == "run")
-    with contextlib.suppress(FileExistsError):
-        target.hardlink_to(run.parent / f"{shard // LINKS}.row")
-    return {"rows": 1, "crc": shard}
-
-
-def link_rows(plan: Any, shard: int, labels: list[str], layout: RunLayout) -> dict[str, Any]:
-    """Stands in for the work of ingest on a shard."""
-    return {**_link(Folder(layout.rows(plan.dataset)), shard), "rejects": {}}
-
-
-class LinkingTeacher:
-    """Stands in for TeacherActor."""
-
-    def __init__(self, config: RunConfig, tracker: Any) -> None:
-        self._layout, self._tracker = RunLayout(config.run_dir), tracker
-
-    def __call__(self, item: tuple[str, int]) -> dict[str, Any]:
-        """See TeacherActor."""
-        dataset, shard = item
-        told = _link(Folder(self._layout.labels(dataset)), shard)
-        self._tracker.update.remote(f"{dataset}/{shard}", 1)
-        now = time.time()
-        return {"dataset": dataset, "shard": shard, **told, "label_mass": 1.0, "started": now,
-                "ended": now}  # fmt: skip
-
-
-class LinkingStudent:
-    """Stands in for StudentActor."""
-
-    def __init__(self, config: RunConfig, wanted: Any, *details: Any) -> None:
-        self._folder, self._tracker = wanted.folder, details[-1]
-
-    def __call__(self, shard: int) -> dict[str, Any]:
-        """See StudentActor."""
-        told = _link(self._folder, shard)
-        self._tracker.update.remote(f"{shard}", 1)
-        return {"shard": shard, **told, "started": time.time(), "ended": time.time()}
-
-
-def tally(folder: Folder, names: Sequence[str], shard: int) -> Tally:
-    """Stands in for the counts of a shard's predictions."""
-    return Tally({"rows_c": np.array([1, 0]), "confidence_c": np.array([1.0, 0.0])})
 
 
 def counts(shard: int) -> Counts:
@@ -188,11 +160,8 @@ def counts(shard: int) -> Counts:
     return Counts(np.array([1, 0]), np.array([1]), 1.0)
 
 
-def measure(
-    folder: Path, shards: int, tell: Callable[[str, Mapping[str, float]], None]
-) -> dict[str, dict[str, float]]:
-    """CPU, time and memory of each phase, on the Ray that is connected; `tell` gets each as it ends."""
-    from llkd.cluster.display import ProgressDisplay
+def measure(folder: Path, shards: int, tell: Tell) -> None:
+    """Measure all phases without the work on a shard, on the Ray that is connected."""
     from llkd.cluster.shard_tasks import sum_over_shards
     from llkd.ingest.stage import ingest
     from llkd.repair import repair
@@ -201,13 +170,9 @@ def measure(
     from llkd.teacher.stage import label
 
     config = make_config(folder, shards)
+    write_linked_rows(folder, shards)
     layout = RunLayout(config.run_dir)
     write_manifest(Folder(layout.student), Manifest("export", {}, "", complete=True))
-    found: dict[str, dict[str, float]] = {}
-
-    def timed(name: str, work: Callable[[], Any]) -> None:
-        found[name] = _taken(work)
-        tell(name, found[name])
 
     def select() -> None:
         selection = Folder(layout.selection(0))
@@ -216,35 +181,53 @@ def measure(
         kept = Counts.from_json(selection.read_json(COUNTS))
         portion(kept.selected_s.tolist(), 0, WORKERS, 0)
 
-    with ProgressDisplay(Console(file=sys.stderr)) as display, _without_work():
-        # What is loaded and started at the first use only, whatever the size.
+    with _progress() as tracker, without_work():
+        # Whatever the size, the first use loads modules and starts processes.
         sum_over_shards(Counts, counts, range(100), reserve=False)
-        tracker = display.tracker
-        timed("ingest", lambda: ingest(config, "corpus", tracker))
-        timed("label", lambda: label(config, ["corpus"], tracker))
-        timed("select", select)
-        timed("predict", lambda: predict(config, pass_over_corpus(config), tracker))
-        timed("check", lambda: repair(config, ["corpus"], print))
-    timed("queue", lambda: hand_out(shards))
-    timed("tracker", lambda: tell_of(shards))
-    return found
+        tell("ingest", _taken(lambda: ingest(config, "corpus", tracker)))
+        tell("label", _taken(lambda: label(config, ["corpus"], tracker)))
+        tell("select", _taken(select))
+        tell("predict", _taken(lambda: predict(config, pass_over_corpus(config), tracker)))
+        tell("check", _taken(lambda: repair(config, ["corpus"], print)))
+    tell("queue", _taken(lambda: hand_out(shards)))
+    tell("tracker", _taken(lambda: report_progress(shards)))
+
+
+def measure_failing(
+    folder: Path, shards: int, fail: float, tell: Tell, rows_per_shard: int = FAILING_ROWS
+) -> RunConfig:
+    """Ingest and label while a share of the calls kills its actor, on the Ray that is connected.
+
+    Returns:
+        The config of the labelled run.
+    """
+    from llkd.ingest.stage import ingest
+    from llkd.teacher.stage import label
+
+    failed = folder / "failed"
+    failed.mkdir()
+    config = make_config(
+        folder, shards * rows_per_shard, rows_per_shard,
+        engine="llkd.lab.benchmarks.growth:FailingTeacher", replicas=[2, 2], resources={"CPU": 0.5},
+        engine_args={"fail": fail, "failed": str(failed)},
+    )  # fmt: skip
+    with _progress() as tracker:
+        tell("ingest", _taken(lambda: ingest(config, "corpus", tracker)))
+
+        def work() -> None:
+            tell("label", _taken(lambda: label(config, ["corpus"], tracker)))
+
+        tell(PROCESSES, growth.watched(config, work))
+    return config
 
 
 @contextlib.contextmanager
-def _without_work() -> Iterator[None]:
-    """Replaces the work on a shard by a link."""
-    with (
-        mock.patch("llkd.ingest.stage._write_shard", link_rows),
-        mock.patch("llkd.teacher.stage.TeacherActor", LinkingTeacher),
-        mock.patch(
-            "llkd.teacher.stage.with_machine_arguments", lambda config, resources: config.teacher
-        ),
-        mock.patch("llkd.teacher.stage._model_identity", return_value="-"),
-        mock.patch("llkd.results.predict.StudentActor", LinkingStudent),
-        mock.patch("llkd.results.predict.chosen_precision", return_value="float32"),
-        mock.patch("llkd.results.predict._tally", tally),
-    ):
-        yield
+def _progress() -> Iterator[Any]:
+    """A progress tracker that is shown on stderr."""
+    from llkd.cluster.display import ProgressDisplay
+
+    with ProgressDisplay(Console(file=sys.stderr)) as display:
+        yield display.tracker
 
 
 def _taken(work: Callable[[], Any]) -> dict[str, float]:
@@ -264,7 +247,7 @@ def _taken(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def hand_out(shards: int) -> None:
-    """A scoring pass of four workers over shards of one row, as its queue sees it."""
+    """The calls that the queue receives in a scoring pass of four workers over shards of one row."""
     from llkd.distill.shard_queue import PieceQueue
 
     queue, values_n = PieceQueue([1] * shards, range(shards), WORKERS), np.zeros(1)
@@ -274,8 +257,8 @@ def hand_out(shards: int) -> None:
         queue.done(piece, values_n)
 
 
-def tell_of(shards: int) -> None:
-    """A phase of so many units of work, as the progress tracker sees it."""
+def report_progress(shards: int) -> None:
+    """The calls that the progress tracker receives in a phase."""
     from llkd.cluster.progress import ProgressTracker
 
     tracker = ProgressTracker.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
@@ -287,13 +270,11 @@ def tell_of(shards: int) -> None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures, for people: a line a phase."""
+    """The figures as text, a line per phase."""
     sizes = result["sizes"]
     lines = [f"{'':9}" + "".join(f"{size['shards']:>26,} shards" for size in sizes)]
     for name in sizes[0]["phases"]:
-        cells = ""
-        for size in sizes:
-            cells += _cells(size["shards"], size["phases"][name])
+        cells = "".join(_cells(size["shards"], size["phases"][name]) for size in sizes)
         lines.append(f"{name:9}{cells}")
     lines.append(
         f"{'driver':9}"
@@ -301,7 +282,8 @@ def table(result: Mapping[str, Any]) -> str:
             f"{size['driver_ms']:10.3f} ms{'':11}{size['growth_mib']:6.0f} MiB" for size in sizes
         )
     )
-    lines.append("CPU of the process a shard, wall-clock time of the phase, growth of its memory")
+    lines.append("CPU of the process per shard, wall-clock time of the phase, growth of its memory")
+    lines += [growth.table(size[PROCESSES]) for size in sizes if PROCESSES in size]
     return "\n".join(lines)
 
 
@@ -310,16 +292,19 @@ def _cells(shards: int, phase: Mapping[str, float]) -> str:
     return f"{each:10.3f} ms{phase['wall']:9.1f} s{phase['mib']:6.0f} MiB"
 
 
-def main(folder: str, shards: str) -> None:
-    """Measure one size; print a line for each phase as it ends."""
+def main(folder: str, shards: str, fail: str) -> None:
+    """Measure one size; send each phase as it ends."""
     from llkd.cluster import connection
 
-    def tell(name: str, phase: Mapping[str, float]) -> None:
-        print(FOUND + json.dumps([name, phase]), flush=True)
+    def tell(name: str, phase: Any) -> None:
+        send([name, phase])
 
     connection.connect()
     try:
-        measure(Path(folder), int(shards), tell)
+        if fail == "None":
+            measure(Path(folder), int(shards), tell)
+        else:
+            measure_failing(Path(folder), int(shards), float(fail), tell)
     finally:
         connection.disconnect()
 

@@ -1,9 +1,10 @@
-"""How good the teacher's labels and their confidence are, by verbalizer and calibration.
+"""Quality of the teacher's labels and of their confidence, by verbalizer and calibration.
 
-Each config names labelled rows (`corpus.path` with `corpus.label_column`) and a task; the model
-is loaded once. From one labelling by each verbalizer all calibrations are worked out.
+Each config names rows with gold labels (`corpus.path` with `corpus.label_column`) and a task; the model
+is loaded once. The rows are labelled once per verbalizer; all calibrations are computed from that.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from llkd.config.load import load_config
+from llkd.config.packages import require_packages
 from llkd.config.run import RunConfig
 from llkd.core.calibration import (
     Calibration,
@@ -32,17 +35,32 @@ from llkd.teacher.prompting import Prompter, make_prompter
 from llkd.teacher.stage import CONTENT_FREE
 
 RAW = "first token"
-"""What is usual: the first token of each label, as it is; labels that share it cannot be told
-apart."""
+"""The usual method: the first token of each label, uncalibrated; labels that share it cannot be
+distinguished."""
 VERBALIZERS = (RAW, "word", "code", "sequence")
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows with gold."""
+    """Rows with gold labels."""
 
     texts: list[str]
     gold_n: np.ndarray
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    parser.add_argument("configs", nargs="+", metavar="CONFIG")
+    parser.add_argument("--rows", type=int, default=2000, help="maximum rows of each corpus")
+    parser.add_argument("--verbalizers", help=f"separated by commas: {', '.join(VERBALIZERS)}")
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Measure as the command line says."""
+    require_packages("benchmark labels", "vllm", extra="gpu")
+    configs = [load_config(path, []) for path in arguments.configs]
+    verbalizers = VERBALIZERS if arguments.verbalizers is None else arguments.verbalizers.split(",")
+    return measure_labels(configs, verbalizers, arguments.rows, say)
 
 
 def measure_labels(
@@ -58,8 +76,8 @@ def measure_labels(
         `macro_f1`, `ece`, `auroc`, `rows_per_second`.
 
     Raises:
-        DataError: a corpus has no gold.
-        ConfigError: there is no such verbalizer.
+        DataError: a corpus has no gold labels.
+        ConfigError: a verbalizer does not exist.
     """
     if unknown := [name for name in verbalizers if name not in VERBALIZERS]:
         raise ConfigError(f"--verbalizers: {unknown[0]!r} is none of {', '.join(VERBALIZERS)}")
@@ -78,7 +96,7 @@ def measure_labels(
     records = []
     for config in configs:
         labelled = read_labelled(config, rows, {example.text for example in config.task.examples})
-        said: dict[Any, tuple[np.ndarray, np.ndarray, float]] = {}
+        answers: dict[Any, tuple[np.ndarray, np.ndarray, float]] = {}
         for name in verbalizers:
             try:
                 prompter = _prompter(config, name, engine.prompter.tokenizer)
@@ -86,11 +104,11 @@ def measure_labels(
             except TeacherError as error:
                 say(f"{config.run_dir} {name}: {error}")
                 continue
-            # Verbalizers that ask the same, as `word` and `sequence` of one token do, ask once.
+            # Equal questions are asked once: `word` and `sequence` agree on labels of one token.
             asked = (name == "code", prompter.verbalizer.questions, prompter.verbalizer.parts)
-            if asked not in said:
-                said[asked] = _label(engine, labelled.texts)
-            logprobs_nc, free_mc, rate = said[asked]
+            if asked not in answers:
+                answers[asked] = _label(engine, labelled.texts)
+            logprobs_nc, free_mc, rate = answers[asked]
             for calibration, probs_nc, gold_n in calibrated(logprobs_nc, free_mc, labelled.gold_n):
                 found = evaluate(probs_nc, gold_n)
                 record = {
@@ -120,7 +138,7 @@ def calibrated(
     """(calibration, distributions, gold) by every calibration.
 
     `temperature` is fitted on each half of the rows and measured on the other; `known prior` is
-    `batch` with gold's own shares.
+    `batch` with the frequencies of the gold labels.
     """
     classes = logprobs_nc.shape[1]
     fit = partial(fit_batch_bias, partial(marginal, logprobs_nc))
@@ -140,7 +158,7 @@ def calibrated(
 
 
 def read_labelled(config: RunConfig, rows: int, shown: set[str]) -> Labelled:
-    """So many rows of the corpus, drawn by seed among the different texts that are no examples."""
+    """Draw rows of the corpus by seed, of different texts that are not among those `shown`."""
     source = config.corpus
     classes = {name: index for index, name in enumerate(config.task.labels)}
     found: dict[str, int] = {}
@@ -164,7 +182,7 @@ def _prompter(config: RunConfig, name: str, tokenizer: Any) -> Prompter:
 
 
 def _first_tokens(prompter: Prompter) -> Verbalizer:
-    """The labels' first tokens, whether or not they clash."""
+    """The labels' first tokens, whether or not they are distinct."""
     asked = prompter.verbalizer
     tokens = [asked.questions[parts[0][0]].tokens[parts[0][1]] for parts in asked.parts]
     labels = prompter.task.label_names
@@ -172,7 +190,7 @@ def _first_tokens(prompter: Prompter) -> Verbalizer:
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """A line a data set, a column a way: accuracy, with AUROC behind it."""
+    """A line per data set, a column per verbalizer and calibration: accuracy, ECE, AUROC."""
     ways = list(dict.fromkeys((r["verbalizer"], r["calibration"]) for r in records))
     data = list(dict.fromkeys(r["data"] for r in records))
     place = {(r["data"], r["verbalizer"], r["calibration"]): r for r in records}

@@ -1,15 +1,16 @@
-"""What share of a whole run is useful work.
+"""The useful share of a whole run.
 
-`jobs/run.py` runs as a user starts it, from nothing; the clock is outside of it. What it did with
-the time is read from what it left behind:
+`jobs/run.py` runs as a user starts it, from nothing, and is timed from outside. Its time is broken down
+by the records in its run directory:
 
-    teacher   from the first engine's first row to the last one's last
-    student   scoring, training and measuring, less what the workers waited; the test set, from
+    teacher   from the first engine's first row to the last engine's last
+    student   scoring, training and validation, without the workers' idle time; the test set, from
               its first row to its last
-    rows      ingest, and what the workers waited for rows to be read and tokenised
-    rest      Python, Ray and the engines starting, models loading, selection, checkpoints, export
+    rows      ingest, and the workers' wait for rows to be read and tokenised
+    rest      start of Python, Ray and the engines, loading of models, selection, checkpoints, export
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -21,27 +22,41 @@ from typing import Any
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import read_stats
 from llkd.errors import IncompleteError
+from llkd.lab.benchmarks.arguments import add_config, config_of
 from llkd.store.folder import Folder
 from llkd.store.manifest import read_manifest, require_complete
 from llkd.store.schema import RunLayout
 
 JOB = Path(__file__).parents[3] / "jobs" / "run.py"
+TEN_MINUTES = ("teacher.max_text_tokens=128", "student.max_length=128", "student.epochs=7")
+"""With these the demo takes about ten minutes on two cores."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    add_config(parser, TEN_MINUTES)
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure as the command line says."""
+    config = config_of(arguments)
+    return benchmark_overhead(config, arguments.config, arguments.overrides, say)
 
 
 def benchmark_overhead(
     config: RunConfig, path: str, overrides: Sequence[str], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run, and account for the time.
+    """Run, and break down the time.
 
     Args:
-        config: what `path` and `overrides` say.
+        config: loaded from `path` with `overrides`.
         path: the config's file.
-        overrides: settings that replace the file's; `run_dir` is a new one in any case.
+        overrides: settings that override the file's; `run_dir` is always a new directory.
         say: prints a line of progress.
 
     Returns:
-        `seconds` by what they were spent on, and `ratios` with `useful_share`: that of teacher,
-        student and rows.
+        `seconds` by purpose, and `ratios` with `useful_share`: the share of teacher, student and
+        rows.
 
     Raises:
         IncompleteError: the run failed.
@@ -63,7 +78,7 @@ def benchmark_overhead(
 
 
 def account(config: RunConfig, total: float) -> dict[str, Any]:
-    """The shares of a finished run that took `total` seconds."""
+    """Break down the `total` seconds of a finished run."""
     layout = RunLayout(config.run_dir)
     labelled = [
         require_complete(Folder(layout.labels(name)), "label").results for name in config.datasets
@@ -96,18 +111,18 @@ def account(config: RunConfig, total: float) -> dict[str, Any]:
 
 
 def _tested(layout: RunLayout) -> float:
-    """Seconds in which the student labelled the test set."""
+    """Seconds of the student's pass over the test set."""
     folder = Folder(layout.test_predictions)
     if read_manifest(folder) is None:
         return 0.0
     predicted = require_complete(folder, "predict").results
-    if predicted["rows_per_second"] is None:  # all was there when the pass began
+    if predicted["rows_per_second"] is None:  # all shards existed when the pass began
         return 0.0
     return float(sum(predicted["rows"]) / predicted["rows_per_second"])
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures, for people."""
+    """The figures as text."""
     total = result["seconds"]["total"]
     lines = [
         f"{name:10}{seconds:8.1f} s {seconds / total:7.1%}"
@@ -115,4 +130,6 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     waiting = ", ".join(f"{share:.1%}" for share in result["waiting_share"])
     share = result["ratios"]["useful_share"]
-    return "\n".join([*lines, f"workers waited, by epoch: {waiting}; useful_share {share:.3f}"])
+    return "\n".join(
+        [*lines, f"idle time of the workers, by epoch: {waiting}; useful_share {share:.3f}"]
+    )

@@ -11,6 +11,7 @@ Loading a model is not counted, nor is its first batch.
                  with the weights converted (`weights`)
 """
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from llkd.core.statistics import on_grid
 from llkd.core.uncertainty import MEASURES
 from llkd.distill.shard_queue import Piece, PieceQueue
 from llkd.lab.benchmarks import contest, student
+from llkd.lab.benchmarks.arguments import add_speed, config_of
 from llkd.store.folder import Folder
 from llkd.store.schema import ROW, TEXT, UNCERTAINTY, UNCERTAINTY_SCHEMA, RunLayout
 from llkd.student.model import autocast, load_student
@@ -36,6 +38,17 @@ PIPELINE_BATCH = 32
 BATCH_SIZES = (16, 32, 64, 128)
 """What is tried for the bare loops."""
 WARM_UP_TEXTS = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    add_speed(parser, 2048)
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure as the command line says."""
+    config = config_of(arguments)
+    return benchmark_scoring(config, arguments.rows, arguments.rounds, say)
 
 
 def benchmark_scoring(
@@ -75,7 +88,7 @@ def benchmark_scoring(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures, for people."""
+    """The figures as text."""
     return contest.table({result["precision"]: result["rows_per_second"]}, result)
 
 

@@ -1,19 +1,17 @@
 """Rows a second of an epoch's selection, and its memory, by the size of the corpus.
 
-The sidecars are made up: pseudo-labels with their confidence, and the student's uncertainty. What
-is timed is what the epoch loop does with them: merging the statistics of the uncertainty,
-thresholds, and the pass that writes the selected rows. Beside it, at the first sizes, the same in
-one process over the same files, as one would write it with numpy and with polars.
+The sidecars are synthetic: pseudo-labels with their confidence, and the student's uncertainty. Timed
+is what the epoch loop does with them: merging the statistics of the uncertainty, computing
+thresholds, and writing the selected rows. For comparison, the smaller sizes are also selected in
+one process over the same files, with numpy and with polars.
 """
 
+import argparse
 import functools
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,18 +22,42 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llkd.config.load import parse_config
+from llkd.config.packages import require_packages
 from llkd.config.run import RunConfig
 from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
+from llkd.errors import IncompleteError
+from llkd.lab.benchmarks.arguments import add_rounds, parse_sizes
+from llkd.lab.benchmarks.processes import Watch, results_of, send
 from llkd.store.folder import Folder
 from llkd.store.schema import PSEUDO_LABELS_SCHEMA, SELECTION_SCHEMA, UNCERTAINTY_SCHEMA, RunLayout
 
 CLASSES = 6
 EPOCH = 1
 WHOLE_ROWS = 20_000_000
-"""Largest corpus that is given to those who hold all of it in memory."""
+"""The largest corpus for the contestants that hold all of it in memory."""
 SAMPLE_SECONDS = 0.05
 LINEAR_FROM = 10_000_000
 """The smallest size whose speed the largest one's is compared to."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    parser.add_argument(
+        "--sizes", type=parse_sizes, default="1e6,1e7,5e7,2e8", help="rows, separated by commas"
+    )
+    parser.add_argument("--rows-per-shard", type=int, default=65536)
+    add_rounds(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot here (PNG)")
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure as the command line says."""
+    plotting = ("matplotlib",) if arguments.plot is not None else ()
+    require_packages("benchmark selection", "polars", "psutil", *plotting, extra="dev")
+    result = benchmark_selection(arguments.sizes, arguments.rows_per_shard, arguments.rounds, say)
+    if arguments.plot is not None:
+        plot(result, arguments.plot)
+    return result
 
 
 def benchmark_selection(
@@ -44,13 +66,13 @@ def benchmark_selection(
     """Measure.
 
     Args:
-        sizes: rows of each made-up corpus, ascending.
-        rows_per_shard: of all of them.
-        rounds: the figures are medians over so many.
+        sizes: rows of each synthetic corpus, ascending.
+        rows_per_shard: of all corpora.
+        rounds: number of rounds.
         say: prints a line of progress.
 
     Returns:
-        `sizes`, a list of `rows`, `shards`, `rows_per_second` (by contestant, one a round) and
+        `sizes`, a list of `rows`, `shards`, `rows_per_second` (by contestant and round) and
         `peak_mib` (of the largest worker process, and of the driver); and `ratios`.
     """
     from llkd.cluster import connection
@@ -100,7 +122,12 @@ def _at_size(
     selector = Selector(config, shard_starts(sizes), policy_of(config))
     rates: dict[str, list[float]] = {"ours": []}
     contestants = ("numpy", "polars") if rows <= WHOLE_ROWS else ()
-    with PeakMemory() as memory:
+    peak_mib = {"worker": 0.0, "driver": 0.0}
+
+    def sample(name: str, process: Any) -> None:  # shared pages, such as libraries, count in full
+        peak_mib[name] = max(peak_mib[name], process.memory_info().rss / 2**20)
+
+    with Watch(SAMPLE_SECONDS, "ray::", sample):
         for number in range(rounds):
             seconds, selected = select_once(selector)
             rates["ours"].append(rows / seconds)
@@ -110,9 +137,9 @@ def _at_size(
             )
     for name in contestants:
         for _ in range(rounds):
-            seconds, others = _in_a_process(name, config.run_dir)
+            ((seconds, others),) = results_of("llkd.lab.benchmarks.selection", name, config.run_dir)
             if others != selected:
-                raise RuntimeError(f"{name} selected {others} rows, ours {selected}")
+                raise IncompleteError(f"{name} selected {others} rows, ours {selected}")
             rates.setdefault(name, []).append(rows / seconds)
         say(f"{rows:,} rows, {name}: {statistics.median(rates[name]) / 1e6:.2f} M rows/s")
     shutil.rmtree(config.run_dir)
@@ -120,12 +147,12 @@ def _at_size(
         "rows": rows,
         "shards": len(sizes),
         "rows_per_second": rates,
-        "peak_mib": {"worker": memory.worker_mib, "driver": memory.driver_mib},
+        "peak_mib": peak_mib,
     }
 
 
 def _config(run_dir: str) -> RunConfig:
-    """The policy of the paper, with equal weights: what numpy and polars do in a few lines."""
+    """The policy that numpy and polars do in a few lines: the paper's, with `class_mean` thresholds."""
     return parse_config(
         {
             "run_dir": run_dir,
@@ -139,7 +166,7 @@ def _config(run_dir: str) -> RunConfig:
 
 
 def make_sidecars(config: RunConfig, sizes: Sequence[int]) -> None:
-    """Pseudo-labels, their statistics, and the uncertainty of one epoch, of so many rows a shard."""
+    """Write pseudo-labels, their statistics and the uncertainty of an epoch, in shards of `sizes`."""
     from llkd.cluster import shard_tasks
     from llkd.distill.pseudo_labels import STATISTICS
 
@@ -165,8 +192,8 @@ def _make_shard(config: RunConfig, sizes: Sequence[int], shard: int) -> ClassSta
 def select_once(selector: Any) -> tuple[float, int]:
     """(seconds, rows selected) of an epoch's selection, from the sidecars to the selected rows.
 
-    In a run the sums of the uncertainty come with the scoring; here they are read again, and that
-    is in the time.
+    In a run the sums of the uncertainty come from scoring; here they are read again, within the
+    measured time.
     """
     from llkd.distill.pseudo_labels import teacher_statistics
 
@@ -175,53 +202,6 @@ def select_once(selector: Any) -> tuple[float, int]:
     sums_c = selector.uncertainty_sums(range(selector.shards), EPOCH)
     stats = selector.select(EPOCH, teacher_statistics(selector.config), sums_c, None)
     return time.perf_counter() - started, stats["selected"]
-
-
-class PeakMemory:
-    """The most memory, in MiB, that any worker process of Ray, and this process, had in a block.
-
-    Pages shared with other processes, such as libraries, count in full.
-    """
-
-    def __init__(self) -> None:
-        self.worker_mib, self.driver_mib = 0.0, 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "PeakMemory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        import psutil
-
-        me = psutil.Process()
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self.driver_mib = max(self.driver_mib, me.memory_info().rss / 2**20)
-            for child in me.children(recursive=True):
-                try:
-                    if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::"):
-                        used = child.memory_info().rss / 2**20
-                        self.worker_mib = max(self.worker_mib, used)
-                except psutil.Error:
-                    continue
-
-
-def _in_a_process(name: str, run_dir: str) -> tuple[float, int]:
-    """(seconds, rows selected) of a contestant, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "llkd.lab.benchmarks.selection", name, run_dir],
-        capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
-    )  # fmt: skip
-    for line in done.stdout.splitlines():
-        if line.startswith("FOUND "):
-            _, seconds, selected = line.split()
-            return float(seconds), int(selected)
-    raise RuntimeError(f"The contestant {name} failed:\n{done.stderr[-4000:]}")
 
 
 def _columns(run_dir: str) -> dict[str, np.ndarray]:
@@ -238,7 +218,7 @@ def _columns(run_dir: str) -> dict[str, np.ndarray]:
 
 
 def select_with_numpy(run_dir: str) -> int:
-    """All rows at once, in one process; returns how many were selected."""
+    """Select all rows at once, in one process; returns the number selected."""
     from llkd.core.thresholds import TOLERANCE
 
     rows = _columns(run_dir)
@@ -258,7 +238,7 @@ def select_with_numpy(run_dir: str) -> int:
 
 
 def select_with_polars(run_dir: str) -> int:
-    """The same, as a polars expression; returns how many were selected."""
+    """The same as a polars expression; returns the number selected."""
     import polars as pl
 
     from llkd.core.thresholds import TOLERANCE
@@ -290,7 +270,7 @@ CONTESTANTS: dict[str, Callable[[str], int]] = {
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures, for people: a line a size."""
+    """The figures as text, a line per size."""
     lines = [
         f"{'rows':>12}{'shards':>9}{'ours':>22}{'numpy':>9}{'polars':>9}{'worker':>12}{'driver':>12}"
     ]
@@ -335,4 +315,4 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 if __name__ == "__main__":
     begun = time.perf_counter()
     count = CONTESTANTS[sys.argv[1]](sys.argv[2])
-    print("FOUND", time.perf_counter() - begun, count, flush=True)
+    send([time.perf_counter() - begun, count])

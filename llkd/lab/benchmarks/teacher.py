@@ -12,6 +12,7 @@ an engine is not counted.
     transformers   a plain loop: batches of 8 padded prompts, forward, log-softmax
 """
 
+import argparse
 import os
 import shutil
 import tempfile
@@ -22,8 +23,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from llkd.config.packages import require_packages
 from llkd.config.run import RunConfig
 from llkd.lab.benchmarks import contest
+from llkd.lab.benchmarks.arguments import add_speed, config_of
 from llkd.lab.benchmarks.contest import read_texts
 
 SHARDS = 2
@@ -34,6 +37,18 @@ TINY_VOCABULARY = 4096
 TRANSFORMERS_ROWS = 24
 """The plain loop is too slow for all rows."""
 TRANSFORMERS_BATCH = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    add_speed(parser, 512, ())
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure as the command line says."""
+    require_packages("benchmark teacher", "vllm", extra="gpu")
+    config = config_of(arguments)
+    return benchmark_teacher(config, arguments.rows, arguments.rounds, say)
 
 
 def benchmark_teacher(
@@ -82,7 +97,7 @@ def benchmark_teacher(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures, for people."""
+    """The figures as text."""
     return contest.table(result["rows_per_second"], result)
 
 

@@ -9,6 +9,7 @@ asked for to the last step done; a few steps of a training before it are not cou
     trainer_grouped   the same, with the Trainer's own grouping of rows of like length
 """
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,9 +20,11 @@ from typing import Any
 
 import torch
 
+from llkd.config.packages import require_packages
 from llkd.config.run import RunConfig
 from llkd.distill.worker import STEPS_AHEAD
 from llkd.lab.benchmarks import contest, student
+from llkd.lab.benchmarks.arguments import add_speed, config_of
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
 from llkd.student.data import SelectedRows, portion
@@ -30,6 +33,18 @@ from llkd.student.prefetch import Ahead
 from llkd.student.training import Trainer
 
 WARM_UP_STEPS = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    add_speed(parser, 1024)
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure as the command line says."""
+    require_packages("benchmark training", "accelerate", extra="demo")
+    config = config_of(arguments)
+    return benchmark_training(config, arguments.rows, arguments.rounds, say)
 
 
 def benchmark_training(
@@ -60,7 +75,7 @@ def benchmark_training(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures, for people."""
+    """The figures as text."""
     return contest.table({result["precision"]: result["rows_per_second"]}, result)
 
 

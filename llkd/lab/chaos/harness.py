@@ -32,13 +32,12 @@ from llkd.lab.chaos.cluster import LocalCluster
 from llkd.lab.chaos.injector import (
     MARK,
     REPLY_SECONDS,
-    WHOLE_NODES,
     Injector,
     marked_environment,
     other_jobs,
     processes_with,
 )
-from llkd.lab.chaos.outcome import Fault, RunOutcome
+from llkd.lab.chaos.outcome import WHOLE_NODES, Fault, RunOutcome
 from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout

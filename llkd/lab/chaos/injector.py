@@ -16,22 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from llkd.cluster import ray_internals
 from llkd.cluster.ray_internals import JOB_CONFIG_VARIABLE
-
-TITLES = {
-    "actor": "ray::MapWorker",
-    "engine": "VLLM::EngineCore",
-    "trainer": "ray::RayTrainWorker",
-    "task": "ray::Map(",
-}
-"""Process titles by kind: an actor of the teacher's or the student's pool, an engine in a separate
-process, a training worker, a task over shards."""
-
-KINDS = (*TITLES, "node", "driver", "store")
-"""All kinds of faults: also the loss of a node by the death of its raylet, of the driver process,
-and of the space in every object store."""
-
-WHOLE_NODES = ("node", "store")
-"""These hit all jobs on a node, and are for a cluster that runs no other job."""
+from llkd.lab.chaos.outcome import TITLES
 
 MARK = "LLKD_CHAOS"
 """Environment variable of all processes of the started runs, with a random value for each test."""

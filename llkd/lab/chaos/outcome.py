@@ -8,7 +8,22 @@ from typing import Any
 from rich.table import Table
 
 from llkd.errors import ChaosError
-from llkd.lab.chaos.injector import KINDS
+
+TITLES = {
+    "actor": "ray::MapWorker",
+    "engine": "VLLM::EngineCore",
+    "trainer": "ray::RayTrainWorker",
+    "task": "ray::Map(",
+}
+"""Process titles by kind: an actor of the teacher's or the student's pool, an engine in a separate
+process, a training worker, a task over shards."""
+
+KINDS = (*TITLES, "node", "driver", "store")
+"""All kinds of faults: also the loss of a node by the death of its raylet, of the driver process,
+and of the space in every object store."""
+
+WHOLE_NODES = ("node", "store")
+"""These hit all jobs on a node, and are for a cluster that runs no other job."""
 
 
 @dataclass

@@ -47,11 +47,11 @@ def _labels(config: RunConfig, undisturbed: RunConfig, tolerance: float) -> Iter
             table = rows.read_shard(shard)
             if not table.equals(expected.read_shard(shard)):
                 yield f"{rows.uri}: shard {shard} is not that of the undisturbed run"
-            yield from _labelled_once(config, dataset, shard, len(table))
+            yield from labelled_once(config, dataset, shard, len(table))
             yield from _same_labels(labels, Folder(reference.labels(dataset)), shard, tolerance)
 
 
-def _labelled_once(config: RunConfig, dataset: str, shard: int, rows: int) -> Iterator[str]:
+def labelled_once(config: RunConfig, dataset: str, shard: int, rows: int) -> Iterator[str]:
     """Check that the labels and the rejects of a shard are its rows, each once, in order: for each
     of several teachers, and for the ensemble, which leaves out the rows that any of them refused."""
     numbers = [alone.teacher_number for alone in config.of_each_teacher] or [None]

@@ -1,4 +1,4 @@
-"""What the benchmarks make of their measurements."""
+"""The benchmarks: their contestants, their figures and their command line."""
 
 import importlib
 import subprocess
@@ -14,6 +14,7 @@ import torch
 
 from llkd.config.run import RunConfig
 from llkd.core.uncertainty import entropy
+from llkd.errors import IncompleteError
 from llkd.lab.benchmarks import contest, labels, scoring, student, teacher, training
 from llkd.store.folder import Folder
 from llkd.store.schema import ROW, TEXT, UNCERTAINTY, RunLayout
@@ -52,7 +53,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_contestant_in_a_process_of_its_own(make_config: MakeConfig, tmp_path: Path) -> None:
     config = student.prepare(make_config(), tmp_path, 20)
     assert contest.run_contestant("llkd.lab.benchmarks.scoring", "ours", config, tmp_path, {}) > 0
-    with pytest.raises(RuntimeError, match="(?s)nobody failed:.*KeyError"):
+    with pytest.raises(IncompleteError, match="(?s)nobody failed:.*KeyError"):
         contest.run_contestant("llkd.lab.benchmarks.scoring", "nobody", config, tmp_path, {})
 
 
@@ -173,7 +174,7 @@ def test_rows_with_gold_are_drawn_once_each_and_never_an_example(make_config: Ma
     [
         (["teacher", "--config", "nothing.yaml"], "Cannot read the config nothing.yaml"),
         (["labels", "jobs/configs/bbc.yaml"], "corpus.label_column must name the gold"),
-        (["requests", "--sizes", "20"], "'20' are not two numbers of shards"),
+        (["selection", "--sizes", "0"], "'0' are not numbers of rows or shards"),
         (["speed"], "invalid choice"),
     ],
 )

@@ -1,7 +1,7 @@
-"""An S3-compatible object store on 127.0.0.1, in memory, that keeps account of what it is asked.
+"""An S3-compatible object store on 127.0.0.1, in memory, that records its requests.
 
-It is moto's server behind a gate: the gate knows one key, writes down each request, and can be told
-to answer some of them otherwise, as a store does that is busy or down.
+It is moto's server behind a gate, which accepts one key, records each request, and can answer some of
+them itself, like a store that is busy or down.
 """
 
 import logging
@@ -15,25 +15,23 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs
 
-from llkd.errors import ConfigError
 from llkd.store import folder
 
 KEY, SECRET = "key-of-this-store", "secret-of-this-store"
-KINDS = ("GET", "HEAD", "PUT", "LIST", "DELETE")
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked."""
+    """One request."""
 
     kind: str
-    """One of KINDS. The requests of an upload in parts are all PUT."""
+    """GET, HEAD, PUT, LIST or DELETE. All requests of a multipart upload are PUT."""
     path: str
     """`bucket/key`; of a listing `bucket/prefix`."""
     stage: str
-    """What the store was told that is going on."""
+    """The stage that was set when it came."""
 
 
 @dataclass
@@ -41,27 +39,18 @@ class ObjectStore:
     """Runs until the `with` block ends."""
 
     stage: str = ""
-    """What requests are written down as from now on."""
+    """Recorded with each request from now on."""
     gate: Callable[[Request], str | None] | None = None
-    """Asked before each request: the status to answer instead, such as `503 Slow Down`, or None."""
+    """Called with each request: returns the status to answer, such as `503 Slow Down`, or None to
+    serve it."""
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        """
-        Raises:
-            ConfigError: moto is not installed.
-        """
-        try:
-            from moto.moto_server.werkzeug_app import (
-                DomainDispatcherApplication,
-                create_backend_app,
-            )
-            from werkzeug.serving import make_server
-        except ImportError as error:
-            raise ConfigError(
-                f"{error}",
-                "Install it: pip install '.[dev]'",
-            ) from error
+        from moto.moto_server.werkzeug_app import (
+            DomainDispatcherApplication,
+            create_backend_app,
+        )
+        from werkzeug.serving import make_server
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
         self._app: WSGIApp = DomainDispatcherApplication(create_backend_app)
@@ -82,7 +71,7 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to know to use it."""
+        """The environment variables of a process that uses it."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.port}",
             "AWS_ACCESS_KEY_ID": KEY,
@@ -93,7 +82,7 @@ class ObjectStore:
 
     @contextmanager
     def in_environment(self) -> Iterator[None]:
-        """This process and those that it starts use it, for the while."""
+        """Let this process and those that it starts use it for the duration of the block."""
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
         folder.forget_filesystems()
