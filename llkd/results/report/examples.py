@@ -31,7 +31,7 @@ KINDS = {
 def examples_section(facts: Facts) -> Section:
     """The rows that deserve a look, and the rejected ones."""
     notes = []
-    if facts.stats and not facts.rows["mistakes"] and facts.agreement is None:
+    if facts.stats and not facts.rows["mistakes"] and not facts.agreement:
         notes.append(
             "Likely mistakes of the teacher are shown once jobs/predict.py has labelled the corpus: "
             "run it, then jobs/report.py."

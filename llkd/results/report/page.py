@@ -84,10 +84,10 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
         measured = facts.gold.calibrated
         note = f"{count(measured.rows, 'row')} of the {facts.gold.where}"
         tiles.append(("teacher, accuracy", f"{measured.accuracy:.3f}", note))
-    if facts.corpus is not None:
+    if facts.corpus:
         rows = int(facts.corpus["rows_c"].sum())
         tiles.append(("rows labelled", f"{rows:,}", f"{len(facts.names):,} labels"))
-    if facts.epochs is not None:
+    if facts.epochs:
         note = f"at least once in {count(len(facts.stats), 'epoch')}"
         tiles.append(("rows trained on", percent(1 - facts.never_selected), note))
     seconds = facts.metrics.get("seconds", {}).get("total")

@@ -21,7 +21,7 @@ def cost_section(facts: Facts) -> Section:
     if facts.config.plan.price_per_hour is None:
         notes.append("Set plan.price_per_hour to see prices.")
     findings = []
-    if facts.epochs is not None and (idle := facts.stats[-1]["waiting"]["share"]) > MAX_IDLE:
+    if facts.epochs and (idle := facts.stats[-1]["waiting"]["share"]) > MAX_IDLE:
         text = f"In the last epoch the training workers were idle for {percent(idle)} of the time."
         findings.append(Finding("warn", text))
     return Section(
@@ -143,7 +143,7 @@ def _rows_plot(facts: Facts) -> Plot | None:
     bar = {"rows read": ingested.rows_in or 0, "usable": ingested.rows_out}
     if labelled is not None and labelled.rows_out is not None:
         bar["labelled"] = labelled.rows_out
-    if facts.epochs is not None:
+    if facts.epochs:
         bar["trained on in any epoch"] = int(facts.epochs["visits_ce"][:, 1:].sum())
         for stats in facts.stats[-MAX_EPOCHS:]:
             bar[f"in epoch {stats['epoch'] + 1}"] = stats["selected"]

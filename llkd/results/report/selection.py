@@ -45,7 +45,7 @@ def selection_section(facts: Facts) -> Section:
     """What each epoch selected and left out, and how training went."""
     plots, notes, findings = list[Plot](), [], list[Finding]()
     policy = facts.config.selection.policy
-    if facts.epochs is None:
+    if not facts.epochs:
         notes.append("No epoch is trained yet.")
     else:
         thresholds, plane = _thresholds_plot(facts), plane_plot(facts, _has_reasons(facts))
@@ -68,7 +68,7 @@ def selection_section(facts: Facts) -> Section:
         key="selection",
         title="Was the selection sensible?",
         short="Selection",
-        lead="" if facts.epochs is None else f"Policy {policy}.",
+        lead=f"Policy {policy}." if facts.epochs else "",
         notes=notes,
         plots=plots,
         findings=findings,
@@ -78,7 +78,7 @@ def selection_section(facts: Facts) -> Section:
 
 def left_out(facts: Facts) -> str:
     """What selection left out, and why."""
-    if facts.epochs is None:
+    if not facts.epochs:
         return "No epoch has selected rows yet."
     never, epochs = facts.never_selected, count(len(facts.stats), "epoch")
     text = f"{percent(never)} of the labelled rows were never selected in {epochs}."
@@ -101,7 +101,6 @@ def left_out(facts: Facts) -> str:
 
 def _reasons_e4(facts: Facts) -> np.ndarray:
     """Share of the rows by epoch and reason, shape (E, 4)."""
-    assert facts.epochs is not None
     why_e4 = facts.epochs["why_ec4"].sum(axis=1)
     return np.asarray(why_e4 / np.maximum(why_e4.sum(axis=1, keepdims=True), 1))
 
@@ -112,7 +111,6 @@ def _has_reasons(facts: Facts) -> bool:
 
 
 def _findings(facts: Facts) -> list[Finding]:
-    assert facts.epochs is not None
     selected_c, findings = facts.epochs["visits_ce"][:, 1:].sum(axis=1), []
     if (facts.ever_selected_c == 0).any():
         findings.append(Finding("bad", _shares_reading(facts)))

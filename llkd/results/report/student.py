@@ -199,13 +199,13 @@ def _class_table(facts: Facts) -> Table:
         columns.append(title)
         cells.append([NONE if v is None or v != v else format(v, form) for v in values])
 
-    if facts.corpus is not None:
+    if facts.corpus:
         add("#teacher's rows", facts.corpus["rows_c"], ",")
     if facts.stats:
         last = list(facts.stats[-1]["classes"].values())
         add("#confidence", [label["mean_confidence"] for label in last], ".2f")
         add("#uncertainty, last epoch", [label["mean_uncertainty"] for label in last], ".2f")
-    if facts.epochs is not None:
+    if facts.epochs:
         add("#ever selected", facts.ever_selected_c, ".0%")
     if facts.tested is not None:
         teacher, student = facts.tested.teacher.per_class, facts.tested.student.per_class

@@ -45,7 +45,7 @@ def teacher_section(facts: Facts) -> Section:
     """Labels, confidence and, given gold, correctness."""
     gold, notes = facts.gold, list[str]()
     plots, tables = list[Plot](), list[Table]()
-    if facts.corpus is None:
+    if not facts.corpus:
         notes.append("No row is labelled yet.")
     else:
         plots = [_labels_plot(facts), _confidence_plot(facts)]
@@ -92,7 +92,7 @@ def confused_labels(facts: Facts) -> str:
 def _hesitations(facts: Facts) -> list[Confusion]:
     """Pairs of labels by the probability that rows of one give to the other; `share` is the mean
     of it."""
-    if facts.corpus is None:
+    if not facts.corpus:
         return []
     second_cc, rows_c = facts.corpus["second_cc"], facts.corpus["rows_c"]
     share_cc = second_cc / np.maximum(rows_c, 1)[:, None]
@@ -129,7 +129,7 @@ def _teachers_table(facts: Facts) -> Table | None:
 
 def _findings(facts: Facts) -> list[Finding]:
     findings = []
-    if facts.corpus is not None:
+    if facts.corpus:
         unused = [facts.names[i] for i in np.flatnonzero(facts.corpus["rows_c"] == 0)]
         if unused:
             findings.append(Finding("bad", f"The teacher gave no row the label {listed(unused)}."))
@@ -158,7 +158,6 @@ def _findings(facts: Facts) -> list[Finding]:
 
 def _labels_plot(facts: Facts) -> Plot:
     """How often the teacher gives each label, before and after calibration, and gold."""
-    assert facts.corpus is not None
     rows_c, raw_c = facts.corpus["rows_c"], facts.corpus["raw_c"]
     total, most, least = max(rows_c.sum(), 1), int(rows_c.argmax()), int(rows_c.argmin())
     reading = (
@@ -195,7 +194,6 @@ def _labels_plot(facts: Facts) -> Plot:
 
 def _confidence_plot(facts: Facts) -> Plot:
     """Rows by confidence, right and wrong apart if there is gold."""
-    assert facts.corpus is not None
     title, gold = "Rows by confidence", facts.gold
     parts = [("rows", facts.corpus["confidence_b"], TEACHER, "")]
     if gold is not None:
@@ -238,7 +236,6 @@ def _confidence_reading(facts: Facts) -> str:
             f"The teacher's confidence {word} separates right from wrong: a correct label is "
             f"more confident than a wrong one in {percent(auroc)} of pairs (AUROC; 50\u00a0% is chance)."
         )
-    assert facts.corpus is not None
     rows_b = facts.corpus["confidence_b"]
     half = int(np.searchsorted(np.cumsum(rows_b), rows_b.sum() / 2))
     return (

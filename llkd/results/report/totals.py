@@ -29,6 +29,10 @@ class Totals:
     def __getitem__(self, name: str) -> np.ndarray:
         return self.sums[name]
 
+    def __bool__(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.sums or self.rows)
+
     def __add__(self, other: "Totals") -> "Totals":
         names = dict.fromkeys([*self.sums, *other.sums])
         sums = {
