@@ -1,5 +1,7 @@
 """The section on the teacher: is it any good?"""
 
+from dataclasses import replace
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -25,6 +27,7 @@ from llkd.results.report.evaluations import (
     confusion_plot,
     confusion_reading,
     confusion_table,
+    confusions,
     gap_reading,
     reliability_diagram,
 )
@@ -90,20 +93,12 @@ def confused_labels(facts: Facts) -> str:
 
 
 def _hesitations(facts: Facts) -> list[Confusion]:
-    """Pairs of labels by the probability that rows of one give to the other; `share` is the mean
-    of it."""
+    """Pairs of labels by the probability that rows of one give to the other; `share` is its mean,
+    `rows` the number of these rows."""
     if not facts.corpus:
         return []
-    second_cc, rows_c = facts.corpus["second_cc"], facts.corpus["rows_c"]
-    share_cc = second_cc / np.maximum(rows_c, 1)[:, None]
-    np.fill_diagonal(share_cc, 0)
-    order = np.argsort(-share_cc * rows_c[:, None], axis=None, kind="stable")
-    places = [np.unravel_index(place, share_cc.shape) for place in order[:50]]
-    return [
-        Confusion(int(a), int(b), int(rows_c[a]), float(share_cc[a, b]))
-        for a, b in places
-        if share_cc[a, b] > 0
-    ]
+    rows_c = facts.corpus["rows_c"]
+    return [replace(c, rows=int(rows_c[c.label])) for c in confusions(facts.corpus["second_cc"])]
 
 
 def _hesitation_table(facts: Facts) -> Table:
