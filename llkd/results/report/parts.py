@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import plotly.graph_objects as go
 
 from llkd.results.report.rows import Row
@@ -79,6 +80,11 @@ class Section:
     """Listed at the top of the page, with a link to this section."""
     answer: tuple[str, str] | None = None
     """(question, answer) for the top of the page."""
+
+
+def cell(value: float | None, form: str = ",") -> str:
+    """A number as a table cell; NONE for None and NaN."""
+    return NONE if value is None or np.isnan(value) else format(value, form)
 
 
 def present(*parts: Part | None) -> list[Part]:

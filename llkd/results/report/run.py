@@ -3,7 +3,7 @@
 from llkd.cluster.progress import duration
 from llkd.results.report.charts import BLUE, bars
 from llkd.results.report.facts import Facts
-from llkd.results.report.parts import NONE, Finding, Plot, Section, Table, present
+from llkd.results.report.parts import NONE, Finding, Plot, Section, Table, cell, present
 from llkd.results.report.words import count, percent
 
 MAX_IDLE = 0.2
@@ -170,16 +170,13 @@ def _steps_reading(facts: Facts) -> str:
 
 
 def _steps_table(facts: Facts) -> Table:
-    def number(value: int | None) -> str:
-        return NONE if value is None else f"{value:,}"
-
     lines = [
         [
             step.name,
             step.state,
-            number(step.rows_in),
-            number(step.rows_out),
-            number(step.rejected),
+            cell(step.rows_in),
+            cell(step.rows_out),
+            cell(step.rejected),
             NONE if step.seconds is None else duration(step.seconds),
             step.note,
         ]
