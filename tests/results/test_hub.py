@@ -185,10 +185,10 @@ def test_a_missing_token_is_told_before_anything_begins(
 ) -> None:
     wanted = make_config(export={"push_to_hub": True, "model_repo": "me/topics"})
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ConfigError, match="a token that may write, in HF_TOKEN"):
+    with pytest.raises(ConfigError, match="a token with write access in HF_TOKEN"):
         require_inputs("export", wanted)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE=1: unset it"):
+    with pytest.raises(ConfigError, match="which HF_HUB_OFFLINE=1 forbids"):
         require_inputs("export", wanted)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     require_inputs("export", wanted)
