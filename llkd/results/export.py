@@ -5,11 +5,9 @@ which then replaces an older export; on an object store, which cannot rename, it
 the manifest is written last.
 """
 
-import glob
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -198,7 +196,7 @@ def files_under(uri: str) -> dict[str, int]:
             fs.FileSelector(root, recursive=True, allow_not_found=True)
         )
     except OSError as error:
-        raise StorageError(f"Cannot list {uri}: {error}") from error
+        raise StorageError(f"Cannot list {uri}: {error}.") from error
     sizes = {i.path[len(root) + 1 :]: i.size for i in found if i.type == fs.FileType.File}
     return {path: size for path, size in sorted(sizes.items()) if path != MANIFEST}
 
@@ -245,18 +243,18 @@ class _Place:
         """Complete the build, and replace an older export by it."""
         write_manifest(Folder(self._building), finished)
         if self._building != self.uri:
-            old = f"{self.uri}.replaced-{uuid.uuid4().hex[:8]}"
+            place, old = Path(self.uri), f"{self.uri}.replaced"
+            shutil.rmtree(old, ignore_errors=True)  # of a killed command
             try:
-                for left in Path(self.uri).parent.glob(
-                    f"{glob.escape(Path(self.uri).name)}.replaced-*"
-                ):
-                    shutil.rmtree(left, ignore_errors=True)
-                if Path(self.uri).exists():
-                    Path(self.uri).rename(old)
-                Path(self._building).rename(self.uri)
-                shutil.rmtree(old, ignore_errors=True)
+                if place.exists():
+                    place.rename(old)
+                Path(self._building).rename(place)
             except OSError as error:
-                raise StorageError(f"Cannot put the export into {self.uri}: {error}") from error
+                raise StorageError(
+                    f"Cannot move the export to {self.uri}: {error}.",
+                    "Check that its parent folder is writable, and run the same command again.",
+                ) from error
+            shutil.rmtree(old, ignore_errors=True)
         return finished
 
     def _manifest(self, uri: str) -> Manifest | None:

@@ -38,7 +38,7 @@ from llkd.store.schema import (
     predictions_schema,
 )
 
-FEW_ROWS = 16384
+MAX_ROWS_HERE = 16384
 """A test set of at most this many rows is scored in this process: starting an actor takes
 longer."""
 
@@ -133,7 +133,7 @@ def _run_pool(
     precision = chosen_precision(config, resources)
     threads = max(int(resources.get("CPU", 1)), 1)
     arguments = (config, wanted, precision, threads, tracker)
-    if wanted.dataset == "test" and rows <= FEW_ROWS and _alone_on_cpus():
+    if wanted.dataset == "test" and rows <= MAX_ROWS_HERE and _alone_on_cpus():
         here = StudentActor(*arguments)
         return map(here, missing)
     return actor_pool.run_on_actors(

@@ -106,7 +106,7 @@ def confusion_plot(who: str, evaluation: Evaluation, names: Sequence[str], where
 
 
 def _confusion_map(confusion_cc: np.ndarray, names: Sequence[str]) -> go.Figure:
-    """Gold against predicted labels; of many labels the most confused ones."""
+    """Gold against predicted labels; of many labels, the most confused ones."""
     wrong_c = confusion_cc.sum(axis=0) + confusion_cc.sum(axis=1) - 2 * np.diag(confusion_cc)
     kept = list(range(len(names)))
     if len(names) > MAX_CONFUSED:

@@ -1,6 +1,6 @@
-"""What a run directory holds, as plain data; what is missing is None or empty.
+"""Read the content of a run directory as plain data; what is missing is None or empty.
 
-Nothing is written and no lock is taken: the run may be in progress.
+Nothing is written and no lock is taken, because the run may be in progress.
 """
 
 import importlib.metadata
@@ -198,16 +198,6 @@ def gather(config: RunConfig) -> Facts:
     test = part(empty, test_pass, config, calibration) if tested else empty
     agreement = part(empty, corpus_pass, config, calibration, last)
     rejects = part(dict[str, Totals](), _rejects, layout)
-    rows = {
-        kind: with_texts(config, dataset, totals.rows.get(source, []))
-        for kind, dataset, totals, source in (
-            ("useful", "corpus", epochs, "useful"),
-            ("unsure", "corpus", epochs, "unsure"),
-            ("mistakes", "corpus", agreement, "disagree"),
-            ("test_mistakes", "test", test, "disagree"),
-        )
-    }
-    rows["rejected"] = part(list[Row](), reject_rows, config, rejects)
     return Facts(
         config=config,
         made=datetime.now(UTC),
@@ -222,7 +212,13 @@ def gather(config: RunConfig) -> Facts:
         distilled=results_of(layout.epochs),
         test=test,
         agreement=agreement,
-        rows=rows,
+        rows={
+            "useful": with_texts(config, "corpus", epochs.rows.get("useful", [])),
+            "unsure": with_texts(config, "corpus", epochs.rows.get("unsure", [])),
+            "mistakes": with_texts(config, "corpus", agreement.rows.get("disagree", [])),
+            "test_mistakes": with_texts(config, "test", test.rows.get("disagree", [])),
+            "rejected": part(list[Row](), reject_rows, config, rejects),
+        },
         rejects=_reject_counts(rejects),
         metrics=part(None, Folder(layout.root).read_json_if_there, METRICS) or {},
         tokens=part(None, _tokens, layout),

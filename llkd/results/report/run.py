@@ -1,4 +1,4 @@
-"""The sections on the run itself: what did it cost, and can I trust it?"""
+"""The sections on the run: what did it cost, and can I trust it?"""
 
 from llkd.cluster.progress import duration
 from llkd.results.report.charts import BLUE, bars
@@ -10,7 +10,7 @@ MAX_IDLE = 0.2
 """Share of idle time above which a finding reports it."""
 EPOCH_PARTS = {"score": "student: scoring", "select": "selection", "train": "student: training"}
 MAX_EPOCHS = 8
-"""Last epochs in the plot of rows."""
+"""Number of epochs, the last ones, in the plot of rows."""
 
 
 def cost_section(facts: Facts) -> Section:

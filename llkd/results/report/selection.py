@@ -37,8 +37,8 @@ from llkd.results.report.passes import (
 from llkd.results.report.signals import plane_plot, uncertainty_plot
 from llkd.results.report.words import count, listed, percent, quoted
 
-FEW_ROWS = 20
-"""Of a label: too few to learn it."""
+MIN_ROWS = 20
+"""Rows of a label below which a finding reports it."""
 
 
 def selection_section(facts: Facts) -> Section:
@@ -114,10 +114,10 @@ def _findings(facts: Facts) -> list[Finding]:
     selected_c, findings = facts.epochs["visits_ce"][:, 1:].sum(axis=1), []
     if (facts.ever_selected_c == 0).any():
         findings.append(Finding("bad", _shares_reading(facts)))
-    few = np.flatnonzero((selected_c > 0) & (selected_c < FEW_ROWS))
+    few = np.flatnonzero((selected_c > 0) & (selected_c < MIN_ROWS))
     if len(few):
         names = listed([facts.names[i] for i in few])
-        text = f"Fewer than {FEW_ROWS} rows were trained on for {names}."
+        text = f"Fewer than {MIN_ROWS} rows were trained on for {names}."
         findings.append(Finding("warn", text))
     return findings
 
@@ -152,7 +152,7 @@ def _reasons_plot(facts: Facts) -> Plot:
 
 
 def _shares_plot(facts: Facts) -> Plot:
-    """The share of each label's rows that each epoch selected; of many labels the least selected."""
+    """The share of each label's rows selected by each epoch; of many labels, the lowest shares."""
     ever_c, epochs = facts.ever_selected_c, facts.epoch_names
     order = np.argsort(ever_c, kind="stable")[:MAX_LABELS]
     order = order[np.isfinite(ever_c[order])]  # the others have no rows
@@ -218,7 +218,7 @@ def _thresholds_plot(facts: Facts) -> Plot | None:
 
 
 def _threshold_lines(facts: Facts, thresholds_ec: np.ndarray) -> go.Figure:
-    """A line for each label; of many labels the quartiles."""
+    """A line per label; of many labels, the quartiles."""
     epochs = [stats["epoch"] + 1 for stats in facts.stats]
     lines = list(zip(facts.names, thresholds_ec.T, strict=True))
     if len(lines) > len(PALETTE):

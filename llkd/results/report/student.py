@@ -1,4 +1,4 @@
-"""The sections on the student: is it better than the teacher, and where would more labels help?"""
+"""The sections on the student: is it better than the teacher; where would more labels help?"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,8 +35,9 @@ from llkd.results.report.passes import BOTH, NEITHER, STUDENT_ALONE, TEACHER_ALO
 from llkd.results.report.words import count, listed, percent, points, quoted
 
 MAX_CHANCE = 2.0
-"""Standard deviations up to which a difference may be chance."""
-FEW_TEST_ROWS = 200
+"""Differences below this many standard deviations may be chance."""
+MIN_TEST_ROWS = 200
+"""Test rows below which a finding calls the figures imprecise."""
 
 
 def student_section(facts: Facts) -> Section:
@@ -67,7 +68,7 @@ def student_section(facts: Facts) -> Section:
 
 
 def labels_section(facts: Facts) -> Section:
-    """The labels of which more rows, or better ones, would help most."""
+    """The labels for which more or better labelled rows would help most."""
     doubts = _doubts(facts)
     answer, notes, plots = "This shows once a student is trained.", list[str](), list[Plot]()
     lead = ""
@@ -126,14 +127,14 @@ def _findings(facts: Facts) -> list[Finding]:
     if len(weak):
         text = f"The student's F1 is below 0.5 for {listed([facts.names[i] for i in weak])}."
         findings.append(Finding("warn", text))
-    if student.rows < FEW_TEST_ROWS:
+    if student.rows < MIN_TEST_ROWS:
         text = f"The test set has only {count(student.rows, 'row')}: its figures are imprecise."
         findings.append(Finding("note", text))
     return findings
 
 
 def _classes_plot(tested: Tested, names: Sequence[str]) -> Plot:
-    """F1 by label; of many labels those where student and teacher differ most."""
+    """F1 by label; of many labels, those with the largest differences."""
     teacher_c, student_c = tested.teacher.per_class["f1"], tested.student.per_class["f1"]
     gain_c, support_c = student_c - teacher_c, tested.student.per_class["support"]
     seen = np.flatnonzero((support_c > 0) | (student_c > 0))
@@ -195,7 +196,7 @@ def _reliability_plot(tested: Tested) -> Plot:
 
 
 def _class_table(facts: Facts) -> Table:
-    """Everything known by label."""
+    """All figures by label."""
     columns, cells = ["label"], [list(facts.names)]
 
     def add(title: str, values: Sequence[float | None] | np.ndarray, form: str) -> None:
@@ -247,7 +248,7 @@ def needs(outcome_c4: np.ndarray) -> list[Need]:
 
 
 def _needed(tested: Tested, names: Sequence[str]) -> str:
-    """The label on which the student errs most, and what would help."""
+    """The label with most of the student's mistakes, and the remedy."""
     missed = needs(tested.outcome_c4)
     if not missed:
         return "The student makes no mistake on the test set."
@@ -265,7 +266,7 @@ def _needed(tested: Tested, names: Sequence[str]) -> str:
 
 
 def _outcomes_plot(tested: Tested, names: Sequence[str]) -> Plot | None:
-    """Who is right, by label; of many labels those of which the student misses most rows."""
+    """Who is right, by label; of many labels, those that the student misses most."""
     outcome_c4, missed = tested.outcome_c4, needs(tested.outcome_c4)
     kept = [need.label for need in missed[:MAX_LABELS]]
     if not kept:
@@ -308,7 +309,7 @@ Doubt = tuple[int, float, float]
 
 
 def _doubts(facts: Facts) -> list[Doubt]:
-    """The labels by rows × the teacher's doubt × the student's uncertainty, for want of gold."""
+    """The labels by rows × the teacher's doubt × the student's uncertainty: a proxy without gold."""
     found = []
     for label, stats in enumerate(facts.stats[-1]["classes"].values() if facts.stats else ()):
         sure, unsure = stats["mean_confidence"], stats["mean_uncertainty"]

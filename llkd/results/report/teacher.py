@@ -23,6 +23,7 @@ from llkd.results.report.charts import (
 from llkd.results.report.evaluations import (
     RELIABILITY_TITLE,
     Confusion,
+    Curve,
     confidence_gap,
     confusion_plot,
     confusion_reading,
@@ -37,11 +38,11 @@ from llkd.results.report.totals import BINS
 from llkd.results.report.words import listed, percent, quoted
 
 MIN_AUROC = 0.6
-"""Below, confidence hardly separates right from wrong."""
+"""AUROC below which confidence hardly separates right from wrong."""
 MAX_GAP = 0.15
 """Confidence gap above which a finding reports it."""
 MIN_LABEL_MASS = 0.05
-"""Probability on the labels below which the prompt deserves a look."""
+"""Probability on the labels below which a finding reports it."""
 
 
 def teacher_section(facts: Facts) -> Section:
@@ -247,21 +248,26 @@ def _calibration_effect(gold: Judged) -> str:
 
 
 def _reliability_plot(facts: Facts, gold: Judged) -> Plot:
-    """Before and after calibration."""
-    raw, calibrated = gold.raw, gold.calibrated
-    reading = f"The teacher's {gap_reading(calibrated)}"
-    before = ("uncalibrated", raw, UNCALIBRATED, "square", "dash")
+    reading = f"The teacher's {gap_reading(gold.calibrated)}"
     if facts.calibrated:
-        after = ("calibrated", calibrated, TEACHER, "circle", "solid")
-        drawn = reliability_diagram(before, after)
         reading += (
-            f". {_calibration_effect(gold)}; the calibration error went from {raw.ece:.2f} to "
-            f"{calibrated.ece:.2f}."
+            f". {_calibration_effect(gold)}; the calibration error went from {gold.raw.ece:.2f} to "
+            f"{gold.calibrated.ece:.2f}."
         )
     else:
-        drawn = reliability_diagram(("uncalibrated", calibrated, TEACHER, "circle", "solid"))
         reading += "; there is no calibration yet."
+    drawn = reliability_diagram(*reversed(_curves(facts, gold)))
     return Plot("teacher-reliability", RELIABILITY_TITLE, reading, drawn)
+
+
+def _curves(facts: Facts, gold: Judged) -> list[Curve]:
+    """The teacher after calibration, if there is one, and before it."""
+    if not facts.calibrated:
+        return [("uncalibrated", gold.raw, TEACHER, "circle", "solid")]
+    return [
+        ("calibrated", gold.calibrated, TEACHER, "circle", "solid"),
+        ("uncalibrated", gold.raw, UNCALIBRATED, "square", "dash"),
+    ]
 
 
 def _risk_plot(facts: Facts, gold: Judged) -> Plot:
@@ -271,16 +277,13 @@ def _risk_plot(facts: Facts, gold: Judged) -> Plot:
         f"Of the most confident quarter of the rows, {percent(made.risk_at(0.25))} are wrong; of the "
         f"most confident half, {percent(made.risk_at(0.5))}; of all, {percent(1 - made.accuracy)}."
     )
-    curves = [("calibrated" if facts.calibrated else "uncalibrated", made, TEACHER, "solid")]
-    if facts.calibrated:
-        curves.append(("uncalibrated", gold.raw, UNCALIBRATED, "dash"))
     data = [
         go.Scatter(
             x=coverage, y=[evaluation.risk_at(float(c)) for c in coverage], mode="lines", name=name,
             line={"color": color, "dash": dash, "width": 2.5},
             hovertemplate="most confident %{x:.0%}: %{y:.1%} wrong<extra></extra>",
         )
-        for name, evaluation, color, dash in curves
+        for name, evaluation, color, _, dash in _curves(facts, gold)
     ]  # fmt: skip
     title = {"text": "most confident share of the rows"}
     drawn = figure(

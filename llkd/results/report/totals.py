@@ -1,4 +1,4 @@
-"""What a pass over the shards yields: sums, and the few rows that stand out."""
+"""The result of a pass over the shards: sums, and the few rows of highest score."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Totals:
         return self.sums[name]
 
     def __bool__(self) -> bool:
-        """Whether there is anything in it."""
+        """Whether it holds any sum or row."""
         return bool(self.sums or self.rows)
 
     def __add__(self, other: "Totals") -> "Totals":
