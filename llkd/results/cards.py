@@ -1,8 +1,7 @@
-"""The cards of the student and of the labelled rows, in the hub's own format.
+"""The cards of the student and of the labelled rows, in the hub's format.
 
-The metadata is written by `huggingface_hub` and read back by it, so a card that is written is one that
-the hub's library understands. The text comes from the templates beside this file. Cards show label
-names and descriptions, never texts of the corpus.
+`huggingface_hub` writes the metadata and must read the same back. The text comes from `templates/`.
+Cards show label names and descriptions, never texts of the corpus.
 """
 
 import json
@@ -32,7 +31,7 @@ _SIZES = ("n<1K", *(f"{low}<n<{high}" for low, high in pairwise(_THOUSANDS)), "n
 
 @dataclass(frozen=True)
 class LabelledFacts:
-    """What the data set's card shows of the rows; C classes."""
+    """Figures of the data set's card; C classes."""
 
     rows_c: tuple[int, ...]
     """Rows by label."""
@@ -49,12 +48,12 @@ class LabelledFacts:
 
 @dataclass(frozen=True)
 class OnnxFacts:
-    """What the student's card shows of its ONNX form."""
+    """Figures of the ONNX form in the student's card."""
 
     texts: int
-    """The number of texts that it was checked on."""
+    """Number of texts on which it was compared with the student."""
     difference: float
-    """The largest difference between a probability of the student and one of the ONNX form."""
+    """The largest difference between their probabilities."""
     pad_id: int
     pad_token: str
 
@@ -71,10 +70,10 @@ def model_card(
         config: the run.
         distilled: the manifest of distillation.
         metrics: the content of metrics.json; None before the student is measured.
-        onnx: facts of the ONNX form; None without one.
+        onnx: figures of the ONNX form; None without one.
 
     Raises:
-        ExportError: the hub's library reads something else than what was written.
+        ExportError: the hub's library reads the card differently.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -111,7 +110,7 @@ def dataset_card(
         metrics: the content of metrics.json, if it exists.
 
     Raises:
-        ExportError: the hub's library reads something else than what was written.
+        ExportError: the hub's library reads the card differently.
     """
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
@@ -146,7 +145,7 @@ def dataset_card(
 def _rendered(
     template: str, config: RunConfig, metrics: Mapping[str, Any] | None, **facts: Any
 ) -> str:
-    """The text of a card. Templates escape what a config or a model brings with `plain`."""
+    """The text of a card. Templates escape text from configs and models with `plain`."""
     environment = Environment(
         loader=PackageLoader("llkd.results", "templates"), trim_blocks=True, autoescape=False,
         keep_trailing_newline=True, undefined=StrictUndefined,
@@ -164,21 +163,18 @@ def _rendered(
 
 
 def _checked(kind: Any, data: Any, text: str) -> str:
-    """A card of metadata and text, once the hub's library has read from it what was written."""
+    """A card of metadata and text, verified by reading it with the hub's library."""
     text = f"\n{text}"
     content = f"---\n{data.to_yaml()}\n---\n{text}"
     try:
         read = kind(content)
+        if read.data.to_dict() != data.to_dict() or read.text != text:
+            raise ValueError("it reads a different card than the one written")
     except ValueError as error:
         raise ExportError(
             f"The hub's library cannot read the card: {error}.",
             "Rename the label with unusual characters, or change the section export.",
         ) from error
-    if read.data.to_dict() != data.to_dict() or read.text != text:
-        raise ExportError(
-            "The hub's library reads a different card than the one that was written.",
-            "Rename the label with unusual characters, or change the section export.",
-        )
     return content
 
 
@@ -199,7 +195,7 @@ def _hub_name(model: str) -> str | None:
 
 
 def _model_link(model: str) -> str:
-    """A link to a model at the hub, or the content of a local directory."""
+    """A link to a model at the hub, or the description of a local directory."""
     if name := _hub_name(model):
         return _hub_link(name)
     local = f"{_plain(Path(model).name)} (a local directory"
@@ -231,7 +227,7 @@ def _language(config: RunConfig) -> str | list[str] | None:
 
 
 def _labelled_elsewhere(config: RunConfig) -> bool:
-    """Whether an engine gave labels whose origin LLKD cannot know: a table, or a custom engine."""
+    """Whether the origin of the labels is unknown: a table, or a custom engine."""
     return any(t.engine == "table" or ":" in t.engine for t in config.all_teachers)
 
 
@@ -247,7 +243,7 @@ def _human_label_uses(config: RunConfig) -> list[str]:
 
 
 def _eval_results(config: RunConfig, measured: Mapping[str, Any]) -> list[Any]:
-    """Figures on the test set, in the form that the hub reads from a card."""
+    """Figures on the test set, in the hub's format."""
     from huggingface_hub import EvalResult
 
     assert config.test is not None

@@ -81,43 +81,52 @@ def measure_predictions(config: RunConfig, dataset: str, folder: Folder) -> Eval
 
 def _measure(layout: RunLayout, dataset: str, shards: int, probabilities: Any) -> Evaluation:
     """Compare the rows that have gold with it, shard by shard."""
-    rows = Folder(layout.rows(dataset))
 
     def work(shard: int) -> Evaluation:
         row_n, probs_nc = probabilities(shard)
-        return _against(probs_nc, rows.read_shard(shard, [GOLD])[GOLD].take(pa.array(row_n)))
+        known_n, gold_n = gold_of(layout, dataset, shard, row_n)
+        return compare_with_gold(probs_nc[known_n], gold_n)
 
     total: Evaluation = shard_tasks.sum_over_shards(Evaluation, work, range(shards))
     return total
 
 
-def _against(probs_nc: np.ndarray, gold_n: pa.ChunkedArray) -> Evaluation:
-    known_n = gold_n.is_valid().to_numpy()
-    return compare_with_gold(probs_nc[known_n], gold_n.drop_null().to_numpy())
+def gold_of(
+    layout: RunLayout, dataset: str, shard: int, row_n: np.ndarray | pa.ChunkedArray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gold of some rows of a shard.
+
+    Returns:
+        A mask of the rows that have gold, shape (N,), and the gold classes of these.
+    """
+    gold_n = Folder(layout.rows(dataset)).read_shard(shard, [GOLD])[GOLD].take(row_n)
+    return gold_n.is_valid().to_numpy(), gold_n.drop_null().to_numpy()
 
 
 def measure_held_out(config: RunConfig, epochs: int) -> list[dict[str, Any]]:
-    """The agreement of each epoch's student with the teacher on the rows held out of training. Where
-    the corpus has gold and the epoch's predictions still exist, also with gold, which chooses
-    nothing."""
-    gold_v = None if config.corpus.label_column is None else _gold_held_out(config)
+    """The agreement of each epoch's student with the teacher on the validation split. Where the
+    corpus has gold and the epoch's predictions still exist, also with gold, which chooses nothing."""
+    layout, gold = RunLayout(config.run_dir), None
+    if config.corpus.label_column is not None and Folder(layout.validation).shards():
+        gold = _gold_held_out(layout)
     found = []
     for epoch in range(epochs):
         figures = dict(read_stats(config, epoch)["validation"])
-        if gold_v is not None and Folder(RunLayout(config.run_dir).validation_of(epoch)).shards():
-            evaluation = _against(read_predictions(config, epoch), gold_v)
+        if gold is not None and Folder(layout.validation_of(epoch)).shards():
+            known_v, gold_v = gold
+            evaluation = compare_with_gold(read_predictions(config, epoch)[known_v], gold_v)
             figures["gold_accuracy"] = evaluation.accuracy
             figures["gold_macro_f1"] = evaluation.macro_f1
         found.append(figures)
     return found
 
 
-def _gold_held_out(config: RunConfig) -> pa.ChunkedArray:
-    """The gold of the held-out rows, in their order."""
-    layout = RunLayout(config.run_dir)
-    held, rows = Folder(layout.validation), Folder(layout.rows("corpus"))
+def _gold_held_out(layout: RunLayout) -> tuple[np.ndarray, np.ndarray]:
+    """The gold of the validation split, in the order of its rows; see `gold_of`."""
+    held = Folder(layout.validation)
     parts = [
-        rows.read_shard(shard, [GOLD])[GOLD].take(held.read_shard(shard, [ROW])[ROW])
+        gold_of(layout, "corpus", shard, held.read_shard(shard, [ROW])[ROW])
         for shard in sorted(held.shards())
     ]
-    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.int32())
+    known, gold = zip(*parts, strict=True)
+    return np.concatenate(known), np.concatenate(gold)

@@ -1,17 +1,15 @@
-"""A finished run as others take it: the student and the labelled rows with their cards.
+"""Export a finished run for others: the student and the labelled rows, with their cards.
 
-The folder counts once its manifest is there. On a local disk it is built beside its place, and takes
-the place of an older one when it is whole; on an object store, where nothing can be renamed, it is
-built in its place, and the manifest is put last.
+An export is valid once its manifest is complete. On a local disk it is built in a temporary folder,
+which then replaces an older export; on an object store, which cannot rename, it is built in place and
+the manifest is written last.
 """
 
-import glob
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,29 +41,29 @@ from llkd.teacher.calibrate import calibrate, calibration_settings
 STAGE = "publish"
 MODEL, DATASET = "model", "dataset"
 CHECKED_TEXTS = 32
-"""Texts on which the ONNX form is compared with the student."""
+"""Texts on which the ONNX outputs are compared with the student's."""
 
 
 def folder_of(config: RunConfig) -> str:
-    """Where the export goes."""
+    """The URI of the export."""
     return (config.export.folder or RunLayout(config.run_dir).exported).rstrip("/")
 
 
 def publish(config: RunConfig, say: Callable[[str], None]) -> Manifest:
-    """Make the folder, unless it is there already, and push it where that is asked for.
+    """Export unless an equal export exists, and push it to the hub if the config asks for it.
 
     Args:
         config: the run.
-        say: takes a line for the console.
+        say: prints a line on the console.
 
     Returns:
-        The manifest, whose results hold the `files` with their sizes, and of an ONNX form the
-        largest `onnx_difference`.
+        The manifest. Its results have the sizes of the `files` and, with an ONNX form, the largest
+        `onnx_difference`.
 
     Raises:
         IncompleteError: the student is not finished, or the corpus is not labelled.
-        ExportError: the folder holds something else, the ONNX form is not the student, or the hub
-            refuses what is pushed.
+        ExportError: the folder holds something else, the ONNX outputs differ, or the hub refuses
+            the push.
     """
     place = _Place(folder_of(config))
     wanted = _manifest_of(config)
@@ -77,14 +75,16 @@ def publish(config: RunConfig, say: Callable[[str], None]) -> Manifest:
 
 
 def _manifest_of(config: RunConfig) -> Manifest:
-    """What determines an export."""
-    layout, export = RunLayout(config.run_dir), config.export
-    exported = require_complete(Folder(layout.student), "distill")
+    """The manifest of an export: everything that determines it."""
+    layout = RunLayout(config.run_dir)
+    student = require_complete(Folder(layout.student), "distill")
     labelled = require_complete(Folder(layout.labels("corpus")), "label")
-    asked = ("onnx", "dataset", "distribution", "gold", "license", "language", "model_repo",
-             "dataset_repo")  # fmt: skip
+    export = config.export.model_dump(
+        include={"onnx", "dataset", "distribution", "gold", "license", "language", "model_repo",
+                 "dataset_repo"}
+    )  # fmt: skip
     where = {"replicas", "nodes", "resources", "max_actor_failures", "workers"}
-    told = config.model_dump_json(
+    in_cards = config.model_dump_json(
         include={"task", "teacher", "teachers", "student", "selection"},
         exclude={"teacher": where, "teachers": {"__all__": where}, "student": where},
     )
@@ -94,16 +94,14 @@ def _manifest_of(config: RunConfig) -> Manifest:
         for who in ("teacher", "student") for dataset in ("corpus", "test")
     }  # fmt: skip
     settings = {
-        **{
-            f"export.{name}": value for name, value in export.model_dump(include=set(asked)).items()
-        },
+        **{f"export.{name}": value for name, value in export.items()},
         **calibration_settings(config),
         "labels": labelled.fingerprint,
         "metrics": _hash(json.dumps(figures, sort_keys=True)),
-        "told in the cards": _hash(told),
+        "told in the cards": _hash(in_cards),
         "version": __version__,
     }
-    return Manifest(STAGE, settings, exported.fingerprint)
+    return Manifest(STAGE, settings, student.fingerprint)
 
 
 def _hash(text: str) -> str:
@@ -111,19 +109,16 @@ def _hash(text: str) -> str:
 
 
 def _metrics(config: RunConfig) -> dict[str, Any] | None:
-    """What the run was measured at; None if it was not, or that is damaged."""
-    try:
-        found: dict[str, Any] | None = Folder(RunLayout(config.run_dir).root).read_json_if_there(
-            METRICS
-        )
-    except DamageError:
-        return None
+    """The content of metrics.json; None if it is missing or damaged."""
+    found: dict[str, Any] | None = None
+    with suppress(DamageError):
+        found = Folder(RunLayout(config.run_dir).root).read_json_if_there(METRICS)
     return found
 
 
 def _build(config: RunConfig, wanted: Manifest, place: "_Place") -> Manifest:
     results: dict[str, Any] = {}
-    with _model(config) as (model, onnx):  # what may be refused comes before anything is deleted
+    with _model(config) as (model, onnx):  # what may fail comes before anything is deleted
         building = place.begin(wanted)
         upload_folder(model, f"{building}/{MODEL}", last=CARD)
     if onnx is not None:
@@ -136,7 +131,7 @@ def _build(config: RunConfig, wanted: Manifest, place: "_Place") -> Manifest:
 
 @contextmanager
 def _model(config: RunConfig) -> Iterator[tuple[Path, OnnxFacts | None]]:
-    """A folder of the student with its full card, and its ONNX form if that is wanted."""
+    """A folder of the student with its full card and, on request, its ONNX form."""
     layout = RunLayout(config.run_dir)
     distilled = require_complete(Folder(layout.epochs), "distill")
     with local_copy(layout.student) as student, scratch_folder() as local:
@@ -162,7 +157,7 @@ def _write_onnx(config: RunConfig, student: str, path: Path) -> OnnxFacts | None
 
 
 def _some_texts(config: RunConfig) -> list[str]:
-    """Texts of the corpus from the shortest to the longest of its first shard."""
+    """Texts of the first shard, from the shortest to the longest."""
     rows = Folder(RunLayout(config.run_dir).rows("corpus"))
     texts = sorted(rows.read_shard(min(rows.shards()), [TEXT])[TEXT].to_pylist(), key=len)
     last, count = len(texts) - 1, min(CHECKED_TEXTS, len(texts))
@@ -172,7 +167,7 @@ def _some_texts(config: RunConfig) -> list[str]:
 def _write_dataset(config: RunConfig, target: str) -> None:
     labelled = require_complete(Folder(RunLayout(config.run_dir).labels("corpus")), "label")
     data = Folder(f"{target}/data")
-    facts = write_labelled_rows(config, calibrate(config), labelled.results["rows"], data)
+    facts = write_labelled_rows(config, calibrate(config), len(labelled.results["rows"]), data)
     card = dataset_card(config, facts, labelled_features(config), _metrics(config))
     Folder(target).write_bytes(CARD, card.encode())
 
@@ -190,10 +185,10 @@ def _push(config: RunConfig, place: "_Place", say: Callable[[str], None]) -> Non
 
 
 def files_under(uri: str) -> dict[str, int]:
-    """The bytes of all files of a folder and those in it, by relative path; its manifest left out.
+    """Size in bytes of every file below a folder, by relative path, without its manifest.
 
     Raises:
-        StorageError: they cannot be listed.
+        StorageError: the folder cannot be listed.
     """
     filesystem_, root = filesystem(uri)
     try:
@@ -201,14 +196,14 @@ def files_under(uri: str) -> dict[str, int]:
             fs.FileSelector(root, recursive=True, allow_not_found=True)
         )
     except OSError as error:
-        raise StorageError(f"Cannot list {uri}: {error}") from error
+        raise StorageError(f"Cannot list {uri}: {error}.") from error
     sizes = {i.path[len(root) + 1 :]: i.size for i in found if i.type == fs.FileType.File}
     return {path: size for path, size in sorted(sizes.items()) if path != MANIFEST}
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an export lies, and where it is built."""
+    """The folder of an export, and where it is built."""
 
     uri: str
 
@@ -217,25 +212,26 @@ class _Place:
         return self.uri if "://" in self.uri else f"{self.uri}.incomplete"
 
     def finished(self, wanted: Manifest) -> Manifest | None:
-        """The manifest of what is there, if that is what is wanted, and whole.
+        """The manifest of an existing export; None unless it is whole and the one wanted.
 
         Raises:
-            ExportError: what is there is no export, or somebody has added to it or changed it.
+            ExportError: the folder is no export, or files in it were added or changed by hand.
         """
         found = self._manifest(self.uri)
         if found is None or not found.complete:
             return None
-        made, there = found.results["files"], files_under(self.uri)
-        if strange := [path for path, size in there.items() if made.get(path) != size]:
+        recorded, existing = found.results["files"], files_under(self.uri)
+        if strange := [path for path, size in existing.items() if recorded.get(path) != size]:
             raise ExportError(
-                f"{self.uri} holds {', '.join(strange[:3])}, which the export did not "
-                "make so, and which would be lost.",
+                f"{self.uri} holds {', '.join(strange[:3])}, added or changed after the export, "
+                "and would lose it.",
                 "Set export.folder to another folder, or delete that one.",
             )
-        return found if found.fingerprint == wanted.fingerprint and made == there else None
+        return found if found.fingerprint == wanted.fingerprint and recorded == existing else None
 
     def begin(self, wanted: Manifest) -> str:
-        """The URI to build at; what is there of the same export is kept, all else deleted."""
+        """The URI to build at. Files of an interrupted build of the same export are kept, all
+        others deleted."""
         found = self._manifest(self._building)
         if found is None or found.complete or found.fingerprint != wanted.fingerprint:
             Folder(self._building).delete()
@@ -244,21 +240,21 @@ class _Place:
         return self._building
 
     def end(self, finished: Manifest) -> Manifest:
-        """Make what was built count."""
+        """Complete the build, and replace an older export by it."""
         write_manifest(Folder(self._building), finished)
         if self._building != self.uri:
-            old = f"{self.uri}.replaced-{uuid.uuid4().hex[:8]}"
+            place, old = Path(self.uri), f"{self.uri}.replaced"
+            shutil.rmtree(old, ignore_errors=True)  # of a killed command
             try:
-                for left in Path(self.uri).parent.glob(
-                    f"{glob.escape(Path(self.uri).name)}.replaced-*"
-                ):
-                    shutil.rmtree(left, ignore_errors=True)
-                if Path(self.uri).exists():
-                    Path(self.uri).rename(old)
-                Path(self._building).rename(self.uri)
-                shutil.rmtree(old, ignore_errors=True)
+                if place.exists():
+                    place.rename(old)
+                Path(self._building).rename(place)
             except OSError as error:
-                raise StorageError(f"Cannot put the export into {self.uri}: {error}") from error
+                raise StorageError(
+                    f"Cannot move the export to {self.uri}: {error}.",
+                    "Check that its parent folder is writable, and run the same command again.",
+                ) from error
+            shutil.rmtree(old, ignore_errors=True)
         return finished
 
     def _manifest(self, uri: str) -> Manifest | None:
@@ -274,17 +270,17 @@ class _Place:
         except (DamageError, FingerprintError):
             found = None
         deep = filesystem_.type_name == GOOGLE  # see Folder.names
-        there = fs.FileSelector(root, allow_not_found=True, recursive=deep)
-        if (found is None or found.stage != STAGE) and filesystem_.get_file_info(there):
+        existing = fs.FileSelector(root, allow_not_found=True, recursive=deep)
+        if (found is None or found.stage != STAGE) and filesystem_.get_file_info(existing):
             raise ExportError(
-                f"{uri} holds something that is no export, which would be replaced.",
+                f"{uri} is not an export, and would be replaced.",
                 "Set export.folder to a folder of its own, or delete that one.",
             )
         return found
 
 
 def described(manifest: Manifest) -> Mapping[str, str]:
-    """What a person wants to know of an export, by part."""
+    """The summary of an export for the console, by part."""
     files: dict[str, int] = manifest.results["files"]
     parts = {}
     for part in (MODEL, DATASET):

@@ -1,4 +1,4 @@
-"""Pushing folders to the hub: each in one commit, so that a repository is never half of anything."""
+"""Push folders to the hub, each in one commit, so that a repository is never incomplete."""
 
 import os
 from pathlib import Path
@@ -12,34 +12,40 @@ TOKEN = "HF_TOKEN"
 
 
 def require_hub() -> None:
-    """See that the hub can be asked for anything.
+    """Check that a push to the hub can work.
 
     Raises:
-        ConfigError: there is no token, or the libraries are told to stay offline.
+        ConfigError: there is no token, or the environment forbids network access.
     """
     if not os.environ.get(TOKEN):
-        raise ConfigError(f"export.push_to_hub needs a token that may write, in {TOKEN}")
+        raise ConfigError(
+            f"export.push_to_hub needs a token with write access in {TOKEN}",
+            "Set it, or set export.push_to_hub to false.",
+        )
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise ConfigError("export.push_to_hub cannot go with HF_HUB_OFFLINE=1: unset it")
+        raise ConfigError(
+            "export.push_to_hub needs network access, which HF_HUB_OFFLINE=1 forbids",
+            "Unset HF_HUB_OFFLINE, or set export.push_to_hub to false.",
+        )
 
 
 def push_folder(
     folder: Path, repo: str, kind: Literal["model", "dataset"], private: bool, revision: str | None
 ) -> str:
-    """Make a repository hold what a folder holds, once the hub has looked at its card.
+    """Replace the content of a repository by a folder, after the hub has validated its card.
 
     Args:
         folder: with a card.
-        repo: `owner/name`; made if it is not there.
+        repo: `owner/name`; created if missing.
         kind: of the repository.
-        private: whether it is made a private one.
-        revision: the branch, made if it is not there; None: the main one.
+        private: whether a created repository is private.
+        revision: the branch, created if missing; None for the main branch.
 
     Returns:
-        Where the commit is to be seen.
+        The URL of the commit.
 
     Raises:
-        ExportError: the hub refuses it or cannot be reached.
+        ExportError: the hub refuses the push or cannot be reached.
     """
     from huggingface_hub import DatasetCard, HfApi, ModelCard
 
@@ -54,9 +60,9 @@ def push_folder(
             commit_message=f"The {'student' if kind == 'model' else 'labelled rows'} of an LLKD run",
             delete_patterns="*",
         )  # fmt: skip
-    except Exception as error:  # those of the HTTP library that the hub's uses are among them
+    except Exception as error:  # the hub's library also passes on errors of its HTTP library
         raise ExportError(
-            f"Cannot push {folder} to the {kind} repository {repo}: {error}. What was exported is "
-            "there; the same command pushes it again."
+            f"Cannot push {folder} to the {kind} repository {repo}: {error}.",
+            "The export is complete: run the same command again to push it.",
         ) from error
     return str(commit.commit_url)

@@ -1,6 +1,5 @@
-"""The corpus with the teacher's labels, as files that `datasets` loads: shard by shard."""
+"""The corpus with the teacher's labels, as one file per shard that `datasets` loads."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.tally import Tally
 from llkd.results.cards import LabelledFacts
+from llkd.results.predict import tally_by_label
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import CONFIDENCE, GOLD, ID, LABEL, LOGPROBS, PROBS, ROW, TEXT, RunLayout
@@ -36,42 +36,35 @@ def labelled_features(config: RunConfig) -> Any:
 
 
 def file_name(shard: int, shards: int) -> str:
-    """As the hub names the files of a split."""
+    """The name of a shard's file, in the hub's scheme for the files of a split."""
     return f"train-{shard:05d}-of-{shards:05d}.parquet"
 
 
 @dataclass(frozen=True)
 class _Shards:
-    """What each shard's file is made of."""
+    """Writes the file of each shard."""
 
     config: RunConfig
     calibration: Calibration
     schema: pa.Schema
     shards: int
     target: Folder
-    there: frozenset[str]
-    """Files that were made before."""
+    existing: frozenset[str]
+    """Files of an earlier command."""
 
     def make(self, shard: int) -> Tally:
-        """Write a shard's file if it is not there; returns its counts."""
+        """Write a shard's file unless it exists; returns its counts."""
         name = file_name(shard, self.shards)
-        if name in self.there:
+        if name in self.existing:
             table = pq.read_table(pa.BufferReader(self.target.read_bytes(name)))
         else:
             table = self._table(shard)
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink, compression="zstd")
             self.target.write_bytes(name, sink.getvalue())
-        label_n = table[LABEL].to_numpy()
-        classes = len(self.config.task.labels)
-        confidence_c = np.bincount(label_n, table[CONFIDENCE].to_numpy(), classes)
-        return Tally(
-            {
-                "rows_c": np.bincount(label_n, minlength=classes),
-                "confidence_c": confidence_c,
-                "arrow_bytes": np.array([table.nbytes]),
-            }
-        )
+        label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
+        by_label = tally_by_label(label_n, confidence_n, len(self.config.task.labels))
+        return Tally({**by_label, "arrow_bytes": np.array([table.nbytes])})
 
     def _table(self, shard: int) -> pa.Table:
         layout = RunLayout(self.config.run_dir)
@@ -85,28 +78,25 @@ class _Shards:
             CONFIDENCE: probs_nc.max(axis=1).astype(np.float32),
             PROBS: fixed_lists(probs_nc),
         }
-        names = self.schema.names
-        return pa.table({name: columns[name] for name in names}).cast(self.schema)
+        return pa.table({name: columns[name] for name in self.schema.names}).cast(self.schema)
 
 
 def write_labelled_rows(
-    config: RunConfig, calibration: Calibration, shard_rows: Sequence[int], target: Folder
+    config: RunConfig, calibration: Calibration, shards: int, target: Folder
 ) -> LabelledFacts:
-    """Write a file for each shard of the corpus; those that are there are left alone.
+    """Write a file for each shard of the corpus; existing ones are kept.
 
     Args:
         config: the run.
         calibration: of the corpus's labels.
-        shard_rows: labelled rows of each shard.
-        target: where the files go.
+        shards: their number.
+        target: the folder of the files.
 
     Returns:
-        Their counts.
+        The counts of their rows.
     """
-    shards = len(shard_rows)
-    there = frozenset(target.names())
-    schema = labelled_features(config).arrow_schema
-    work = _Shards(config, calibration, schema, shards, target, there).make
+    schema, existing = labelled_features(config).arrow_schema, frozenset(target.names())
+    work = _Shards(config, calibration, schema, shards, target, existing).make
     tally: Tally = shard_tasks.sum_over_shards(Tally, work, range(shards))
     return LabelledFacts(
         tuple(map(int, tally["rows_c"])),

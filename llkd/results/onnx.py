@@ -1,4 +1,4 @@
-"""The student as ONNX, for those who serve without torch; checked against the student itself."""
+"""The student as ONNX, to serve it without torch; verified against the student itself."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 
 from llkd.errors import ExportError
 
-LARGEST_DIFFERENCE = 1e-4
-"""Between two probabilities, of the student and of its ONNX form, both in float32."""
-ONE_FILE_BYTES = 1 << 30
-"""Larger weights lie in a file of their own: an ONNX file holds 2 GiB at most."""
+MAX_DIFFERENCE = 1e-4
+"""Between a probability of the student and that of its ONNX form, both in float32."""
+MAX_INLINE_BYTES = 1 << 30
+"""Larger weights go into a file of their own: an ONNX file holds 2 GiB at most."""
 
 
 def write_onnx(
@@ -23,24 +23,23 @@ def write_onnx(
         tokenizer: the student's.
         model: in float32, on the CPU.
         path: of the file.
-        texts: to check it on, of differing lengths.
-        max_length: tokens that a text is cut to.
+        texts: of differing lengths, on which both are compared.
+        max_length: in tokens; longer texts are truncated.
 
     Returns:
-        The largest difference between two probabilities of theirs.
+        The largest difference between their probabilities.
 
     Raises:
-        ExportError: the model has no form in ONNX, or one that does not say what it says.
+        ExportError: the model cannot be exported, or the ONNX outputs differ.
     """
     model = model.eval()
-    model.config.use_cache = False  # of a decoder; it would be an output
+    model.config.use_cache = False  # a decoder's cache would be an output
     names = _write(tokenizer, model, path)
     difference = _largest_difference(tokenizer, model, path, names, texts, max_length)
-    if not difference <= LARGEST_DIFFERENCE:  # NaN too
+    if not difference <= MAX_DIFFERENCE:  # NaN too
         raise ExportError(
-            f"The ONNX form of the student ({type(model).__name__}) is not the student: "
-            f"its probabilities differ by {difference:.1e}, which is more than "
-            f"{LARGEST_DIFFERENCE:.0e}.",
+            f"The ONNX outputs of the student ({type(model).__name__}) differ: its probabilities "
+            f"by {difference:.1e}, more than {MAX_DIFFERENCE:.0e}.",
             "Set export.onnx to false.",
         )
     return difference
@@ -50,47 +49,35 @@ def _write(tokenizer: Any, model: Any, path: Path) -> list[str]:
     """Write the file; returns the names of its inputs."""
     import torch
 
-    example = tokenizer(["a", "a a a"], return_tensors="pt", padding=True)
-    names = list(example)
-
-    class Logits(torch.nn.Module):
-        """The model as a function of tensors alone."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-            return self.model(**dict(zip(names, tensors, strict=True))).logits
-
-    axes = tuple({0: "batch", 1: "sequence"} for _ in names)
+    example = dict(tokenizer(["a", "a a a"], return_tensors="pt", padding=True))
+    axes = {0: "batch", 1: "sequence"}
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.onnx.export(
-            Logits().eval(), tuple(example[name] for name in names), str(path), input_names=names,
-            output_names=["logits"], dynamic_shapes=(axes,), dynamo=True, verbose=False,
-            external_data=weights > ONE_FILE_BYTES,
+            model, (), str(path), kwargs=example, input_names=list(example),
+            output_names=["logits"], dynamic_shapes=dict.fromkeys(example, axes), dynamo=True,
+            verbose=False, external_data=weights > MAX_INLINE_BYTES,
         )  # fmt: skip
-    except Exception as error:  # the exporter raises whatever it meets
+    except Exception as error:  # the exporter raises many kinds
         raise ExportError(
-            f"This student ({type(model).__name__}) has no form in ONNX: {error}.",
+            f"This student ({type(model).__name__}) cannot be exported to ONNX: {error}.",
             "Set export.onnx to false.",
         ) from error
-    return names
+    return list(example)
 
 
 def _largest_difference(
     tokenizer: Any, model: Any, path: Path, names: Sequence[str], texts: Sequence[str],
     max_length: int,
 ) -> float:  # fmt: skip
+    """The largest difference between their probabilities; NaN if one is NaN."""
     import onnxruntime
     import torch
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    by_length = sorted(texts, key=len)
+    by_length, differences = sorted(texts, key=len), []
     middle = len(by_length) // 2
-    largest = 0.0
     for batch in (by_length[:1], by_length[:middle], by_length[middle:], by_length[-1:], by_length):
         if not batch:
             continue
@@ -101,9 +88,5 @@ def _largest_difference(
             expected = torch.softmax(model(**tokens).logits, dim=-1).numpy()
         (logits,) = session.run(["logits"], {name: tokens[name].numpy() for name in names})
         found = torch.softmax(torch.from_numpy(logits), dim=-1).numpy()
-        largest = max(largest, float(np.abs(found - expected).max()), key=_nan_first)
-    return largest
-
-
-def _nan_first(difference: float) -> float:
-    return np.inf if np.isnan(difference) else difference
+        differences.append(np.abs(found - expected).max())
+    return float(np.max(differences))

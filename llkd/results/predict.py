@@ -1,7 +1,7 @@
-"""The finished student labels every row of a data set: a pool of actors over the shards.
+"""Predict every row of a data set with the finished student: a pool of actors over the shards.
 
 An actor receives shard numbers; it reads the shard, scores it and writes the sidecar itself. The
-same code labels the test set, on which the student is measured.
+same code predicts the test set, on which the student is measured.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from llkd.store.schema import (
     predictions_schema,
 )
 
-FEW_ROWS = 16384
+MAX_ROWS_HERE = 16384
 """A test set of at most this many rows is scored in this process: starting an actor takes
 longer."""
 
@@ -110,8 +110,8 @@ def _work_on(config: RunConfig, wanted: Pass) -> Work:
 
 
 def manifest_of(wanted: Pass, exported: Manifest, ingested: Manifest, rows: Folder) -> Manifest:
-    """The manifest of predictions: the settings that determine them. The source files count beside
-    the settings of ingest, because rows ingested again from changed files are other rows."""
+    """The manifest of predictions: the settings that determine them. It includes the source files
+    beside the settings of ingest, because rows ingested again from changed files differ."""
     settings = {
         "student": exported.fingerprint,
         "rows": ingested.fingerprint,
@@ -133,7 +133,7 @@ def _run_pool(
     precision = chosen_precision(config, resources)
     threads = max(int(resources.get("CPU", 1)), 1)
     arguments = (config, wanted, precision, threads, tracker)
-    if wanted.dataset == "test" and rows <= FEW_ROWS and _alone_on_cpus():
+    if wanted.dataset == "test" and rows <= MAX_ROWS_HERE and _alone_on_cpus():
         here = StudentActor(*arguments)
         return map(here, missing)
     return actor_pool.run_on_actors(
@@ -146,8 +146,8 @@ def _run_pool(
 
 
 def _alone_on_cpus() -> bool:
-    """Whether this process may score: on its own local Ray the CPUs are idle by now. A GPU's memory
-    it would withhold from the next stage."""
+    """Whether this process may score: on its own local Ray the CPUs are idle by now. On a GPU it
+    would keep memory that the next stage needs."""
     return connection.is_local() and not connection.cluster_has_gpus("predict.resources")
 
 
@@ -218,15 +218,19 @@ class StudentActor:
 
 
 def _tally(folder: Folder, names: Sequence[str], shard: int) -> Tally:
-    """Rows and summed confidence, by predicted label."""
     table = folder.read_shard(shard, [LABEL, CONFIDENCE])
-    class_n, confidence_n = class_indices(table[LABEL], names), table[CONFIDENCE].to_numpy()
-    return Tally(
-        {
-            "rows_c": np.bincount(class_n, minlength=len(names)),
-            "confidence_c": np.bincount(class_n, weights=confidence_n, minlength=len(names)),
-        }
-    )
+    class_n = class_indices(table[LABEL], names)
+    return Tally(tally_by_label(class_n, table[CONFIDENCE].to_numpy(), len(names)))
+
+
+def tally_by_label(
+    class_n: np.ndarray, confidence_n: np.ndarray, classes: int
+) -> dict[str, np.ndarray]:
+    """Rows and summed confidence by label, shape (C,)."""
+    return {
+        "rows_c": np.bincount(class_n, minlength=classes),
+        "confidence_c": np.bincount(class_n, weights=confidence_n, minlength=classes),
+    }
 
 
 def _by_label(folder: Folder, names: Sequence[str], shards: int) -> dict[str, Any]:

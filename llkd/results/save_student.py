@@ -1,7 +1,7 @@
 """Save the finished student as a directory that `transformers` loads, with a model card.
 
-This card is written before the student is measured, because it is among the recorded files;
-`jobs/export.py` writes the one with the metrics (llkd/results/export.py).
+The card is written before the student is measured, because it is one of the recorded files;
+`jobs/export.py` writes one with the metrics (llkd/results/export.py).
 """
 
 from pathlib import Path

@@ -1,8 +1,9 @@
 """The experiment trackers: TensorBoard, MLflow, Weights & Biases.
 
 TensorBoard gets one complete file per step: its reader moves on to the next file, and an object store
-needs one PUT. The others are called through their own clients: Ray's `setup_mlflow` starts a new run on
-every call, and `setup_wandb` insists on an API key; a resumed command has to continue the run it began.
+needs one PUT. The others are called through their own clients, because a resumed command continues
+the run that it began: Ray's `setup_mlflow` starts a new run on every call, and `setup_wandb` requires
+an API key where the server needs none.
 """
 
 import json
@@ -20,7 +21,7 @@ TENSORBOARD = "tensorboard"
 
 
 class ExperimentTracker(Protocol):
-    """A destination of figures. A call may raise anything; the tracker is not called again then."""
+    """A destination of figures. Any call may raise; the tracker is not called again then."""
 
     def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
         """Log the figures of a step, with a time in seconds since 1970."""
@@ -37,21 +38,17 @@ class TensorBoard:
 
     def log(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
         """See ExperimentTracker."""
+        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.record_writer import RecordWriter
 
         values = [Summary.Value(tag=name, simple_value=x) for name, x in figures.items()]
-        events = [
-            Event(wall_time=seconds, file_version="brain.Event:2"),
-            Event(wall_time=seconds, step=step, summary=Summary(value=values)),
-        ]
         with scratch_folder() as local:
-            writer = RecordWriter(str(local / "events"))
-            for event in events:
-                writer.write(event.SerializeToString())
+            writer = EventsWriter(str(local / "events"))
+            writer.write_event(Event(wall_time=seconds, step=step, summary=Summary(value=values)))
             writer.close()
-            self._folder.write_bytes(event_file(step), (local / "events").read_bytes())
+            (written,) = local.iterdir()
+            self._folder.write_bytes(event_file(step), written.read_bytes())
 
     def close(self) -> None:
         """See ExperimentTracker."""

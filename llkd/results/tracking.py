@@ -1,9 +1,8 @@
-"""Sends a run's figures to experiment trackers: always TensorBoard, on request MLflow and Weights & Biases.
+"""Log a run's figures to experiment trackers: always TensorBoard, on request MLflow and Weights & Biases.
 
-The figures are read from the run directory, epoch by epoch, so a resumed run logs nothing twice. Their
-names are those of llkd/cluster/telemetry.py, without `llkd_` and with tags as parts, and those of
-metrics.json, with `/` for the dots. A step is an epoch, from 0; the final figures have the step after
-the last epoch.
+The figures (llkd/results/tracked_figures.py) are read from the run directory, epoch by epoch, so a
+resumed run logs nothing twice. A step is an epoch, from 0; the final figures have the step after the
+last epoch.
 """
 
 import sys
@@ -32,7 +31,7 @@ TRACKING = "tracking.json"
 """The runs at the remote trackers that belong to a run directory, and their numbers of steps."""
 POLL_SECONDS = 2.0
 LEAVE_SECONDS = 2.0
-"""How long a failed or interrupted command waits for a tracker."""
+"""A failed or interrupted command waits at most this long for a tracker."""
 
 PrintLine = Callable[[str], None]
 
@@ -50,7 +49,7 @@ class Recorder:
         self._layout = RunLayout(config.run_dir)
         self._root, self._events = Folder(self._layout.root), Folder(self._layout.tensorboard)
         self._written = 0
-        """Steps that TensorBoard has."""
+        """Number of steps in TensorBoard."""
         self._states: dict[str, dict[str, Any]] = {}
         self._trackers: dict[str, ExperimentTracker] = {}
         self._failed: set[str] = set()
@@ -74,15 +73,15 @@ class Recorder:
             self._print_line(f"warning: nothing more is logged to {name}: {first[:200]}")
 
     def forget_from(self, epoch: int) -> None:
-        """Drop TensorBoard's steps from an epoch on, which was trained again. The other trackers
-        keep their first figures."""
+        """Drop TensorBoard's steps from an epoch on, because it is trained again. The other
+        trackers keep the figures of its first training."""
         with self._no_error_of(TENSORBOARD):
             for step in range(epoch, self._written):
                 self._events.delete_file(event_file(step))
         self._written = min(self._written, epoch)
 
     def log_epochs(self, count: int) -> None:
-        """Log the first `count` epochs, without those that are logged."""
+        """Log the first `count` epochs, except those already logged."""
         for epoch in range(self._next_step(), count):
             folder = Folder(self._layout.epoch(epoch))
             with self._no_error_of("tracking"):
@@ -91,7 +90,8 @@ class Recorder:
                 self._log(epoch, written, epoch_figures(stats))
 
     def log_all_epochs(self) -> None:
-        """Log all epochs of a trained student, and again those trained after they were logged."""
+        """Log all epochs of a trained student. Those trained again since they were logged are
+        logged again."""
         with self._no_error_of("tracking"):
             manifest = read_manifest(Folder(self._layout.epochs))
             if manifest is not None and manifest.complete:

@@ -1,4 +1,4 @@
-"""Pushing to a hub of this machine that answers as the real one does, over HTTP."""
+"""Push to a local server that answers like the hub."""
 
 import base64
 import json
@@ -128,7 +128,7 @@ for folder, repo, kind, private, revision in {pushes!r}:
 
 
 def push(url: str, *pushes: tuple[Any, ...]) -> list[str]:
-    """What a process of its own prints, for the library reads the hub's address when it is imported."""
+    """The lines that a subprocess prints: the library reads the hub's address on import."""
     done = subprocess.run(
         [sys.executable, "-c", PUSH.format(pushes=pushes)], cwd=ROOT, text=True,
         env={**os.environ, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN,
@@ -169,26 +169,25 @@ def test_a_repository_holds_what_the_folder_holds(hub: Hub, tmp_path: Path) -> N
     assert set(hub.checked) == {CARD}
 
 
-def test_what_the_hub_refuses_is_told_and_nothing_is_pushed(hub: Hub, tmp_path: Path) -> None:
+def test_a_refused_card_and_an_unreachable_hub_are_errors(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(CARD)
     hub.refuse = "license is not valid"
-    (said,) = push(hub.url, (str(tmp_path), "me/topics", "model", True, None))
-    assert said.startswith("ExportError: Cannot push")
-    assert "license is not valid" in said
+    for url, message in ((hub.url, hub.refuse), ("http://127.0.0.1:9", "")):
+        (line,) = push(url, (str(tmp_path), "me/topics", "model", True, None))
+        assert line.startswith("ExportError: Cannot push")
+        assert message in line
     assert hub.repos == {}
-    (said,) = push("http://127.0.0.1:9", (str(tmp_path), "me/topics", "model", True, None))
-    assert said.startswith("ExportError: Cannot push")
 
 
-def test_a_missing_token_is_told_before_anything_begins(
+def test_a_missing_token_is_reported_before_any_work(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = make_config(export={"push_to_hub": True, "model_repo": "me/topics"})
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ConfigError, match="a token that may write, in HF_TOKEN"):
+    with pytest.raises(ConfigError, match="a token with write access in HF_TOKEN"):
         require_inputs("export", wanted)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE=1: unset it"):
+    with pytest.raises(ConfigError, match="which HF_HUB_OFFLINE=1 forbids"):
         require_inputs("export", wanted)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     require_inputs("export", wanted)

@@ -29,7 +29,7 @@ METRICS = {
 
 
 def stats(epoch: int, names: tuple[str, ...] = ("sport", "tech", "trade")) -> dict[str, Any]:
-    """An epoch's stats.json, of figures that are easily added up."""
+    """An epoch's stats.json, with figures that are easy to add up."""
     return {
         "epoch": epoch, "rows": 100, "selected": 31, "fraction": 0.31, "dropped": 1,
         "training_loss": 1.5 - epoch, "stopped": False, "waiting": {"share": 0.125, "seconds": {}},
@@ -115,13 +115,13 @@ def test_the_figures_of_an_epoch() -> None:
 def test_tensorboard_gets_each_epoch_once_and_the_final_figures(trained: Any) -> None:
     config = trained()
     assert record(config, 1) == []
-    folder = Path(config.run_dir, "tensorboard")
-    before = (folder / event_file(0)).stat().st_mtime_ns
+    first = Path(config.run_dir, "tensorboard", event_file(0))
+    before = first.stat().st_mtime_ns
     assert logged(config).keys() == {0}
     record(config, 2)
     log_final_metrics(config, METRICS, [].append)
     log_final_metrics(config, METRICS, [].append)
-    assert (folder / event_file(0)).stat().st_mtime_ns == before
+    assert first.stat().st_mtime_ns == before
     steps = logged(config)
     assert [steps[0]["training_loss"], steps[1]["training_loss"]] == [1.5, 0.5]
     assert steps[2] == final_figures(METRICS)
@@ -135,7 +135,7 @@ def test_tensorboard_gets_each_epoch_once_and_the_final_figures(trained: Any) ->
     recorder.log_epochs(2)
     assert logged(config).keys() == {0, 1}
     assert logged(config)[1]["training_loss"] == 0.25
-    assert (folder / event_file(0)).stat().st_mtime_ns == before
+    assert first.stat().st_mtime_ns == before
 
 
 HOSTILE = ("a/b", "../x", "..", "|`</script>", "é", "é" * 300, "é" * 301)
@@ -186,7 +186,7 @@ def test_weights_and_biases_offline(
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = trained(wandb="topics")
     assert record(config, 2) == []
-    assert record(config, 2) == []  # nothing is new: nothing is begun
+    assert record(config, 2) == []  # nothing is new, so no run starts
     (kept,) = Path(config.run_dir, "wandb").glob("offline-run-*/run-*.wandb")
     names = [name.encode() for name in epoch_figures(stats(0))]
     # its own process writes the file

@@ -122,7 +122,7 @@ def test_a_job_at_work_keeps_others_out(folder: Folder) -> None:
 def test_an_export_replaces_no_folder_of_others(folder: Folder) -> None:
     assert _Place(folder.uri)._manifest(folder.uri) is None
     folder.write_bytes("theirs/x", b"1")
-    with pytest.raises(ExportError, match="holds something that is no export"):
+    with pytest.raises(ExportError, match="is not an export"):
         _Place(folder.uri)._manifest(folder.uri)
 
 

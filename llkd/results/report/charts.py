@@ -1,6 +1,6 @@
-"""The look of the plots: legible in greyscale, in print and with any colour vision.
+"""The style of the plots: legible in greyscale, in print and with any colour vision.
 
-Label names are shown literally: Plotly would read `<b>` in them as markup.
+Label names are escaped: Plotly would interpret `<b>` in them as markup.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ Series = tuple[str, Any, str, str]
 
 
 def shown(name: str, longest: int = MAX_NAME) -> str:
-    """A name for a plot: cut, and with its markup escaped."""
+    """A name for a plot, truncated and escaped."""
     cut = name if len(name) <= longest else f"{name[: longest - 1]}…"
     return cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -66,7 +66,7 @@ def rows_height(rows: int) -> int:
 
 
 def category_axis(names: Sequence[str], longest: int = MAX_NAME) -> dict[str, Any]:
-    """Ticks by position, for names may be equal once they are cut."""
+    """Ticks by position, because truncated names may be equal."""
     return {
         "tickvals": list(range(len(names))), "ticktext": [shown(name, longest) for name in names],
         "showgrid": False, "zeroline": False, "ticks": "",

@@ -45,17 +45,16 @@ def confusions(confusion_cc: np.ndarray) -> list[Confusion]:
     """All confusions, the most frequent first.
 
     Args:
-        confusion_cc: rows by (gold, predicted), shape (C, C).
+        confusion_cc: rows by (gold, predicted), shape (C, C); of a single row, its distribution
+            may stand for the predicted label.
     """
     wrong_cc = confusion_cc - np.diag(np.diag(confusion_cc))
-    gold_c = np.maximum(confusion_cc.sum(axis=1), 1)
-    order = np.argsort(-wrong_cc, axis=None, kind="stable")
-    found = []
-    for place in order[: np.count_nonzero(wrong_cc)]:
-        gold, predicted = (int(i) for i in np.unravel_index(place, wrong_cc.shape))
-        rows = int(wrong_cc[gold, predicted])
-        found.append(Confusion(gold, predicted, rows, rows / float(gold_c[gold])))
-    return found
+    share_cc = wrong_cc / np.maximum(confusion_cc.sum(axis=1), 1)[:, None]
+    order = np.argsort(-wrong_cc, axis=None, kind="stable")[: np.count_nonzero(wrong_cc)]
+    return [
+        Confusion(int(gold), int(other), int(wrong_cc[gold, other]), float(share_cc[gold, other]))
+        for gold, other in zip(*np.unravel_index(order, wrong_cc.shape), strict=True)
+    ]
 
 
 def confusion_reading(who: str, evaluation: Evaluation, names: Sequence[str], where: str) -> str:
@@ -107,7 +106,7 @@ def confusion_plot(who: str, evaluation: Evaluation, names: Sequence[str], where
 
 
 def _confusion_map(confusion_cc: np.ndarray, names: Sequence[str]) -> go.Figure:
-    """Gold against predicted labels; of many labels the most confused ones."""
+    """Gold against predicted labels; of many labels, the most confused ones."""
     wrong_c = confusion_cc.sum(axis=0) + confusion_cc.sum(axis=1) - 2 * np.diag(confusion_cc)
     kept = list(range(len(names)))
     if len(names) > MAX_CONFUSED:

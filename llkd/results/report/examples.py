@@ -1,4 +1,4 @@
-"""The section of rows to look at."""
+"""The section on rows to inspect."""
 
 from llkd.results.report.facts import Facts
 from llkd.results.report.parts import Finding, RowList, Section
@@ -29,9 +29,9 @@ KINDS = {
 
 
 def examples_section(facts: Facts) -> Section:
-    """The rows that deserve a look, and the rejected ones."""
+    """The most useful, doubtful and rejected rows."""
     notes = []
-    if facts.stats and not facts.rows["mistakes"] and facts.agreement is None:
+    if facts.stats and not facts.rows["mistakes"] and not facts.agreement:
         notes.append(
             "Likely mistakes of the teacher are shown once jobs/predict.py has labelled the corpus: "
             "run it, then jobs/report.py."

@@ -1,6 +1,6 @@
-"""What a run directory holds, as plain data; what is missing is None or empty.
+"""Read the content of a run directory as plain data; what is missing is None or empty.
 
-Nothing is written and no lock is taken: the run may be in progress.
+Nothing is written and no lock is taken, because the run may be in progress.
 """
 
 import importlib.metadata
@@ -70,9 +70,9 @@ class Facts:
     made: datetime
     """When the report was made."""
     steps: list[Step]
-    corpus: Totals | None
+    corpus: Totals
     """The teacher's labels of the corpus, see `teacher_pass`."""
-    test_labels: Totals | None
+    test_labels: Totals
     """The teacher's labels of the test set."""
     calibrated: bool
     """Whether a calibration exists; otherwise labels are shown uncalibrated."""
@@ -82,13 +82,13 @@ class Facts:
     """(model, results of labelling) of each teacher of an ensemble."""
     stats: list[dict[str, Any]]
     """stats.json of each trained epoch."""
-    epochs: Totals | None
+    epochs: Totals
     """See `epochs_pass`."""
     distilled: Mapping[str, Any]
     """The results of distillation; empty until it is complete."""
-    test: Totals | None
+    test: Totals
     """See `test_pass`."""
-    agreement: Totals | None
+    agreement: Totals
     """See `corpus_pass`."""
     rows: Mapping[str, list[Row]]
     """Rows to look at: `useful`, `unsure`, `mistakes`, `test_mistakes`, `rejected`."""
@@ -120,8 +120,7 @@ class Facts:
     def gold(self) -> Judged | None:
         """The teacher against the gold of the corpus or, failing that, of the test set."""
         for name, totals in (("corpus", self.corpus), ("test set", self.test_labels)):
-            raw = totals and totals.evaluation("raw")
-            calibrated = totals and totals.evaluation("calibrated")
+            raw, calibrated = totals.evaluation("raw"), totals.evaluation("calibrated")
             if raw and calibrated:
                 return Judged(name, raw, calibrated)
         return None
@@ -129,30 +128,26 @@ class Facts:
     @property
     def tested(self) -> Tested | None:
         """Teacher and student on the test set, once both have labelled it."""
-        teacher = self.test and self.test.evaluation("teacher")
-        student = self.test and self.test.evaluation("student")
-        if not self.test or not teacher or not student:
+        teacher, student = self.test.evaluation("teacher"), self.test.evaluation("student")
+        if teacher is None or student is None:
             return None
         return Tested(teacher, student, self.test["outcome_c4"])
 
     @property
     def selected_ec(self) -> np.ndarray:
         """Share of each label's rows selected by an epoch, shape (E, C); NaN without rows."""
-        assert self.epochs is not None
         why_ec4 = self.epochs["why_ec4"]
         return _share(why_ec4[:, :, SELECTED], why_ec4.sum(axis=2))
 
     @property
     def ever_selected_c(self) -> np.ndarray:
         """Share of each label's rows selected in any epoch, shape (C,); NaN without rows."""
-        assert self.epochs is not None
         visits_ce = self.epochs["visits_ce"]
         return 1 - _share(visits_ce[:, 0], visits_ce.sum(axis=1))
 
     @property
     def never_selected(self) -> float:
         """Share of the rows that no epoch selected."""
-        assert self.epochs is not None
         visits_ce = self.epochs["visits_ce"]
         return float(visits_ce[:, 0].sum() / max(visits_ce.sum(), 1))
 
@@ -193,26 +188,16 @@ def gather(config: RunConfig) -> Facts:
             errors.append(f"{type(error).__name__}: {error}")
             return default
 
-    tested = config.test is not None
+    empty, tested = Totals(), config.test is not None
     calibration = part(None, _calibration, layout)
-    corpus = part(None, teacher_pass, config, "corpus", calibration)
-    test_labels = part(None, teacher_pass, config, "test", calibration) if tested else None
+    corpus = part(empty, teacher_pass, config, "corpus", calibration)
+    test_labels = part(empty, teacher_pass, config, "test", calibration) if tested else empty
     stats = part(list[dict[str, Any]](), _trained, config)
-    epochs = part(None, _epochs, config, stats)
+    epochs = part(empty, epochs_pass, config, stats)
     last = stats[-1]["epoch"] if stats else None
-    test = part(None, test_pass, config, calibration) if tested else None
-    agreement = part(None, corpus_pass, config, calibration, last)
+    test = part(empty, test_pass, config, calibration) if tested else empty
+    agreement = part(empty, corpus_pass, config, calibration, last)
     rejects = part(dict[str, Totals](), _rejects, layout)
-    rows = {
-        kind: with_texts(config, dataset, [] if totals is None else totals.rows[source])
-        for kind, dataset, totals, source in (
-            ("useful", "corpus", epochs, "useful"),
-            ("unsure", "corpus", epochs, "unsure"),
-            ("mistakes", "corpus", agreement, "disagree"),
-            ("test_mistakes", "test", test, "disagree"),
-        )
-    }
-    rows["rejected"] = part(list[Row](), reject_rows, config, rejects)
     return Facts(
         config=config,
         made=datetime.now(UTC),
@@ -227,9 +212,15 @@ def gather(config: RunConfig) -> Facts:
         distilled=results_of(layout.epochs),
         test=test,
         agreement=agreement,
-        rows=rows,
+        rows={
+            "useful": with_texts(config, "corpus", epochs.rows.get("useful", [])),
+            "unsure": with_texts(config, "corpus", epochs.rows.get("unsure", [])),
+            "mistakes": with_texts(config, "corpus", agreement.rows.get("disagree", [])),
+            "test_mistakes": with_texts(config, "test", test.rows.get("disagree", [])),
+            "rejected": part(list[Row](), reject_rows, config, rejects),
+        },
         rejects=_reject_counts(rejects),
-        metrics=part(dict[str, Any](), _metrics, layout),
+        metrics=part(None, Folder(layout.root).read_json_if_there, METRICS) or {},
         tokens=part(None, _tokens, layout),
         versions=_versions(),
         errors=errors,
@@ -254,16 +245,10 @@ def _trained(config: RunConfig) -> list[dict[str, Any]]:
     return found
 
 
-def _epochs(config: RunConfig, stats: list[dict[str, Any]]) -> Totals | None:
-    shards = Folder(RunLayout(config.run_dir).pseudo_labels).shards()
-    return epochs_pass(config, stats, sorted(shards))
-
-
 def _rejects(layout: RunLayout) -> dict[str, Totals]:
     """Rejected rows by stage: `ingest-corpus`, `label-corpus` and so on."""
     names = Folder(layout.rejects("")).names()
-    found = {name: rejects_pass(Folder(layout.rejects(name))) for name in names}
-    return {name: totals for name, totals in found.items() if totals is not None}
+    return {name: rejects_pass(Folder(layout.rejects(name))) for name in names}
 
 
 def _reject_counts(rejects: Mapping[str, Totals]) -> dict[str, int]:
@@ -279,10 +264,6 @@ def _teachers(config: RunConfig) -> list[tuple[str, Mapping[str, Any]]]:
         (alone.teacher.model, results_of(RunLayout(config.run_dir, number).labels("corpus")))
         for number, alone in enumerate(config.of_each_teacher)
     ]
-
-
-def _metrics(layout: RunLayout) -> dict[str, Any]:
-    return Folder(layout.root).read_json_if_there(METRICS) or {}
 
 
 def _tokens(layout: RunLayout) -> int | None:

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs no network; every text in it is escaped."""
+"""Render the page: one HTML file that needs no network, with every text escaped."""
 
 import json
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def render(facts: Facts) -> str:
 
 
 def sections_of(facts: Facts) -> list[Section]:
-    """All sections, in the order in which readers ask."""
+    """All sections, in the order of a reader's questions."""
     return [
         teacher_section(facts),
         selection_section(facts),
@@ -61,11 +61,11 @@ def sections_of(facts: Facts) -> list[Section]:
 
 
 def findings_of(sections: Sequence[Section]) -> list[tuple[str, Finding]]:
-    """(key of the section, finding), the gravest first, and those about the whole run before the
-    others."""
-    gravity = list(FINDING_KINDS)
+    """(key of the section, finding), the most severe first; of equal severity, those about the
+    whole run first."""
+    severity = list(FINDING_KINDS)
     found = [(s.key, finding) for s in (sections[-1], *sections[:-1]) for finding in s.findings]
-    return sorted(found, key=lambda entry: gravity.index(entry[1].kind))
+    return sorted(found, key=lambda entry: severity.index(entry[1].kind))
 
 
 def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
@@ -84,10 +84,10 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
         measured = facts.gold.calibrated
         note = f"{count(measured.rows, 'row')} of the {facts.gold.where}"
         tiles.append(("teacher, accuracy", f"{measured.accuracy:.3f}", note))
-    if facts.corpus is not None:
+    if facts.corpus:
         rows = int(facts.corpus["rows_c"].sum())
         tiles.append(("rows labelled", f"{rows:,}", f"{len(facts.names):,} labels"))
-    if facts.epochs is not None:
+    if facts.epochs:
         note = f"at least once in {count(len(facts.stats), 'epoch')}"
         tiles.append(("rows trained on", percent(1 - facts.never_selected), note))
     seconds = facts.metrics.get("seconds", {}).get("total")
@@ -97,7 +97,7 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
 
 
 def embedded(plots: dict[str, dict[str, go.Figure]]) -> str:
-    """Figures as JSON for a script element, which no text in it can end."""
+    """Figures as JSON for a script element, escaped so that no text can close the element."""
     data = {
         key: [{"name": name, **json.loads(figure.to_json())} for name, figure in variants.items()]
         for key, variants in plots.items()

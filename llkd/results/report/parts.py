@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import plotly.graph_objects as go
 
 from llkd.results.report.rows import Row
 
 FINDING_KINDS = {"bad": "Problem", "warn": "Check", "note": "Note", "good": "Good"}
-"""Titles by kind, the gravest first."""
+"""Titles by kind, the most severe first."""
 NONE = "–"
 """A table cell without a value."""
 Part = TypeVar("Part")
@@ -27,13 +28,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, or several to choose from, with its title and the sentence that reads it."""
+    """A figure, or several to choose from, with its title and its interpretation in a sentence."""
 
     key: str
     title: str
     reading: str
     figures: go.Figure | dict[str, go.Figure]
-    """A figure, or figures by the name that the reader chooses them by."""
+    """A figure, or several by the name in the page's menu."""
     table: Table | None = None
     wide: bool = False
 
@@ -45,7 +46,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Finding:
-    """A fact for the top of the page."""
+    """A statement for the top of the page."""
 
     kind: str
     """One of FINDING_KINDS."""
@@ -54,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class RowList:
-    """Rows of a kind."""
+    """Rows of one kind."""
 
     title: str
     note: str
@@ -71,7 +72,7 @@ class Section:
     """Its name in the navigation."""
     lead: str = ""
     notes: Sequence[str] = ()
-    """What cannot be shown, and why."""
+    """What is missing, and why."""
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     row_lists: Sequence[RowList] = ()
@@ -79,6 +80,11 @@ class Section:
     """Listed at the top of the page, with a link to this section."""
     answer: tuple[str, str] | None = None
     """(question, answer) for the top of the page."""
+
+
+def cell(value: float | None, form: str = ",") -> str:
+    """A number as a table cell; NONE for None and NaN."""
+    return NONE if value is None or np.isnan(value) else format(value, form)
 
 
 def present(*parts: Part | None) -> list[Part]:

@@ -1,4 +1,4 @@
-"""Rows to look at, with their texts, which are read for the few rows shown only."""
+"""The rows that the page shows; only their texts are read from the corpus."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from llkd.store.folder import Folder
 from llkd.store.schema import ID, ROW, TEXT, RunLayout
 
 MAX_CHARACTERS = 320
-"""Of a text."""
+"""Characters of a text."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,6 @@ def _place(row: Mapping[str, Any]) -> str:
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text, without empty lines."""
+    """The start of a text, without empty lines."""
     text = re.sub(r"\s*\n\s*", "\n", text.strip())
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS].rstrip()} …"

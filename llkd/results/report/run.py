@@ -1,16 +1,16 @@
-"""The sections on the run itself: what did it cost, and can I trust it?"""
+"""The sections on the run: what did it cost, and can I trust it?"""
 
 from llkd.cluster.progress import duration
 from llkd.results.report.charts import BLUE, bars
 from llkd.results.report.facts import Facts
-from llkd.results.report.parts import NONE, Finding, Plot, Section, Table, present
+from llkd.results.report.parts import NONE, Finding, Plot, Section, Table, cell, present
 from llkd.results.report.words import count, percent
 
 MAX_IDLE = 0.2
 """Share of idle time above which a finding reports it."""
 EPOCH_PARTS = {"score": "student: scoring", "select": "selection", "train": "student: training"}
 MAX_EPOCHS = 8
-"""Last epochs in the plot of rows."""
+"""Number of epochs, the last ones, in the plot of rows."""
 
 
 def cost_section(facts: Facts) -> Section:
@@ -21,7 +21,7 @@ def cost_section(facts: Facts) -> Section:
     if facts.config.plan.price_per_hour is None:
         notes.append("Set plan.price_per_hour to see prices.")
     findings = []
-    if facts.epochs is not None and (idle := facts.stats[-1]["waiting"]["share"]) > MAX_IDLE:
+    if facts.epochs and (idle := facts.stats[-1]["waiting"]["share"]) > MAX_IDLE:
         text = f"In the last epoch the training workers were idle for {percent(idle)} of the time."
         findings.append(Finding("warn", text))
     return Section(
@@ -143,7 +143,7 @@ def _rows_plot(facts: Facts) -> Plot | None:
     bar = {"rows read": ingested.rows_in or 0, "usable": ingested.rows_out}
     if labelled is not None and labelled.rows_out is not None:
         bar["labelled"] = labelled.rows_out
-    if facts.epochs is not None:
+    if facts.epochs:
         bar["trained on in any epoch"] = int(facts.epochs["visits_ce"][:, 1:].sum())
         for stats in facts.stats[-MAX_EPOCHS:]:
             bar[f"in epoch {stats['epoch'] + 1}"] = stats["selected"]
@@ -170,16 +170,13 @@ def _steps_reading(facts: Facts) -> str:
 
 
 def _steps_table(facts: Facts) -> Table:
-    def number(value: int | None) -> str:
-        return NONE if value is None else f"{value:,}"
-
     lines = [
         [
             step.name,
             step.state,
-            number(step.rows_in),
-            number(step.rows_out),
-            number(step.rejected),
+            cell(step.rows_in),
+            cell(step.rows_out),
+            cell(step.rejected),
             NONE if step.seconds is None else duration(step.seconds),
             step.note,
         ]

@@ -37,15 +37,15 @@ from llkd.results.report.passes import (
 from llkd.results.report.signals import plane_plot, uncertainty_plot
 from llkd.results.report.words import count, listed, percent, quoted
 
-FEW_ROWS = 20
-"""Of a label: too few to learn it."""
+MIN_ROWS = 20
+"""Rows of a label below which a finding reports it."""
 
 
 def selection_section(facts: Facts) -> Section:
     """What each epoch selected and left out, and how training went."""
     plots, notes, findings = list[Plot](), [], list[Finding]()
     policy = facts.config.selection.policy
-    if facts.epochs is None:
+    if not facts.epochs:
         notes.append("No epoch is trained yet.")
     else:
         thresholds, plane = _thresholds_plot(facts), plane_plot(facts, _has_reasons(facts))
@@ -68,7 +68,7 @@ def selection_section(facts: Facts) -> Section:
         key="selection",
         title="Was the selection sensible?",
         short="Selection",
-        lead="" if facts.epochs is None else f"Policy {policy}.",
+        lead=f"Policy {policy}." if facts.epochs else "",
         notes=notes,
         plots=plots,
         findings=findings,
@@ -78,7 +78,7 @@ def selection_section(facts: Facts) -> Section:
 
 def left_out(facts: Facts) -> str:
     """What selection left out, and why."""
-    if facts.epochs is None:
+    if not facts.epochs:
         return "No epoch has selected rows yet."
     never, epochs = facts.never_selected, count(len(facts.stats), "epoch")
     text = f"{percent(never)} of the labelled rows were never selected in {epochs}."
@@ -101,7 +101,6 @@ def left_out(facts: Facts) -> str:
 
 def _reasons_e4(facts: Facts) -> np.ndarray:
     """Share of the rows by epoch and reason, shape (E, 4)."""
-    assert facts.epochs is not None
     why_e4 = facts.epochs["why_ec4"].sum(axis=1)
     return np.asarray(why_e4 / np.maximum(why_e4.sum(axis=1, keepdims=True), 1))
 
@@ -112,14 +111,13 @@ def _has_reasons(facts: Facts) -> bool:
 
 
 def _findings(facts: Facts) -> list[Finding]:
-    assert facts.epochs is not None
     selected_c, findings = facts.epochs["visits_ce"][:, 1:].sum(axis=1), []
     if (facts.ever_selected_c == 0).any():
         findings.append(Finding("bad", _shares_reading(facts)))
-    few = np.flatnonzero((selected_c > 0) & (selected_c < FEW_ROWS))
+    few = np.flatnonzero((selected_c > 0) & (selected_c < MIN_ROWS))
     if len(few):
         names = listed([facts.names[i] for i in few])
-        text = f"Fewer than {FEW_ROWS} rows were trained on for {names}."
+        text = f"Fewer than {MIN_ROWS} rows were trained on for {names}."
         findings.append(Finding("warn", text))
     return findings
 
@@ -154,7 +152,7 @@ def _reasons_plot(facts: Facts) -> Plot:
 
 
 def _shares_plot(facts: Facts) -> Plot:
-    """The share of each label's rows that each epoch selected; of many labels the least selected."""
+    """The share of each label's rows selected by each epoch; of many labels, the lowest shares."""
     ever_c, epochs = facts.ever_selected_c, facts.epoch_names
     order = np.argsort(ever_c, kind="stable")[:MAX_LABELS]
     order = order[np.isfinite(ever_c[order])]  # the others have no rows
@@ -220,7 +218,7 @@ def _thresholds_plot(facts: Facts) -> Plot | None:
 
 
 def _threshold_lines(facts: Facts, thresholds_ec: np.ndarray) -> go.Figure:
-    """A line for each label; of many labels the quartiles."""
+    """A line per label; of many labels, the quartiles."""
     epochs = [stats["epoch"] + 1 for stats in facts.stats]
     lines = list(zip(facts.names, thresholds_ec.T, strict=True))
     if len(lines) > len(PALETTE):

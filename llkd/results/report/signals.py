@@ -19,7 +19,6 @@ MAX_RIDGES = 8
 
 def plane_plot(facts: Facts, thresholds: bool) -> Plot | None:
     """The teacher's confidence against the student's uncertainty, and what was selected."""
-    assert facts.epochs is not None
     plane_e2gg, last = facts.epochs["plane_e2gg"], facts.stats[-1]
     figures = {
         f"{name}, all labels": _plane(plane_2gg, None)
@@ -86,7 +85,6 @@ def _plane(plane_2gg: np.ndarray, thresholds: list[float | None] | None) -> go.F
 
 def uncertainty_plot(facts: Facts) -> Plot | None:
     """The distribution of the student's uncertainty, epoch by epoch."""
-    assert facts.epochs is not None
     uncertainty_e2b = facts.epochs["uncertainty_e2b"]
     scored = np.flatnonzero(uncertainty_e2b.any(axis=(1, 2)))
     if not len(scored):

@@ -1,7 +1,7 @@
-"""The sections on the student: is it better than the teacher, and where would more labels help?"""
+"""The sections on the student: is it better than the teacher; where would more labels help?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -30,13 +30,14 @@ from llkd.results.report.evaluations import (
     reliability_diagram,
 )
 from llkd.results.report.facts import Facts, Tested
-from llkd.results.report.parts import NONE, Finding, Plot, Section, Table, present
+from llkd.results.report.parts import Finding, Plot, Section, Table, cell, present
 from llkd.results.report.passes import BOTH, NEITHER, STUDENT_ALONE, TEACHER_ALONE
 from llkd.results.report.words import count, listed, percent, points, quoted
 
 MAX_CHANCE = 2.0
-"""Standard deviations up to which a difference may be chance."""
-FEW_TEST_ROWS = 200
+"""Differences below this many standard deviations may be chance."""
+MIN_TEST_ROWS = 200
+"""Test rows below which a finding calls the figures imprecise."""
 
 
 def student_section(facts: Facts) -> Section:
@@ -67,7 +68,7 @@ def student_section(facts: Facts) -> Section:
 
 
 def labels_section(facts: Facts) -> Section:
-    """The labels of which more rows, or better ones, would help most."""
+    """The labels for which more or better labelled rows would help most."""
     doubts = _doubts(facts)
     answer, notes, plots = "This shows once a student is trained.", list[str](), list[Plot]()
     lead = ""
@@ -126,14 +127,14 @@ def _findings(facts: Facts) -> list[Finding]:
     if len(weak):
         text = f"The student's F1 is below 0.5 for {listed([facts.names[i] for i in weak])}."
         findings.append(Finding("warn", text))
-    if student.rows < FEW_TEST_ROWS:
+    if student.rows < MIN_TEST_ROWS:
         text = f"The test set has only {count(student.rows, 'row')}: its figures are imprecise."
         findings.append(Finding("note", text))
     return findings
 
 
 def _classes_plot(tested: Tested, names: Sequence[str]) -> Plot:
-    """F1 by label; of many labels those where student and teacher differ most."""
+    """F1 by label; of many labels, those with the largest differences."""
     teacher_c, student_c = tested.teacher.per_class["f1"], tested.student.per_class["f1"]
     gain_c, support_c = student_c - teacher_c, tested.student.per_class["support"]
     seen = np.flatnonzero((support_c > 0) | (student_c > 0))
@@ -164,19 +165,22 @@ def _classes_plot(tested: Tested, names: Sequence[str]) -> Plot:
         xaxis={"range": [-0.02, 1.02], "title": {"text": "F1 on the test set"}},
         yaxis=label_axis([names[i] for i in kept]),
     )
-    measured = np.flatnonzero(support_c > 0)
-    weak, up, down = (
-        int(measured[order])
-        for order in (
-            student_c[measured].argmin(), gain_c[measured].argmax(), gain_c[measured].argmin()
-        )
-    )  # fmt: skip
-    reading = f"The student's weakest label is {quoted(names[weak])} (F1 {student_c[weak]:.2f})"
-    if gain_c[up] > 0:
-        reading += f"; it gains most over the teacher on {quoted(names[up])} ({gain_c[up]:+.2f})"
-    if gain_c[down] < 0:
-        reading += f"; it loses most on {quoted(names[down])} ({gain_c[down]:+.2f})"
-    return Plot("student-classes", "F1 by label; weakest first", f"{reading}.", drawn)
+    reading = _classes_reading(tested, names)
+    return Plot("student-classes", "F1 by label; weakest first", reading, drawn)
+
+
+def _classes_reading(tested: Tested, names: Sequence[str]) -> str:
+    measured = np.flatnonzero(tested.student.per_class["support"] > 0)
+    student_m = tested.student.per_class["f1"][measured]
+    gain_m = student_m - tested.teacher.per_class["f1"][measured]
+    names_m = [quoted(names[i]) for i in measured]
+    weak, up, down = int(student_m.argmin()), int(gain_m.argmax()), int(gain_m.argmin())
+    reading = f"The student's weakest label is {names_m[weak]} (F1 {student_m[weak]:.2f})"
+    if gain_m[up] > 0:
+        reading += f"; it gains most over the teacher on {names_m[up]} ({gain_m[up]:+.2f})"
+    if gain_m[down] < 0:
+        reading += f"; it loses most on {names_m[down]} ({gain_m[down]:+.2f})"
+    return f"{reading}."
 
 
 def _reliability_plot(tested: Tested) -> Plot:
@@ -192,20 +196,20 @@ def _reliability_plot(tested: Tested) -> Plot:
 
 
 def _class_table(facts: Facts) -> Table:
-    """Everything known by label."""
+    """All figures by label."""
     columns, cells = ["label"], [list(facts.names)]
 
     def add(title: str, values: Sequence[float | None] | np.ndarray, form: str) -> None:
         columns.append(title)
-        cells.append([NONE if v is None or v != v else format(v, form) for v in values])
+        cells.append([cell(value, form) for value in values])
 
-    if facts.corpus is not None:
+    if facts.corpus:
         add("#teacher's rows", facts.corpus["rows_c"], ",")
     if facts.stats:
-        last = list(facts.stats[-1]["classes"].values())
+        last = facts.stats[-1]["classes"].values()
         add("#confidence", [label["mean_confidence"] for label in last], ".2f")
         add("#uncertainty, last epoch", [label["mean_uncertainty"] for label in last], ".2f")
-    if facts.epochs is not None:
+    if facts.epochs:
         add("#ever selected", facts.ever_selected_c, ".0%")
     if facts.tested is not None:
         teacher, student = facts.tested.teacher.per_class, facts.tested.student.per_class
@@ -217,8 +221,7 @@ def _class_table(facts: Facts) -> Table:
     return Table(columns, list(zip(*cells, strict=True)), "All labels")
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """The student's mistakes on a label."""
 
     label: int
@@ -237,21 +240,15 @@ def needs(outcome_c4: np.ndarray) -> list[Need]:
         outcome_c4: rows by gold label and who is right, shape (C, 4).
     """
     missed_c = outcome_c4[:, [TEACHER_ALONE, NEITHER]].sum(axis=1)
-    total = max(int(missed_c.sum()), 1)
+    order = [int(c) for c in np.argsort(-missed_c, kind="stable") if missed_c[c]]
+    teacher_c, total = outcome_c4[:, TEACHER_ALONE], missed_c.sum()
     return [
-        Need(
-            int(c),
-            int(missed_c[c]),
-            float(missed_c[c] / total),
-            float(outcome_c4[c, TEACHER_ALONE] / missed_c[c]),
-        )
-        for c in np.argsort(-missed_c, kind="stable")
-        if missed_c[c]
+        Need(c, int(missed_c[c]), missed_c[c] / total, teacher_c[c] / missed_c[c]) for c in order
     ]
 
 
 def _needed(tested: Tested, names: Sequence[str]) -> str:
-    """The label on which the student errs most, and what would help."""
+    """The label with most of the student's mistakes, and the remedy."""
     missed = needs(tested.outcome_c4)
     if not missed:
         return "The student makes no mistake on the test set."
@@ -269,7 +266,7 @@ def _needed(tested: Tested, names: Sequence[str]) -> str:
 
 
 def _outcomes_plot(tested: Tested, names: Sequence[str]) -> Plot | None:
-    """Who is right, by label; of many labels those of which the student misses most rows."""
+    """Who is right, by label; of many labels, those that the student misses most."""
     outcome_c4, missed = tested.outcome_c4, needs(tested.outcome_c4)
     kept = [need.label for need in missed[:MAX_LABELS]]
     if not kept:
@@ -312,7 +309,7 @@ Doubt = tuple[int, float, float]
 
 
 def _doubts(facts: Facts) -> list[Doubt]:
-    """The labels by rows × the teacher's doubt × the student's uncertainty, for want of gold."""
+    """The labels by rows × the teacher's doubt × the student's uncertainty: a proxy without gold."""
     found = []
     for label, stats in enumerate(facts.stats[-1]["classes"].values() if facts.stats else ()):
         sure, unsure = stats["mean_confidence"], stats["mean_uncertainty"]

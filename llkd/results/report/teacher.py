@@ -1,5 +1,7 @@
 """The section on the teacher: is it any good?"""
 
+from dataclasses import replace
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -21,10 +23,12 @@ from llkd.results.report.charts import (
 from llkd.results.report.evaluations import (
     RELIABILITY_TITLE,
     Confusion,
+    Curve,
     confidence_gap,
     confusion_plot,
     confusion_reading,
     confusion_table,
+    confusions,
     gap_reading,
     reliability_diagram,
 )
@@ -34,18 +38,18 @@ from llkd.results.report.totals import BINS
 from llkd.results.report.words import listed, percent, quoted
 
 MIN_AUROC = 0.6
-"""Below, confidence hardly separates right from wrong."""
+"""AUROC below which confidence hardly separates right from wrong."""
 MAX_GAP = 0.15
 """Confidence gap above which a finding reports it."""
 MIN_LABEL_MASS = 0.05
-"""Probability on the labels below which the prompt deserves a look."""
+"""Probability on the labels below which a finding reports it."""
 
 
 def teacher_section(facts: Facts) -> Section:
     """Labels, confidence and, given gold, correctness."""
     gold, notes = facts.gold, list[str]()
     plots, tables = list[Plot](), list[Table]()
-    if facts.corpus is None:
+    if not facts.corpus:
         notes.append("No row is labelled yet.")
     else:
         plots = [_labels_plot(facts), _confidence_plot(facts)]
@@ -90,20 +94,12 @@ def confused_labels(facts: Facts) -> str:
 
 
 def _hesitations(facts: Facts) -> list[Confusion]:
-    """Pairs of labels by the probability that rows of one give to the other; `share` is the mean
-    of it."""
-    if facts.corpus is None:
+    """Pairs of labels by the probability that rows of one give to the other; `share` is its mean,
+    `rows` the number of these rows."""
+    if not facts.corpus:
         return []
-    second_cc, rows_c = facts.corpus["second_cc"], facts.corpus["rows_c"]
-    share_cc = second_cc / np.maximum(rows_c, 1)[:, None]
-    np.fill_diagonal(share_cc, 0)
-    order = np.argsort(-share_cc * rows_c[:, None], axis=None, kind="stable")
-    places = [np.unravel_index(place, share_cc.shape) for place in order[:50]]
-    return [
-        Confusion(int(a), int(b), int(rows_c[a]), float(share_cc[a, b]))
-        for a, b in places
-        if share_cc[a, b] > 0
-    ]
+    rows_c = facts.corpus["rows_c"]
+    return [replace(c, rows=int(rows_c[c.label])) for c in confusions(facts.corpus["second_cc"])]
 
 
 def _hesitation_table(facts: Facts) -> Table:
@@ -129,7 +125,7 @@ def _teachers_table(facts: Facts) -> Table | None:
 
 def _findings(facts: Facts) -> list[Finding]:
     findings = []
-    if facts.corpus is not None:
+    if facts.corpus:
         unused = [facts.names[i] for i in np.flatnonzero(facts.corpus["rows_c"] == 0)]
         if unused:
             findings.append(Finding("bad", f"The teacher gave no row the label {listed(unused)}."))
@@ -158,7 +154,6 @@ def _findings(facts: Facts) -> list[Finding]:
 
 def _labels_plot(facts: Facts) -> Plot:
     """How often the teacher gives each label, before and after calibration, and gold."""
-    assert facts.corpus is not None
     rows_c, raw_c = facts.corpus["rows_c"], facts.corpus["raw_c"]
     total, most, least = max(rows_c.sum(), 1), int(rows_c.argmax()), int(rows_c.argmin())
     reading = (
@@ -195,7 +190,6 @@ def _labels_plot(facts: Facts) -> Plot:
 
 def _confidence_plot(facts: Facts) -> Plot:
     """Rows by confidence, right and wrong apart if there is gold."""
-    assert facts.corpus is not None
     title, gold = "Rows by confidence", facts.gold
     parts = [("rows", facts.corpus["confidence_b"], TEACHER, "")]
     if gold is not None:
@@ -238,7 +232,6 @@ def _confidence_reading(facts: Facts) -> str:
             f"The teacher's confidence {word} separates right from wrong: a correct label is "
             f"more confident than a wrong one in {percent(auroc)} of pairs (AUROC; 50\u00a0% is chance)."
         )
-    assert facts.corpus is not None
     rows_b = facts.corpus["confidence_b"]
     half = int(np.searchsorted(np.cumsum(rows_b), rows_b.sum() / 2))
     return (
@@ -255,21 +248,26 @@ def _calibration_effect(gold: Judged) -> str:
 
 
 def _reliability_plot(facts: Facts, gold: Judged) -> Plot:
-    """Before and after calibration."""
-    raw, calibrated = gold.raw, gold.calibrated
-    reading = f"The teacher's {gap_reading(calibrated)}"
-    before = ("uncalibrated", raw, UNCALIBRATED, "square", "dash")
+    reading = f"The teacher's {gap_reading(gold.calibrated)}"
     if facts.calibrated:
-        after = ("calibrated", calibrated, TEACHER, "circle", "solid")
-        drawn = reliability_diagram(before, after)
         reading += (
-            f". {_calibration_effect(gold)}; the calibration error went from {raw.ece:.2f} to "
-            f"{calibrated.ece:.2f}."
+            f". {_calibration_effect(gold)}; the calibration error went from {gold.raw.ece:.2f} to "
+            f"{gold.calibrated.ece:.2f}."
         )
     else:
-        drawn = reliability_diagram(("uncalibrated", calibrated, TEACHER, "circle", "solid"))
         reading += "; there is no calibration yet."
+    drawn = reliability_diagram(*reversed(_curves(facts, gold)))
     return Plot("teacher-reliability", RELIABILITY_TITLE, reading, drawn)
+
+
+def _curves(facts: Facts, gold: Judged) -> list[Curve]:
+    """The teacher after calibration, if there is one, and before it."""
+    if not facts.calibrated:
+        return [("uncalibrated", gold.raw, TEACHER, "circle", "solid")]
+    return [
+        ("calibrated", gold.calibrated, TEACHER, "circle", "solid"),
+        ("uncalibrated", gold.raw, UNCALIBRATED, "square", "dash"),
+    ]
 
 
 def _risk_plot(facts: Facts, gold: Judged) -> Plot:
@@ -279,16 +277,13 @@ def _risk_plot(facts: Facts, gold: Judged) -> Plot:
         f"Of the most confident quarter of the rows, {percent(made.risk_at(0.25))} are wrong; of the "
         f"most confident half, {percent(made.risk_at(0.5))}; of all, {percent(1 - made.accuracy)}."
     )
-    curves = [("calibrated" if facts.calibrated else "uncalibrated", made, TEACHER, "solid")]
-    if facts.calibrated:
-        curves.append(("uncalibrated", gold.raw, UNCALIBRATED, "dash"))
     data = [
         go.Scatter(
             x=coverage, y=[evaluation.risk_at(float(c)) for c in coverage], mode="lines", name=name,
             line={"color": color, "dash": dash, "width": 2.5},
             hovertemplate="most confident %{x:.0%}: %{y:.1%} wrong<extra></extra>",
         )
-        for name, evaluation, color, dash in curves
+        for name, evaluation, color, _, dash in _curves(facts, gold)
     ]  # fmt: skip
     title = {"text": "most confident share of the rows"}
     drawn = figure(

@@ -1,4 +1,4 @@
-"""What a pass over the shards yields: sums, and the few rows that stand out."""
+"""The result of a pass over the shards: sums, and the few rows of highest score."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +28,10 @@ class Totals:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.sums[name]
+
+    def __bool__(self) -> bool:
+        """Whether it holds any sum or row."""
+        return bool(self.sums or self.rows)
 
     def __add__(self, other: "Totals") -> "Totals":
         names = dict.fromkeys([*self.sums, *other.sums])

@@ -1,4 +1,4 @@
-"""Numbers and label names as the sentences of a report show them."""
+"""Format numbers and label names for the sentences of a report."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ MAX_LISTED = 5
 
 
 def percent(share: float) -> str:
-    """A share as a percentage, with a digit after the point below 10 %."""
+    """A share as a percentage, with one decimal below 10 %."""
     if 0 < share < 0.001:
         return "under 0.1\u00a0%"
     return f"{100 * share:.1f}\u00a0%" if 0 < share < 0.1 else f"{100 * share:.0f}\u00a0%"
 
 
 def points(difference: float) -> str:
-    """The size of a difference between two shares, in percentage points."""
+    """The absolute difference of two shares, in percentage points."""
     return f"{abs(100 * difference):.1f} points"
 
 
@@ -26,7 +26,7 @@ def count(number: int, noun: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """A label name within a sentence: cut, and isolated if its script may run right to left."""
+    """A label name within a sentence: truncated, and isolated if it may be right-to-left."""
     name = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
     return f"“{name}”" if name.isascii() else f"“\u2068{name}\u2069”"
 

@@ -159,17 +159,8 @@ def predicted(config: RunConfig, folder: Folder, probs: Sequence[np.ndarray]) ->
 
 def rejected(config: RunConfig, stage: str, rows: Sequence[dict[str, Any]], shard: int = 0) -> None:
     """Writes rows that a stage rejected."""
-    entries = [
-        {
-            "stage": stage.partition("-")[0],
-            "shard": 0,
-            "source": None,
-            "id": None,
-            "detail": None,
-            **row,
-        }
-        for row in rows
-    ]
+    unknown = dict.fromkeys(("source", "id", "detail"))
+    entries = [{"stage": stage.partition("-")[0], "shard": 0, **unknown, **row} for row in rows]
     folder = Folder(RunLayout(config.run_dir).rejects(stage))
     folder.write_shard(shard, pa.Table.from_pylist(entries, schema=REJECTS_SCHEMA))
 

@@ -60,9 +60,7 @@ def test_tasks_sum_over_many_shards(tmp_path: Path) -> None:
         made.rejected(config, "label-corpus", [{"row": 1, "reason": reason}], shard)
     facts = gather(config)
     assert facts.errors == []
-    assert facts.corpus is not None
     assert facts.corpus["rows_c"].tolist() == [2 * times, 5 * times, 5 * times]
-    assert facts.epochs is not None
     assert facts.epochs["visits_ce"].sum() == 12 * times
     assert facts.rejects == {"label-corpus: empty text": times, "label-corpus: odd": times}
     assert "Which rows should I look at?" in shown(facts)
