@@ -21,7 +21,6 @@ from pyarrow import fs
 from llkd.cluster.integrity import close_stage, damaged_files
 from llkd.errors import BusyError, DamageError, StorageError
 from llkd.ingest.stage import ingest
-from tests.object_store import SECRET, ObjectStore, Request
 from llkd.repair import reopen_damaged
 from llkd.store import folder as store_folder
 from llkd.store import lock
@@ -34,6 +33,7 @@ from llkd.teacher.stage import label
 from tests.conftest import SilentTracker, config_maker
 from tests.helpers import run_job, started, wait_until, written
 from tests.in_process import in_process
+from tests.object_store import SECRET, ObjectStore, Request
 from tests.stores import (
     check_folders_are_copied_whole,
     check_names_are_taken_as_they_are,
