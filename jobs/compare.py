@@ -68,7 +68,9 @@ def main() -> None:
         configs = {Path(path).stem: load_config(path, overrides) for path in paths}
         for config in configs.values():
             require_comparable(config, arguments.policies)
-            require_installed("label" if arguments.cheap else "run", config)
+            require_installed("compare", config)
+            if not arguments.cheap:
+                require_installed("evaluate", config)
     if len({config.run_dir for config in configs.values()}) < len(paths):
         parser.error("each config needs its own name and its own run_dir")
     sys.exit(_compare_all(configs, arguments))

@@ -92,13 +92,15 @@ def _loads_teacher(stage: str, config: RunConfig) -> bool:
     """Whether a command loads the teachers; a plan does not if it is given their throughput."""
     if stage == "plan":
         return config.plan.teacher_rows_per_second is None
-    return stage in ("label", "run") and needs_teacher(config)
+    return stage in ("label", "run", "compare") and needs_teacher(config)
 
 
 def _trains_student(stage: str, config: RunConfig) -> bool:
     """Whether a command trains the student; a plan does not if it is given its throughput."""
     if stage == "plan":
         return config.plan.score_rows_per_second is None
+    if stage == "compare":
+        return True  # in run directories of its own
     in_rounds = stage == "label" and config.label.in_part
     return (stage in ("distill", "run") or in_rounds) and needs_student(config)
 

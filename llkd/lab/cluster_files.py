@@ -1,8 +1,8 @@
-"""Check a cluster file against a run's config, before the cluster costs money.
+"""Checks a cluster file against a run's config, before the cluster costs money.
 
 A file of Ray's cluster launcher is read as `ray up` reads it, a RayJob of KubeRay as Ray's
-autoscaler reads it there. Both yield node types with their resources and limits. What Kubernetes
-and the KubeRay operator require of the manifest they check themselves when it is applied.
+autoscaler reads it there. Both yield node types with their resources and limits. Kubernetes and the
+KubeRay operator check their own requirements when the manifest is applied.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ def check(path: str, run: RunConfig) -> None:
 
 
 def read(path: str) -> dict[str, Any]:
-    """The file as it is.
+    """Read the file.
 
     Raises:
         ConfigError: it is not readable, or is neither a launcher file nor a RayJob.
@@ -65,7 +65,7 @@ def problems(file: Mapping[str, Any], run: RunConfig) -> list[str]:
 
 
 def autoscaler_config(file: Mapping[str, Any]) -> Cluster:
-    """What Ray's autoscaler is given for a launcher file or a RayJob.
+    """The configuration of Ray's autoscaler for a launcher file or a RayJob.
 
     Raises:
         ConfigError: Ray refuses the file.
@@ -81,7 +81,7 @@ def autoscaler_config(file: Mapping[str, Any]) -> Cluster:
 
 
 def _placeholders(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """(place, text) of each value that is still to be filled in."""
+    """(place, text) of each value that has a placeholder."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _placeholders(inner, f"{where}.{key}".lstrip("."))
@@ -96,14 +96,14 @@ def _launcher_problems(file: Mapping[str, Any]) -> Iterator[str]:
     """Settings that leave a cluster of the launcher open, or keep its nodes from joining."""
     docker = file.get("docker") or {}
     if "-e RAY_AUTH_MODE=token" not in docker.get("run_options", []):
-        yield "docker.run_options must have `-e RAY_AUTH_MODE=token`: else no node asks for a token"
+        yield "docker.run_options must have `-e RAY_AUTH_MODE=token`: otherwise no node asks for a token"
     if "~/.ray/auth_token" not in (file.get("file_mounts") or {}):
         yield "file_mounts must copy ~/.ray/auth_token: without it no node can start"
     for command in file.get("head_start_ray_commands", []):
         if "ray start" in command and "--dashboard-host=127.0.0.1" not in command:
             yield (
-                "head_start_ray_commands must start Ray with --dashboard-host=127.0.0.1: else the "
-                "dashboard, which runs what it is sent, listens on all networks"
+                "head_start_ray_commands must start Ray with --dashboard-host=127.0.0.1: "
+                "otherwise the dashboard, which runs submitted code, listens on all networks"
             )
 
 
@@ -115,16 +115,16 @@ def _rayjob_problems(file: Mapping[str, Any]) -> Iterator[str]:
     spec = file.get("spec") or {}
     cluster = spec.get("rayClusterSpec") or {}
     if not spec.get("shutdownAfterJobFinishes"):
-        yield "spec.shutdownAfterJobFinishes must be true: else the cluster runs on after the job"
+        yield "spec.shutdownAfterJobFinishes must be true: otherwise the cluster outlives the job"
     if cluster.get("rayVersion") != ray.__version__:
         yield (
             f"rayVersion is {cluster.get('rayVersion')}, and LLKD was installed with Ray "
             f"{ray.__version__}: both must be the same"
         )
     if (cluster.get("authOptions") or {}).get("mode") != "token":
-        yield "authOptions.mode must be token: else anyone who reaches the head can run code there"
+        yield "authOptions.mode must be token: otherwise anyone who reaches the head can run code there"
     if not cluster.get("enableInTreeAutoscaling"):
-        yield "enableInTreeAutoscaling must be true: else groups stay at their replicas"
+        yield "enableInTreeAutoscaling must be true: otherwise groups stay at their replicas"
 
 
 def _type_problems(cluster: Cluster) -> Iterator[str]:
@@ -139,7 +139,7 @@ def _type_problems(cluster: Cluster) -> Iterator[str]:
     wanted = sum(group["max_workers"] for group in _workers(cluster).values())
     if cluster["max_workers"] < wanted:
         yield (
-            f"max_workers ({cluster['max_workers']}) is less than the node types may have together "
+            f"max_workers ({cluster['max_workers']}) is less than the sum over the node types "
             f"({wanted})"
         )
     resources = cluster["available_node_types"][head].get("resources", {})
@@ -151,8 +151,8 @@ def _type_problems(cluster: Cluster) -> Iterator[str]:
 
 
 def _run_problems(cluster: Cluster, run: RunConfig) -> Iterator[str]:
-    """What the run requests and the node types lack."""
-    for setting, resources, most in (
+    """Resources that the run requests and the node types lack."""
+    for setting, resources, count in (
         *(
             ("teacher.resources", teacher.resources, teacher.replicas[1] * teacher.nodes)
             for teacher in run.all_teachers
@@ -163,13 +163,13 @@ def _run_problems(cluster: Cluster, run: RunConfig) -> Iterator[str]:
         if resources is None:
             yield f"{setting} is not set, and cannot be derived while no worker node runs"
         else:
-            yield from _fit_problems(cluster, setting, resources, most)
+            yield from _fit_problems(cluster, setting, resources, count)
 
 
 def _fit_problems(
-    cluster: Cluster, setting: str, resources: Mapping[str, float], most: int
+    cluster: Cluster, setting: str, resources: Mapping[str, float], count: int
 ) -> Iterator[str]:
-    """Whether the nodes can hold these resources `most` times."""
+    """Check that the nodes can hold these resources `count` times."""
     wanted = ", ".join(f"{name}: {amount:g}" for name, amount in resources.items())
     groups = _workers(cluster)
     room = {name: _room(group["resources"], resources) for name, group in groups.items()}
@@ -178,10 +178,10 @@ def _fit_problems(
         yield f"{setting} asks for {{{wanted}}}, which no node type has: {have}"
         return
     places = sum(room[name] * group["max_workers"] for name, group in groups.items())
-    if places < most:
+    if places < count:
         yield (
             f"{setting} {{{wanted}}} fits {places} times on all nodes that may be added, and the "
-            f"run asks for up to {most}: raise max_workers, or lower the number of replicas or workers"
+            f"run asks for up to {count}: raise max_workers, or lower the number of replicas or workers"
         )
 
 
@@ -191,6 +191,6 @@ def _room(available: Mapping[str, float], wanted: Mapping[str, float]) -> int:
 
 
 def _workers(cluster: Cluster) -> dict[str, dict[str, Any]]:
-    """The node types without the head's."""
+    """The node types of workers."""
     types: dict[str, dict[str, Any]] = cluster["available_node_types"]
     return {name: group for name, group in types.items() if name != cluster["head_node_type"]}

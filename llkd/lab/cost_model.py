@@ -1,6 +1,6 @@
-"""What a run takes, by formulas: time, cost, files, bytes, requests, and the driver's share.
+"""Estimates what a run takes: time, cost, files, bytes, requests, and the driver's share.
 
-Pure arithmetic on the config and on what was measured of a sample. Work is linear in rows; files and
+Pure arithmetic on the config and on measurements of a sample. Work is linear in rows; files and
 requests are linear in shards. One-off costs (engine starts, model loads, the export) are left out:
 minutes, whatever the corpus.
 """
@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from llkd.config.run import RunConfig
 from llkd.distill.policy import policy_of
 from llkd.ingest.stage import TEST_ROWS_PER_SHARD
-from llkd.lab import shard_size
+from llkd.lab.shard_size import ShardSize
 from llkd.lab.table_sizes import (
-    CORPUS_FIXED,
     LABELS_CLASS,
     LABELS_FIXED,
     LABELS_ROW,
@@ -26,6 +25,7 @@ from llkd.lab.table_sizes import (
     SELECTION_ROW,
     UNCERTAINTY_FIXED,
     UNCERTAINTY_ROW,
+    corpus_fixed,
 )
 
 
@@ -76,7 +76,7 @@ DRIVER_SECONDS = {"ingest": 1e-4, "label": 3e-4, "epoch": 4e-5, "predict": 3e-4,
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a run's config does not state: the size of its data, measured rates, and the cluster."""
+    """The inputs that a run's config lacks: the size of its data, measured rates, and the cluster."""
 
     rows: int
     """Usable rows of the corpus."""
@@ -105,7 +105,7 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one stage takes."""
+    """The estimate of one stage."""
 
     name: str
     rows: float
@@ -114,7 +114,7 @@ class Stage:
     """Tokens that its model reads."""
     workers: int
     on: str
-    """What a worker holds: `GPU` or `CPU`."""
+    """The resource of a worker: `GPU` or `CPU`."""
     rate: float
     """Rows a second of one worker."""
     held: float = 1.0
@@ -135,14 +135,16 @@ class Stage:
 
 
 class Workers(NamedTuple):
-    """The replicas or workers of a model."""
+    """The replicas or workers of a model, or the CPUs of Ray tasks."""
 
     number: int
     rate: float
     """Rows a second of one of them."""
-    tokens: float
+    tokens: float = 0.0
     """Tokens of a row."""
-    gpus: float = 1.0
+    held: float = 1.0
+    """GPUs or CPUs of one of them."""
+    model: bool = True
 
 
 class Table(NamedTuple):
@@ -156,9 +158,12 @@ class Table(NamedTuple):
     """Tables of this form."""
 
 
+NO_TABLE = Table(0, 0.0, 0.0, copies=0)
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes, stage by stage.
+    """The estimate of a run, stage by stage.
 
     A model's seconds are rows / (rate x workers). Those of a task are
     (rows / rate + shards x SHARD_SECONDS) / CPUs. Requests are shards x REQUESTS, and LISTINGS of
@@ -171,29 +176,26 @@ class Estimate:
     @cached_property
     def stages(self) -> list[Stage]:
         """The stages in the order in which they run."""
-        config, load = self.config, self.workload
-        labelled, label = load.rows * config.label.budget, config.label
-        teachers = max(len(config.teachers), 1)
+        config, load, label = self.config, self.workload, self.config.label
+        labelled, teachers = load.rows * label.budget, max(len(config.teachers), 1)
         # The labels of each teacher and, of several, their combination.
         labels = Table(labelled, self._labels_row, LABELS_FIXED, teachers + (teachers > 1))
         replicas = Workers(
             load.teacher_replicas, load.teacher_rate, load.prompt_tokens * teachers, load.teacher_gpus
         )  # fmt: skip
-        corpus = Table(load.rows, load.text_bytes, CORPUS_FIXED)
+        corpus = Table(load.rows, load.text_bytes, corpus_fixed(config))
         stages = [
-            self._task("ingest", load.rows, INGEST_RATE, corpus, REQUESTS["ingest"]),
-            self._model("label", labelled + load.test_rows, replicas, REQUESTS["label"], labels),
+            self._stage("ingest", load.rows, self._cpus(INGEST_RATE), corpus),
+            self._stage("label", labelled + load.test_rows, replicas, labels),
         ]
         # The first round labels `label.first` of the budget, the others equal shares of the rest.
         # After each but the last a student learns from the labels so far and predicts all rows.
         for number in range(label.rounds - 1 if label.in_part else 0):
             later = (1 - label.first) / (label.rounds - 1)
-            so_far = load.rows * label.budget * (label.first + later * number)
-            name = f"round {number + 1} "
-            stages += self._epochs(so_far, name)
-            stages.append(
-                self._model(f"{name}predict", load.rows, self._predictors, REQUESTS["predict"])
-            )
+            so_far = labelled * (label.first + later * number)
+            prefix = f"round {number + 1} "
+            stages += self._epochs(so_far, prefix)
+            stages.append(self._stage("predict", load.rows, self._predictors, prefix=prefix))
         reported = REQUESTS["report"].reads
         reported += config.student.epochs * REQUESTS["report of an epoch"].reads
         stages += self._epochs(labelled, last_reads=reported)
@@ -201,10 +203,7 @@ class Estimate:
             stages.append(self._evaluate())
         row = self._labels_row if config.predict.probabilities else PREDICTIONS_ROW
         predictions = Table(load.rows, row, LABELS_FIXED)
-        stages.append(
-            self._model("predict", load.rows, self._predictors, REQUESTS["predict"], predictions)
-        )
-        return stages
+        return [*stages, self._stage("predict", load.rows, self._predictors, predictions)]
 
     def _epochs(self, labelled: float, prefix: str = "", last_reads: int = 0) -> list[Stage]:
         """Pseudo-labels, then for each epoch score, select, train.
@@ -216,87 +215,73 @@ class Estimate:
         """
         config, load, policy = self.config, self.workload, policy_of(self.config)
         classes, epochs = len(config.task.labels), config.student.epochs
-        distribution = LABELS_CLASS * classes + LABELS_ROW - PSEUDO_LABELS_ROW
+        distribution = self._labels_row - PSEUDO_LABELS_ROW
         targets = config.student.loss.uses_targets
         kept = distribution if policy.uses_teacher_probs or targets else 0.0
         pseudo_labels = Table(labelled, PSEUDO_LABELS_ROW + kept, NUMBERS_FIXED)
         selected_row = SELECTION_ROW + (distribution if targets else 0.0)
         scored_row = UNCERTAINTY_ROW + (2.0 * classes if policy.uses_student_probs else 0.0)
         scored = Table(labelled, scored_row, UNCERTAINTY_FIXED)
-        workers = config.student.most_workers
-        scorers = Workers(workers, load.score_rate, load.student_tokens)
-        trainers = Workers(workers, load.train_rate, load.student_tokens)
+        scorers = Workers(config.student.most_workers, load.score_rate, load.student_tokens)
+        trainers = scorers._replace(rate=load.train_rate)
+        cpus = self._cpus(SELECT_RATE)
         last_reads += epochs * REQUESTS["unique"].reads
-        stages = [
-            self._task(
-                f"{prefix}prepare", labelled, SELECT_RATE, pseudo_labels, REQUESTS["prepare"]
-            )
-        ]
+        stages = [self._stage("prepare", labelled, cpus, pseudo_labels, prefix=prefix)]
         for number, share in enumerate(selected_shares(config), start=1):
-            name, rows = f"{prefix}epoch {number} ", labelled * share
+            epoch, rows = f"{prefix}epoch {number} ", labelled * share
             if policy.uses_uncertainty:
-                stages.append(
-                    self._model(f"{name}score", labelled, scorers, REQUESTS["score"], scored)
-                )
+                stages.append(self._stage("score", labelled, scorers, scored, prefix=epoch))
             selection = Table(rows, selected_row, NUMBERS_FIXED)
-            stages.append(
-                self._task(f"{name}select", labelled, SELECT_RATE, selection, REQUESTS["select"])
-            )
-            asked = REQUESTS["train"]
-            if number == epochs:
-                asked = asked._replace(reads=asked.reads + last_reads)
-            stages.append(self._model(f"{name}train", rows, trainers, asked))
+            reads = last_reads if number == epochs else 0
+            stages += [
+                self._stage("select", labelled, cpus, selection, prefix=epoch),
+                self._stage("train", rows, trainers, prefix=epoch, reads=reads),
+            ]
         return stages
 
     def _evaluate(self) -> Stage:
         """The student on the test set, whose three tables are counted here, and the teacher on the
-        corpus if it has gold."""
+        corpus if it has gold labels."""
         rows = self.workload.test_rows
-        gold = self.config.corpus.label_column is not None
-        stage = self._model(
-            "evaluate", rows, self._predictors, REQUESTS["evaluate"] if gold else Requests(0, 0)
-        )
+        unread = 0 if self.config.corpus.label_column is not None else -REQUESTS["evaluate"].reads
+        stage = self._stage("evaluate", rows, self._predictors, reads=unread)
         files = 3 * -(-rows // TEST_ROWS_PER_SHARD)
         row_bytes = self.workload.text_bytes + 2 * self._labels_row
         written = rows * row_bytes + files * (LABELS_FIXED + RECORD_BYTES)
         return replace(stage, files=files, bytes=written)
 
-    def _task(self, name: str, rows: float, rate: float, table: Table, requests: Requests) -> Stage:
-        """A stage of Ray tasks on CPUs that writes one table."""
-        cpus, price = self.workload.cpus, self.config.plan.cpu_price_per_hour
-        seconds = (rows / rate + self.shards * SHARD_SECONDS) / cpus
-        return Stage(
-            name=name, rows=rows, workers=cpus, on="CPU", rate=rate, seconds=seconds,
-            cost=_cost(price, seconds, cpus), **self._storage(requests, table),
-        )  # fmt: skip
-
-    def _model(
-        self, name: str, rows: float, workers: Workers, requests: Requests,
-        table: Table | None = None,
+    def _stage(
+        self, kind: str, rows: float, workers: Workers, table: Table = NO_TABLE,
+        *, prefix: str = "", reads: int = 0,
     ) -> Stage:  # fmt: skip
-        """A stage of a model's replicas or workers; without a table it keeps no files."""
-        seconds = rows / (workers.rate * workers.number)
+        """The figures of a stage.
+
+        Args:
+            kind: a key of REQUESTS, and the end of the stage's name.
+            rows: that it processes.
+            workers: that it runs on.
+            table: that it writes.
+            prefix: of its name.
+            reads: of a shard, in addition to REQUESTS.
+        """
+        plan, shards, requests = self.config.plan, self.shards, REQUESTS[kind]
+        price = plan.price_per_hour if workers.model else plan.cpu_price_per_hour
+        opening = 0.0 if workers.model else shards * SHARD_SECONDS
+        seconds = (rows / workers.rate + opening) / workers.number
+        size = table.rows * table.row_bytes + shards * (table.fixed_bytes + RECORD_BYTES)
+        copies, listings = max(table.copies, 1), LISTINGS * -(-shards // PAGE_NAMES)
         return Stage(
-            name=name, rows=rows, tokens=rows * workers.tokens, workers=workers.number,
-            on="GPU" if self.workload.on_gpus else "CPU", rate=workers.rate, held=workers.gpus,
-            model=True, seconds=seconds,
-            cost=_cost(self.config.plan.price_per_hour, seconds, workers.number),
-            **self._storage(requests, table),
+            name=prefix + kind, rows=rows, tokens=rows * workers.tokens, workers=workers.number,
+            on="GPU" if workers.model and self.workload.on_gpus else "CPU", rate=workers.rate,
+            held=workers.held, model=workers.model, seconds=seconds,
+            cost=None if price is None else price * workers.number * seconds / 3600,
+            files=shards * table.copies, bytes=table.copies * size,
+            reads=float(shards * (requests.reads + reads) * copies),
+            writes=float(shards * requests.writes * copies + table.copies * listings),
         )  # fmt: skip
 
-    def _storage(self, requests: Requests, table: Table | None) -> dict[str, Any]:
-        """Files, bytes and requests of a stage."""
-        shards = self.shards
-        if table is None:
-            return {"reads": shards * requests.reads, "writes": float(shards * requests.writes)}
-        copies, listings = table.copies, float(LISTINGS * -(-shards // PAGE_NAMES))
-        size = table.rows * table.row_bytes + shards * (table.fixed_bytes + RECORD_BYTES)
-        return {
-            "files": shards * copies,
-            "bytes": copies * size,
-            "reads": shards * requests.reads * copies,
-            "writes": shards * requests.writes * copies + copies * listings,
-        }
+    def _cpus(self, rate: float) -> Workers:
+        return Workers(self.workload.cpus, rate, model=False)
 
     @property
     def _labels_row(self) -> float:
@@ -342,25 +327,11 @@ class Estimate:
         return DRIVER_MIB + self.shards * DRIVER_BYTES / 2**20
 
     @property
-    def recommended_rows_per_shard(self) -> int:
-        """See `llkd.lab.shard_size`."""
-        load = self.workload
-        return shard_size.recommended(
-            load.rows, self._most_actors, load.text_bytes, load.teacher_rate
-        )
-
-    @property
-    def shards_advice(self) -> str | None:
-        """What to change if there are too many or too few shards; None otherwise."""
-        given, better = self.config.corpus.rows_per_shard, self.recommended_rows_per_shard
-        load = self.workload
-        return shard_size.advice(given, better, load.rows, self._most_actors, load.text_bytes)
-
-    @property
-    def _most_actors(self) -> int:
-        """Replicas or workers of the largest stage."""
-        student, predict = self.config.student.most_workers, self.config.predict.replicas[1]
-        return max(self.workload.teacher_replicas, student, predict)
+    def shard_size(self) -> ShardSize:
+        """The recommended size of a shard."""
+        load, student = self.workload, self.config.student.most_workers
+        actors = max(load.teacher_replicas, student, self.config.predict.replicas[1])
+        return ShardSize(load.rows, actors, load.text_bytes, load.teacher_rate)
 
     def to_json(self) -> dict[str, Any]:
         """All figures as plain values."""
@@ -368,16 +339,12 @@ class Estimate:
         return {
             "setup": asdict(self.workload),
             "shards": self.shards,
-            "recommended_rows_per_shard": self.recommended_rows_per_shard,
+            "recommended_rows_per_shard": self.shard_size.recommended,
             "stages": [asdict(stage) for stage in self.stages],
             "total": {name: self.total(name) for name in names} | {"cost": self.cost},
             "worker_hours": self.worker_hours,
             "driver": {"seconds": self.driver_seconds, "mib": self.driver_mib},
         }
-
-
-def _cost(price: float | None, seconds: float, workers: int) -> float | None:
-    return None if price is None else price * workers * seconds / 3600
 
 
 def selected_shares(config: RunConfig) -> Sequence[float]:

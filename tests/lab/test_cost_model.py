@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from llkd.config.load import parse_config
-from llkd.lab import shard_size
 from llkd.lab.cost_model import DRIVER_MIB, Estimate, Stage, Workload, selected_shares
+from llkd.lab.shard_size import ShardSize
 
 SECTIONS: dict[str, dict[str, Any]] = {
     "task": {"instruction": "-", "labels": [f"label {number}" for number in range(10)]},
@@ -133,7 +133,7 @@ def test_the_table_in_the_readme(rows: int, replicas: int, workers: int, figures
             prompt_tokens=300, score_rate=4000, train_rate=1000, cpus=2 * replicas,
         )  # fmt: skip
 
-    found = run(run(1).recommended_rows_per_shard)
+    found = run(run(1).shard_size.recommended)
     teacher = next(stage for stage in found.stages if stage.name == "label")
     teacher_hours, hours = teacher.seconds * replicas / 3600, found.total("seconds") / 3600
     student_hours = found.worker_hours - teacher_hours
@@ -161,13 +161,14 @@ def test_the_table_in_the_readme(rows: int, replicas: int, workers: int, figures
     ],
 )
 def test_rows_per_shard(rows: int, actors: int, better: int) -> None:
-    assert shard_size.recommended(rows, actors, 500, 1000) == better
-    assert shard_size.advice(better, better, rows, actors, 500) is None
+    size = ShardSize(rows, actors, 500, 1000)
+    assert size.recommended == better
+    assert size.advice(better) is None
 
 
 def test_a_shard_fits_a_worker_and_a_kill_loses_little() -> None:
-    assert shard_size.recommended(10**12, 1, 500, 1e6) == 2**19  # of 500 bytes
-    assert shard_size.recommended(10**12, 1, 500, 100) == 131_072  # half an hour
+    assert ShardSize(10**12, 1, 500, 1e6).recommended == 2**19  # of 500 bytes
+    assert ShardSize(10**12, 1, 500, 100).recommended == 131_072  # half an hour
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,8 @@ def test_a_shard_fits_a_worker_and_a_kill_loses_little() -> None:
 )
 def test_advice_on_shards(rows: int, rows_per_shard: int, text_bytes: float, advice: str) -> None:
     sections = {"corpus": {"rows_per_shard": rows_per_shard}}
-    found = estimate(rows=rows, text_bytes=text_bytes, sections=sections).shards_advice
+    size = estimate(rows=rows, text_bytes=text_bytes, sections=sections).shard_size
+    found = size.advice(rows_per_shard)
     assert found is not None
     assert advice in found
 

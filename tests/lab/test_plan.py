@@ -172,7 +172,7 @@ def test_files_and_bytes_are_those_of_a_finished_run(finished_run: MadeRun) -> N
         assert stages[name].files == len(shards) == 7
         size = sum(shard.stat().st_size for shard in shards)
         # Much of so small a shard is Parquet's own.
-        assert size == pytest.approx(stages[name].bytes - 7 * RECORD_BYTES, rel=0.3), name
+        assert size == pytest.approx(stages[name].bytes - 7 * RECORD_BYTES, rel=0.2), name
     tests = [finished_run.folder / name for name in ("test", "test_labels", "test_predictions")]
     shards = [shard for folder in tests for shard in folder.glob("part-*.parquet")]
     assert stages["evaluate"].files == len(shards)

@@ -1,1 +1,1 @@
-"""What LLKD's speed is measured against: ratios in one run, with what a user would use instead."""
+"""Benchmarks of LLKD, as ratios to the alternatives measured in the same run."""

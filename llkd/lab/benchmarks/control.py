@@ -10,8 +10,6 @@ memory.
     select     the counts of an epoch: summed over shards, stored, read, and divided among four workers
     predict    results/predict.py: a pool of one actor
     check      the start of a command: listings, sizes and times of all files
-    queue      the shards of a scoring pass, handed out and taken back (in a run, in an actor)
-    tracker    progress of each shard, read after every thousandth (in a run, in an actor)
 
 With --fail, the label stage is whole, with a teacher that costs nothing: see `llkd.lab.benchmarks.growth`.
 """
@@ -48,8 +46,6 @@ from llkd.store.schema import RunLayout
 CLASSES = 2
 WORKERS = 4
 """Training workers that share the selection of an epoch."""
-PHASES = ("ingest", "label", "select", "predict", "check")
-"""The phases of the driver; in a run, the others are in actors."""
 FAILING_ROWS = 64
 """Rows of a shard with --fail."""
 
@@ -84,8 +80,7 @@ def benchmark_control(
 
     Returns:
         `sizes`, a list of `shards`, `phases` (each `cpu` and `wall` seconds and `mib`, the growth of
-        the process), `driver_ms` of CPU per shard and `growth_mib` of all phases of the driver; with
-        `fail`, also the figures of `growth.watched`, as `processes`.
+        the process), `driver_ms` of CPU per shard and `growth_mib` of all phases; with `fail`, also the figures of `growth.watched`, as `processes`.
 
     Raises:
         IncompleteError: a run failed.
@@ -117,12 +112,11 @@ PROCESSES = "processes"
 def summary(shards: int, phases: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of one size: see `benchmark_control`."""
     timed = {name: phase for name, phase in phases.items() if name != PROCESSES}
-    driver = [phase for name, phase in timed.items() if name in PHASES]
     return {
         "shards": shards,
         "phases": timed,
-        "driver_ms": 1000 * sum(phase["cpu"] for phase in driver) / shards,
-        "growth_mib": sum(phase["mib"] for phase in driver),
+        "driver_ms": 1000 * sum(phase["cpu"] for phase in timed.values()) / shards,
+        "growth_mib": sum(phase["mib"] for phase in timed.values()),
         **({PROCESSES: phases[PROCESSES]} if PROCESSES in phases else {}),
     }
 
@@ -189,8 +183,6 @@ def measure(folder: Path, shards: int, tell: Tell) -> None:
         tell("select", _taken(select))
         tell("predict", _taken(lambda: predict(config, pass_over_corpus(config), tracker)))
         tell("check", _taken(lambda: repair(config, ["corpus"], print)))
-    tell("queue", _taken(lambda: hand_out(shards)))
-    tell("tracker", _taken(lambda: report_progress(shards)))
 
 
 def measure_failing(
@@ -244,29 +236,6 @@ def _taken(work: Callable[[], Any]) -> dict[str, float]:
         "wall": time.perf_counter() - wall,
         "mib": (process.memory_info().rss - mib) / 2**20,
     }
-
-
-def hand_out(shards: int) -> None:
-    """The calls that the queue receives in a scoring pass of four workers over shards of one row."""
-    from llkd.distill.shard_queue import PieceQueue
-
-    queue, values_n = PieceQueue([1] * shards, range(shards), WORKERS), np.zeros(1)
-    for number in range(shards):
-        piece = queue.take(number % WORKERS)
-        assert piece is not None
-        queue.done(piece, values_n)
-
-
-def report_progress(shards: int) -> None:
-    """The calls that the progress tracker receives in a phase."""
-    from llkd.cluster.progress import ProgressTracker
-
-    tracker = ProgressTracker.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
-    tracker.begin("phase", shards)
-    for number in range(shards):
-        tracker.update(f"corpus/{number}", 1)
-        if number % 1000 == 0:
-            tracker.since(0)
 
 
 def table(result: Mapping[str, Any]) -> str:

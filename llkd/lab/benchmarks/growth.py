@@ -83,7 +83,7 @@ class Sample:
 
 
 def watched(config: RunConfig, work: Callable[[], None]) -> dict[str, Any]:
-    """Label the corpus by `work`, and measure what grows.
+    """Label the corpus by `work`, and measure the growth of the processes.
 
     Returns:
         See `summary`; and the `failed` calls, the `rejected` rows and the `samples`.

@@ -18,7 +18,7 @@ MARK = "RESULT "
 def results_of(
     module: str, *arguments: str, stdin: str = "", environment: Mapping[str, str] | None = None
 ) -> Iterator[Any]:
-    """Run a module in a process of its own; yields what it passes to `send`, as it does.
+    """Run a module in a process of its own; yields each result that it passes to `send`.
 
     Args:
         module: its full name.

@@ -1,14 +1,14 @@
-"""Rows a second of the uncertainty pass, beside what else could score the same rows.
+"""Rows a second of the uncertainty pass, compared with other ways to score the same rows.
 
-Loading a model is not counted, nor is its first batch.
+Loading a model and its first batch are not counted.
 
     ours         shard by shard: reading the text, the student's distributions, uncertainty, writing
-    pipeline     transformers.pipeline("text-classification") as one writes it, 32 texts a batch; its
-                 model is in float32, as it was saved
-    pipeline_1   the same with one text a batch, its default
-    bare_*       a loop over all texts in memory: tokenised, sorted by length, batches of so many
-                 rows as the name ends with, in the precision that ours has: by `autocast`, or
-                 with the weights converted (`weights`)
+    pipeline     transformers.pipeline("text-classification") as usually written, 32 texts per batch;
+                 its model is in float32, as saved
+    pipeline_1   the same with one text per batch, its default
+    bare_*       a loop over all texts in memory: tokenised, sorted by length, in batches of the number
+                 of rows that ends the name, in the precision of `ours`: by `autocast`, or with
+                 converted weights (`weights`)
 """
 
 import argparse
@@ -36,7 +36,7 @@ from llkd.student.scoring import Scorer, scoring_copy
 
 PIPELINE_BATCH = 32
 BATCH_SIZES = (16, 32, 64, 128)
-"""What is tried for the bare loops."""
+"""Batch sizes of the bare loops."""
 WARM_UP_TEXTS = 32
 
 
@@ -56,12 +56,12 @@ def benchmark_scoring(
 ) -> dict[str, Any]:
     """Measure with the config's corpus and student.
 
-    The bare loops' batch size is the fastest of `BATCH_SIZES` in a round before the others; the
-    ratio counts against the faster loop.
+    A preliminary round finds the fastest of BATCH_SIZES for each bare loop; the ratio is to the
+    faster loop.
 
     Returns:
-        `rows_per_second` by contestant and round, `ratios` of ours to the others, and what was
-        `tried` for the bare loops.
+        `rows_per_second` by contestant and round, `ratios` of ours to the others, and the
+        rates of the preliminary round (`tried`).
     """
     with tempfile.TemporaryDirectory(prefix="llkd-benchmark-") as name:
         folder = Path(name)
@@ -120,7 +120,7 @@ def _pieces(corpus: Folder, queue: PieceQueue) -> Iterator[tuple[Piece, list[str
 
 
 def run_pipeline(config: RunConfig, folder: Path, batch_size: int) -> float:
-    """What the model's card tells one to write."""
+    """The pipeline of the model's card."""
     return _rate(partial(pipeline_scores(config), batch_size=batch_size), _texts(folder))
 
 
@@ -133,7 +133,7 @@ def pipeline_scores(config: RunConfig) -> Callable[..., Any]:
 
 
 def run_bare(config: RunConfig, folder: Path, way: str, batch_size: int) -> float:
-    """What one writes by hand who knows what costs time."""
+    """A loop optimised by hand."""
     return _rate(bare_loop(config, way, batch_size), _texts(folder))
 
 

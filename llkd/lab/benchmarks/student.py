@@ -1,7 +1,7 @@
-"""What the student's benchmarks have in common: the same rows, model and precision for all.
+"""The common input of the student's benchmarks: the same rows, model and precision for all.
 
 A contestant gets a folder: `texts.parquet`, the same texts as shards of a run directory, and a
-student whose head is drawn already.
+student with an initialised head.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ def prepare(config: RunConfig, folder: Path, rows: int) -> RunConfig:
     """Fill a folder for the contestants.
 
     Args:
-        config: its corpus and student are used.
+        config: of the corpus and the student.
         folder: an empty one.
-        rows: rows to take from the paragraphs of the corpus; where it has fewer, its texts are
-            cut into pieces.
+        rows: number of rows: paragraphs of the corpus, or pieces of its texts if it has fewer
+            paragraphs.
 
     Returns:
-        The config for the contestants: `run_dir` is the folder, `student.model` the saved student,
-        and `student.precision` is settled, once for all of them.
+        The config of the contestants: `run_dir` is the folder, `student.model` the saved student,
+        and `student.precision` a number format.
 
     Raises:
         DataError: the corpus has no text.
@@ -78,7 +78,7 @@ def prepare(config: RunConfig, folder: Path, rows: int) -> RunConfig:
 
 
 def draw_labels(config: RunConfig, rows: int) -> np.ndarray:
-    """Class indices to train on, one a row; which ones they are does not matter to speed."""
+    """Random class indices to train on, one per row; they do not affect the speed."""
     rng = np.random.default_rng(config.seed)
     return rng.integers(len(config.task.labels), size=rows, dtype=np.int32)
 
@@ -89,7 +89,7 @@ def shard_rows(folder: Folder) -> list[int]:
 
 
 def device() -> torch.device:
-    """Where all contestants compute."""
+    """The device of all contestants."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -99,7 +99,7 @@ def is_bfloat16(config: RunConfig) -> bool:
 
 
 def load_as_users_do(config: RunConfig) -> tuple[Any, Any]:
-    """(tokenizer, model) without what LLKD adds in loading, on the device."""
+    """(tokenizer, model) loaded by transformers alone, on the device."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.student.model, trust_remote_code=False)
@@ -110,7 +110,7 @@ def load_as_users_do(config: RunConfig) -> tuple[Any, Any]:
 
 
 def describe(config: RunConfig, texts: Sequence[str], rounds: int) -> dict[str, Any]:
-    """What the figures hold for."""
+    """The conditions of the figures."""
     return {
         "rows": len(texts),
         "rounds": rounds,

@@ -1,14 +1,13 @@
-"""Rows a second of the labelling stage, beside what else could label the same rows.
+"""Rows a second of the labelling stage, compared with other ways to label the same rows.
 
-Every contestant answers the very same prompts with the same engine arguments, in a process of its
-own. Rounds alternate between them, so that a machine that slows down slows all of them. Starting
-an engine is not counted.
+All contestants answer the same prompts with the same engine arguments. The start of an engine is not
+counted.
 
-    ours           the stage, from the first shard's begin to the last one's end: reading, tokens,
-                   engine, writing
+    ours           the stage, from the start of the first shard to the end of the last: reading,
+                   tokenising, engine, writing
     vllm           bare vllm.LLM.generate over all prompts at once
-    ray_data_llm   ray.data.llm, from the first row's begin in the engine to the last one's end, by
-                   the time it took that comes with each row
+    ray_data_llm   ray.data.llm, from the start of the first row in the engine to the end of the last,
+                   by the engine time that it records for each row
     transformers   a plain loop: batches of 8 padded prompts, forward, log-softmax
 """
 
@@ -32,7 +31,7 @@ from llkd.lab.benchmarks.contest import read_texts
 SHARDS = 2
 """Shards in the rows of `ours`."""
 TINY_ROWS = 24
-"""The tiny model labels so many times the rows: pieces of the texts, for so many there are not."""
+"""Factor on the rows for the tiny model, which labels pieces of the texts."""
 TINY_VOCABULARY = 4096
 TRANSFORMERS_ROWS = 24
 """The plain loop is too slow for all rows."""
@@ -54,13 +53,13 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
 def benchmark_teacher(
     config: RunConfig, rows: int, rounds: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure with the config's teacher, and with a random one so small that the framework is
+    """Measure with the config's teacher, and with a random one so small that the framework dominates
     the cost.
 
     Args:
         config: its corpus, task and teacher are used; `run_dir` is not touched.
-        rows: rows a contestant labels in each round.
-        rounds: the figures are medians over so many.
+        rows: rows per contestant and round.
+        rounds: number of rounds.
         say: prints a line of progress.
 
     Returns:
@@ -116,8 +115,8 @@ def _race(
 
 
 def _make_tiny(texts: Path, folder: Path) -> None:
-    """A random model of one small layer, with a tokenizer of few tokens learnt from the texts: of
-    a large vocabulary's log-probabilities alone the cost would be the model's."""
+    """Write a random model of one small layer, with a tokenizer trained on the texts. Its vocabulary is
+    small: the log-probabilities of a large one would dominate the cost."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -137,13 +136,13 @@ def _make_tiny(texts: Path, folder: Path) -> None:
 
 
 def _with_model(config: RunConfig, model: str) -> RunConfig:
-    """The same task for the tiny model, whose tokenizer may not know the labels as words."""
+    """The same task for the tiny model, whose tokenizer may lack the labels as words."""
     teacher = config.teacher.model_copy(update={"model": model, "verbalizer": "code"})
     return config.model_copy(update={"teacher": teacher})
 
 
 def _prompts(config: RunConfig, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-    """(token ids of each prompt, tokens of the labels): what every contestant is given."""
+    """(token ids of each prompt, tokens of the labels): the input of every contestant."""
     from transformers import AutoTokenizer
 
     from llkd.teacher.prompting import make_prompter
@@ -151,12 +150,12 @@ def _prompts(config: RunConfig, texts: Sequence[str]) -> tuple[list[list[int]], 
     tokenizer = AutoTokenizer.from_pretrained(config.teacher.model, trust_remote_code=False)
     prompter = make_prompter(config.teacher, config.task, tokenizer)
     (question,) = prompter.verbalizer.questions
-    most = int(config.teacher.engine_args.get("max_model_len", 2048))
-    return [prompt for prompt in prompter.prompts(texts, most) if prompt], list(question.tokens)
+    limit = int(config.teacher.engine_args.get("max_model_len", 2048))
+    return [prompt for prompt in prompter.prompts(texts, limit) if prompt], list(question.tokens)
 
 
 def _arguments(config: RunConfig) -> dict[str, Any]:
-    """The engine arguments of all that run vLLM; the number format is measured once."""
+    """The engine arguments of all contestants that run vLLM; the number format is measured once."""
     from llkd.teacher.engines.vllm import VLLMEngine, engine_arguments
 
     return {**VLLMEngine.machine_arguments(config.teacher), **engine_arguments(config.teacher)}
@@ -187,7 +186,7 @@ def run_ours(config: RunConfig, texts: Path) -> float:
 
 
 def run_vllm(config: RunConfig, texts: Path) -> float:
-    """`LLM.generate` over all prompts, and reading the label's log-probabilities."""
+    """`LLM.generate` over all prompts, then the log-probabilities of the labels."""
     from llkd.teacher.engines.vllm import on_gpus, prepare_platform
 
     prepare_platform(on_gpus(config.teacher))
@@ -247,7 +246,7 @@ def run_ray_data_llm(config: RunConfig, texts: Path) -> float:
 
 
 def run_transformers(config: RunConfig, texts: Path) -> float:
-    """What one writes without an engine."""
+    """A plain loop without an engine."""
     import torch
     from transformers import AutoModelForCausalLM
 

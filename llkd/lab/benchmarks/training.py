@@ -1,12 +1,12 @@
-"""Rows a second of a training epoch, beside transformers' Trainer on the same rows.
+"""Rows a second of a training epoch, compared with transformers' Trainer on the same rows.
 
-Same student, batch size, length, learning rate and precision. The clock runs from the first batch
-asked for to the last step done; a few steps of a training before it are not counted.
+Same student, batch size, length, learning rate and precision. The clock runs from the request of the
+first batch to the end of the last step; a short training before it is not counted.
 
     ours              rows read from shards, tokenised, batched by length, trained on
-    trainer           transformers.Trainer over a `datasets.Dataset` that is tokenised beforehand, for
-                      which its clock does not run; padded batch by batch
-    trainer_grouped   the same, with the Trainer's own grouping of rows of like length
+    trainer           transformers.Trainer over a `datasets.Dataset` that is tokenised before the
+                      clock starts; padded batch by batch
+    trainer_grouped   the same, with the Trainer's own grouping by length
 """
 
 import argparse
@@ -80,13 +80,13 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def run_ours(config: RunConfig, folder: Path) -> float:
-    """An epoch, as the one worker of the epoch loop does it."""
+    """An epoch, as a single worker of the epoch loop trains it."""
     _train_ours(config, folder, WARM_UP_STEPS)
     return _train_ours(config, folder, None)
 
 
 def _train_ours(config: RunConfig, folder: Path, steps: int | None) -> float:
-    """Train a fresh student for so many steps, or all; rows a second."""
+    """Train a fresh student for `steps` steps (None: an epoch); returns rows a second."""
     layout, settings, device = RunLayout(str(folder)), config.student, student.device()
     tokenizer, model = load_student(settings, config.task.label_names)
     trainer = Trainer(model.to(device), settings, device, student.is_bfloat16(config))
@@ -104,7 +104,7 @@ def _train_ours(config: RunConfig, folder: Path, steps: int | None) -> float:
 
 
 def run_trainer(config: RunConfig, folder: Path, strategy: str) -> float:
-    """What the course on transformers tells one to write."""
+    """The Trainer as in the course on transformers."""
     _train_with_transformers(config, folder, strategy, WARM_UP_STEPS)
     return _train_with_transformers(config, folder, strategy, None)
 
@@ -112,7 +112,7 @@ def run_trainer(config: RunConfig, folder: Path, strategy: str) -> float:
 def _train_with_transformers(
     config: RunConfig, folder: Path, strategy: str, steps: int | None
 ) -> float:
-    """Train a fresh student for so many steps, or all; rows a second."""
+    """Train a fresh student for `steps` steps (None: an epoch); returns rows a second."""
     import transformers
 
     settings = config.student
@@ -162,7 +162,7 @@ def _dataset(config: RunConfig, folder: Path, tokenizer: Any) -> Any:
 
 
 def _clock() -> Any:
-    """A callback that keeps when the first batch was asked for, and when the last step was done."""
+    """A callback that records when the first batch is requested and the last step ends."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc]

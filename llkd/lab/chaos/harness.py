@@ -13,12 +13,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import ray
 from rich.console import Console
 from rich.markup import escape
@@ -55,7 +54,7 @@ UNDISTURBED = "undisturbed"
 """Name of the run without faults, with which the others are compared."""
 
 _OURS = re.compile(rf"(\d{{2,}}|{UNDISTURBED})((-\d{{2,}})?\.(log|yaml))?")
-"""What a harness makes in `<run_dir>/chaos`: runs, their configs, and the log of each start."""
+"""Names of the files of a harness in `<run_dir>/chaos`: runs, their configs, a log of each start."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class Harness:
     def _started(
         self, config: RunConfig, start: int
     ) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-        """Start a run; yields its process and its log. It is killed if it still runs in the end."""
+        """Start a run; yields its process and its log. The process is killed at the end of the block."""
         name = config.run_dir.rsplit("/", 1)[-1]
         settings, log = self.folder / f"{name}.yaml", self.folder / f"{name}-{start:02d}.log"
         settings.write_text(dump_config(config))
@@ -256,7 +255,7 @@ def run_chaos(
         for number, kinds in enumerate(plan.of_each_run()):
             outcome = harness.run_with_faults(number, kinds, plan.seed)
             outcome.problems += problems(harness.of_run(f"{number:02d}"), undisturbed, tolerance)
-            outcome.problems += _left_running(harness.injector)
+            outcome.problems += _remaining(harness.injector.left, 60.0, "still running")
             outcomes.append(outcome)
             console.print(
                 f"run {number}: {len(outcome.faults)} of {len(kinds)} faults, "
@@ -266,8 +265,9 @@ def run_chaos(
             for line in outcome.problems:
                 console.print(f"  {escape(line)}", style="bold red")
     if harness.cluster is not None:
-        left = left_over(harness.mark)
-        outcomes[-1].problems += [f"outlived the cluster: {line}" for line in left]
+        outcomes[-1].problems += _remaining(
+            lambda: processes_with(harness.mark), 20.0, "outlived the cluster"
+        )
     return outcomes
 
 
@@ -328,21 +328,17 @@ def _harness(config: RunConfig, console: Console) -> Iterator[Harness]:
         )
 
 
-def _left_running(injector: Injector, patience: float = 60.0) -> list[str]:
-    """Processes of a finished run that do not end."""
-    deadline = time.monotonic() + patience
-    while left := injector.left():
-        if time.monotonic() > deadline:
-            return [f"still running: {line}" for line in left]
-        time.sleep(0.5)
-    return []
+def _remaining(look: Callable[[], list[str]], patience: float, what: str) -> list[str]:
+    """The processes that still run after so many seconds.
 
-
-def left_over(mark: str, patience: float = 20.0) -> list[str]:
-    """Processes that outlive the cluster of this machine."""
+    Args:
+        look: lists the running ones.
+        patience: seconds to wait for their end.
+        what: prefix of each line of the result.
+    """
     deadline = time.monotonic() + patience
-    while left := processes_with(mark):
+    while left := look():
         if time.monotonic() > deadline:
-            return [" ".join(psutil.Process(pid).cmdline())[:120] for pid in left]
+            return [f"{what}: {line}" for line in left]
         time.sleep(0.5)
     return []

@@ -167,11 +167,11 @@ class Injector:
             del self._by_node[node]
 
 
-def processes_with(mark: str) -> list[int]:
-    """Processes of this machine other than this one that have the mark."""
+def processes_with(mark: str) -> list[str]:
+    """The processes of this machine, without this one, that have the mark, each with its command."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and _has(process, mark):
-                found.append(process.pid)
+                found.append(f"process {process.pid}, {' '.join(process.cmdline())[:120]}")
     return found

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -133,7 +133,7 @@ def run_cheap(
 
 
 def _cheap_identity(config: RunConfig) -> str:
-    """A hash of everything that a run on the frozen student depends on."""
+    """A hash of all inputs of a run on the frozen student."""
     from llkd.distill.stage import manifest_of
 
     layout = RunLayout(config.run_dir)
@@ -209,8 +209,8 @@ def _copied_seconds(config: RunConfig) -> float:
 
 
 def _first_scores(config: RunConfig) -> tuple[tuple[Any, ...], bool] | None:
-    """(what the scores of epoch 0 depend on, whether distributions are kept); None for a policy
-    that scores no rows."""
+    """(the inputs of the scores of epoch 0, whether distributions are kept); None for a policy that
+    scores no rows."""
     policy, student, selection = policy_of(config), config.student, config.selection
     if not policy.uses_uncertainty:
         return None
@@ -252,18 +252,17 @@ def _read_reliability(config: RunConfig, epoch: int) -> dict[str, Any]:
         row_n, shard_signals = selector.signals(shard, scored)
         signals.append(shard_signals)
         gold.append(rows.read_shard(shard, [GOLD])[GOLD].fill_null(-1).to_numpy()[row_n])
-    return reliability(reduce(_joined, signals), np.concatenate(gold))
+    return reliability(_joined(signals), np.concatenate(gold))
 
 
-def _joined(one: Signals, other: Signals) -> Signals:
-    uncertainty_n = None
-    if one.uncertainty_n is not None and other.uncertainty_n is not None:
-        uncertainty_n = np.concatenate([one.uncertainty_n, other.uncertainty_n])
-    label_n, confidence_n, position_n = (
-        np.concatenate([getattr(one, name), getattr(other, name)])
-        for name in ("label_n", "confidence_n", "position_n")
-    )
-    return Signals(label_n, confidence_n, uncertainty_n, position_n)
+def _joined(parts: Sequence[Signals]) -> Signals:
+    """The measured signals of several shards as one."""
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("label_n", "confidence_n", "uncertainty_n", "position_n")
+        if getattr(parts[0], name) is not None
+    }
+    return Signals(**{"uncertainty_n": None, **columns})
 
 
 def _print(result: RunResult, console: Console) -> None:

@@ -1,1 +1,1 @@
-"""What a run will take, from a sample of its corpus, before money is spent."""
+"""Estimates the cost of a run from a sample of its corpus."""

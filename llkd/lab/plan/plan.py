@@ -4,7 +4,7 @@ extrapolates (llkd/lab/cost_model.py). Nothing is kept.
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +23,7 @@ from llkd.teacher.stage import default_resources
 
 
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Measure a sample with each teacher and the student, and print what the whole run takes.
+    """Measure a sample with each teacher and the student, and print an estimate of the whole run.
 
     Returns:
         The estimate as plain values; see Estimate.to_json.
@@ -49,7 +49,7 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TeacherSpeed:
-    """Of one of the teachers."""
+    """Throughput of one teacher."""
 
     rate: float
     """Rows a second of a replica."""
@@ -63,7 +63,7 @@ class TeacherSpeed:
 def teacher_speed(
     config: RunConfig, sampled: Sequence[SampledRow], console: Console
 ) -> TeacherSpeed:
-    """The speed that the config states; else label the sample and print what it shows."""
+    """The throughput that the config states; otherwise label the sample and print its results."""
     replicas, plan = config.teacher.replicas[1], config.plan
     resources = config.teacher.resources or default_resources(config)
     gpus = resources.get("GPU", 0) * config.teacher.nodes
@@ -82,13 +82,13 @@ def workload_of(
     student: StudentSample,
     text_bytes: float,
 ) -> Workload:
-    """What the cost model needs beside the config.
+    """The measurements for the cost model.
 
     Args:
         config: the run.
         rows: of the corpus.
-        teachers: their speeds; they label one after another.
-        student: its measured speed.
+        teachers: their throughput; they label one after another.
+        student: its throughput.
         text_bytes: stored bytes of a row.
     """
     replicas = max(teacher.replicas for teacher in teachers)
@@ -103,10 +103,7 @@ def workload_of(
         teacher_replicas=replicas,
         teacher_gpus=gpus or 1.0,
         prompt_tokens=statistics.mean(teacher.tokens for teacher in teachers),
-        score_rate=student.score_rate,
-        train_rate=student.train_rate,
-        student_tokens=student.tokens,
-        student_parameters=student.parameters,
+        **asdict(student),
         on_gpus=gpus > 0 or connection.cluster_has_gpus("teacher.resources"),
         cpus=config.plan.cpus or max(int(cpus), 1),
     )

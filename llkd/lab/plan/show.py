@@ -1,4 +1,4 @@
-"""The plan on the console: what a teacher made of the sample, and what the whole run takes."""
+"""The plan on the console: a teacher's labels of the sample, and the estimate of the whole run."""
 
 import statistics
 
@@ -119,8 +119,9 @@ def show_estimate(estimate: Estimate, console: Console) -> None:
         size = workload.student_parameters * 4
         console.print(f"Student   {short(size)}B, a checkpoint {short(3 * size)}B")
     console.print("Left out  engine starts and model loads: minutes, whatever the corpus")
-    if estimate.shards_advice:
-        console.print(f"[bold yellow]Warning[/]   {escape(estimate.shards_advice)}")
+    advice = estimate.shard_size.advice(estimate.config.corpus.rows_per_shard)
+    if advice is not None:
+        console.print(f"[bold yellow]Warning[/]   {escape(advice)}")
 
 
 def _table(estimate: Estimate) -> Table:

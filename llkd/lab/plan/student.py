@@ -1,4 +1,4 @@
-"""How fast one worker of the student scores a sample and trains on it."""
+"""Throughput of one worker of the student on a sample: scoring and training."""
 
 import time
 from collections.abc import Callable
@@ -31,9 +31,9 @@ class StudentSample:
     """Rows a second that one worker scores."""
     train_rate: float
     """Rows a second that one worker trains on."""
-    tokens: float
+    student_tokens: float
     """Mean tokens of a text as the student reads it."""
-    parameters: int
+    student_parameters: int
 
 
 def measure_student(config: RunConfig, texts: list[str]) -> StudentSample:
@@ -89,8 +89,8 @@ class StudentActor:
         return {
             "score_rate": score,
             "train_rate": train,
-            "tokens": float(np.mean([len(tokens) for tokens in encoded["input_ids"]])),
-            "parameters": self._parameters,
+            "student_tokens": float(np.mean([len(tokens) for tokens in encoded["input_ids"]])),
+            "student_parameters": self._parameters,
         }
 
     def _train(self, root: str, texts: list[str], steps: int | None) -> int:

@@ -1,4 +1,4 @@
-"""A sample of the corpus, and how one replica of a teacher labels it."""
+"""A sample of the corpus, labelled by one replica of a teacher."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
 from llkd.ingest.files import list_files
 from llkd.ingest.sources import as_text, check_columns, count_rows, read_rows
-from llkd.lab.table_sizes import CORPUS_FIXED
+from llkd.lab.table_sizes import corpus_fixed
 from llkd.store.folder import Folder
 from llkd.store.schema import corpus_schema, shard_name
 from llkd.store.scratch import scratch_folder
@@ -35,7 +35,7 @@ class SampledRow(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherSample:
-    """How a replica labelled the sample; plain values, since it crosses Ray."""
+    """The labelled sample; plain values, since it crosses Ray."""
 
     rows: int
     refused: int
@@ -160,11 +160,14 @@ def sample_rows(source: SourceConfig, rows: int, seed: int) -> tuple[int, list[S
 def stored_bytes(sampled: Sequence[SampledRow], config: RunConfig) -> float:
     """Bytes that a row of the sample takes in a shard of the corpus."""
     with_id = config.corpus.id_column is not None
+    with_gold = config.corpus.label_column is not None
     columns: dict[str, Any] = {"row": range(len(sampled)), "text": [row.text for row in sampled]}
     if with_id:
         columns["id"] = [row.id for row in sampled]
+    if with_gold:  # any classes: they take less than a byte
+        columns["gold"] = [number % len(config.task.labels) for number in range(len(sampled))]
     with scratch_folder() as directory:
         folder = Folder(str(directory))
-        folder.write_shard(0, pa.table(columns, schema=corpus_schema(with_id, False)))
+        folder.write_shard(0, pa.table(columns, schema=corpus_schema(with_id, with_gold)))
         size = folder.size(shard_name(0)) or 0
-    return max(size - CORPUS_FIXED, 1) / len(sampled)
+    return max(size - corpus_fixed(config), 1) / len(sampled)

@@ -51,14 +51,17 @@ def test_growth_by_hand() -> None:
     assert found["flat"]
 
 
-@pytest.mark.parametrize(("process", "mib", "files"), [("driver", 30, 0), ("worker 2", 0, 900)])
-def test_what_grows_is_not_flat(process: str, mib: float, files: float) -> None:
+@pytest.mark.parametrize(
+    ("more", "flat"),
+    [
+        ([], True),
+        (samples("driver", 0, 30, 0), False),
+        (samples("worker 2", 0, 0, 900), False),
+    ],
+)
+def test_only_growth_within_bounds_is_flat(more: list[Sample], flat: bool) -> None:
     steady = [*samples("driver", 0, 0, 0), *samples("worker 1", 0, 0, 0)]
-    assert growth.summary(steady, 500)["flat"]
-    assert not growth.summary([*steady, *samples(process, 0, mib, files)], 500)["flat"]
-
-
-def test_a_run_too_short_to_tell_is_not_called_flat() -> None:
-    found = growth.summary(samples("driver", 0, 0, 0), 500)
-    assert found["growth"]["actors"] is None
-    assert not found["flat"]
+    assert growth.summary([*steady, *more], 500)["flat"] == flat
+    too_short = growth.summary([each for each in steady if each.process == "driver"], 500)
+    assert too_short["growth"]["actors"] is None
+    assert not too_short["flat"]

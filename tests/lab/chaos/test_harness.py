@@ -75,7 +75,9 @@ def test_only_processes_with_the_mark_are_victims() -> None:
         processes = [another, unmarked, ours, task]
         assert [process for _, process in victims(processes, ["actor"], mark)] == [ours]
         assert [process for _, process in victims(processes, ["task"], mark)] == [task]
-        assert sorted(processes_with(mark)) == sorted([ours.pid, task.pid])
+        assert sorted(processes_with(mark)) == sorted(
+            [f"process {ours.pid}, ray::MapWorker 100", f"process {task.pid}, ray::Map( 100"]
+        )
         assert processes_with("nobody's") == []
 
 

@@ -43,6 +43,12 @@ def labelled(
     return config, copy.make
 
 
+def copied(config: RunConfig, run_dir: Path) -> RunConfig:
+    """The config of a copy of a run."""
+    shutil.copytree(config.run_dir, run_dir)
+    return config.model_copy(update={"run_dir": str(run_dir)})
+
+
 def silent() -> Console:
     return Console(file=io.StringIO())
 
@@ -148,8 +154,7 @@ def test_unsuitable_runs_are_refused(
 def test_fine_tuned_runs_share_rows_and_labels_and_resume(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
-    config = labelled[0].model_copy(update={"run_dir": str(tmp_path / "run")})
-    shutil.copytree(labelled[0].run_dir, config.run_dir)
+    config = copied(labelled[0], tmp_path / "run")
     first = run_fine_tuned(config, ["refined", "random"], 1, silent())
     assert [(run.policy, run.seed, len(run.epochs)) for run in first] == [
         ("refined", 0, 2), ("random", 0, 2),
@@ -169,8 +174,7 @@ def test_fine_tuned_runs_share_rows_and_labels_and_resume(
 def test_students_of_a_seed_share_the_first_scores(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
-    config = labelled[0].model_copy(update={"run_dir": str(tmp_path / "run")})
-    shutil.copytree(labelled[0].run_dir, config.run_dir)
+    config = copied(labelled[0], tmp_path / "run")
     policies = ["refined", "llkd", "llkd:selection.uncertainty=margin;student.epochs=1"]
     run_fine_tuned(config, policies, 1, silent())
     refined, llkd, margin = (
@@ -188,8 +192,7 @@ def compare(*arguments: Any) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
-    other = labelled[0].model_copy(update={"run_dir": str(tmp_path / "other")})
-    shutil.copytree(labelled[0].run_dir, other.run_dir)
+    other = copied(labelled[0], tmp_path / "other")
     paths = [written(tmp_path / "one.yaml", labelled[0]), written(tmp_path / "two.yaml", other)]
     done = compare(
         *paths, "--policies", "llkd,all", "--seeds", "2", "--cheap", "--json",
@@ -211,17 +214,15 @@ def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None
     assert done.stdout.count("the teacher") == 3
 
 
-def test_two_configs_in_one_run_directory(
-    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
-) -> None:
-    paths = [written(tmp_path / f"{name}.yaml", labelled[0]) for name in ("one", "two")]
-    done = compare(*paths, "--cheap")
+@pytest.mark.parametrize(
+    ("configs", "arguments", "message"),
+    [(2, ["--cheap"], "its own run_dir"), (1, ["--policies", "none"], "none")],
+)
+def test_a_wrong_command_line_is_refused(
+    labelled: tuple[RunConfig, MakeConfig], tmp_path: Path, configs: int, arguments: list[str],
+    message: str,
+) -> None:  # fmt: skip
+    paths = [written(tmp_path / f"{number}.yaml", labelled[0]) for number in range(configs)]
+    done = compare(*paths, *arguments)
     assert done.returncode == 2
-    assert "its own run_dir" in done.stderr
-
-
-def test_an_unknown_policy(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None:
-    path = written(tmp_path / "config.yaml", labelled[0])
-    done = compare(path, "--policies", "none")
-    assert done.returncode == 2
-    assert "none" in done.stderr
+    assert message in done.stderr
