@@ -28,9 +28,9 @@ from typing import Any
 def main() -> None:
     """Run one benchmark."""
     arguments = _parser().parse_args()
-    from llkd.cli import errors_told, write_figures
+    from llkd.cli import reported_errors, write_figures
 
-    with errors_told():
+    with reported_errors():
         result, table = arguments.run(arguments)
         print(table)
         if arguments.json is not None:

@@ -25,14 +25,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llkd.cli import do_logged, errors_told, in_run_dir, plain_parser
+from llkd.cli import do_logged, in_run_dir, plain_parser, reported_errors
 from llkd.config.load import load_config
 
 
 def main() -> None:
     """Inject, check, and report."""
     arguments = _parser().parse_args()
-    with errors_told():
+    with reported_errors():
         config = load_config(arguments.config, arguments.overrides)
 
     def work(console: Console) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llkd import errors
-from llkd.cli import do_logged, errors_told, one_line, two_lines
+from llkd.cli import do_logged, one_line, reported_errors, two_lines
 from tests.conftest import ROOT, MakeConfig
 
 ALL = [
@@ -106,7 +106,7 @@ def test_a_bug_is_told_in_two_lines_and_its_traceback_is_kept(
 
 
 def test_a_bug_before_there_is_a_run_directory(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="1"), errors_told():
+    with pytest.raises(SystemExit, match="1"), reported_errors():
         raise ZeroDivisionError("by zero")
     first, second = capsys.readouterr().err.splitlines()
     log = Path(second.rpartition("Log: ")[2])

@@ -325,6 +325,6 @@ def test_impossible_settings_are_refused_first(tmp_path: Path, labelled: Labelle
     run("ingest", again.config())
     with pytest.raises(StudentError, match="student.model: cannot load demo/nosuch"):
         run("label", again.config(student={"model": "demo/nosuch"}))
-    with pytest.raises(DataError, match=r"label.budget = 0.001 of 420 rows is less than a row"):
+    with pytest.raises(DataError, match=r"label.budget = 0.001 of 420 rows is less than one row"):
         run("label", again.config(label={"budget": 0.001}))
     assert again.asked() == {}

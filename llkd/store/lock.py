@@ -93,7 +93,7 @@ def _me() -> str:
 def _busy(run_dir: str, holder: str, more: str = "") -> BusyError:
     return BusyError(
         f"{portable_path(run_dir)} is in use by {holder}.",
-        f"Wait until it has ended, stop it, or set run_dir to another directory.{more}",
+        f"{more}Wait until it has ended, stop it, or set run_dir to another directory.",
     )
 
 
@@ -163,7 +163,7 @@ class Lease:
             left = STALE_SECONDS - (self._renewed - renewed) / 1e9
             if left > 0:
                 self.give_back()
-                more = f" If it was killed, it holds the directory for {left:.0f} seconds more."
+                more = f"If it was killed, it holds the directory for {left:.0f} seconds more. "
                 raise _busy(self.run_dir, self._holder(name), more)
 
     def _holder(self, name: str) -> str:

@@ -20,7 +20,7 @@ from llkd.cluster.integrity import (
 )
 from llkd.errors import DamageError, FingerprintError, StorageError
 from llkd.store.folder import Folder
-from llkd.store.manifest import Manifest, read_manifest, write_manifest
+from llkd.store.manifest import Manifest, read_manifest, reopen
 from llkd.store.schema import shard_name
 
 MANIFEST = Manifest("label", {"seed": 1}, "").finished({"rows": [500] * 4, "seconds": 3.0})
@@ -140,7 +140,7 @@ def test_a_damaged_manifest_is_read_from_its_copy(folder: Folder) -> None:
 
 
 def test_what_is_repaired_keeps_the_times_of_its_first_making(folder: Folder) -> None:
-    write_manifest(folder, MANIFEST.reopened())
+    reopen(folder)
     found = read_manifest(folder)
     assert found is not None
     assert not found.complete

@@ -12,7 +12,7 @@ from llkd.cluster.integrity import read_record
 from llkd.cluster.stage import ShardCounts, ShardedStage, column_sums
 from llkd.errors import FingerprintError, IncompleteError
 from llkd.store.folder import Folder
-from llkd.store.manifest import Manifest, read_manifest, write_manifest
+from llkd.store.manifest import Manifest, read_manifest, reopen
 from llkd.store.schema import REASON, shard_name
 
 WANTED = Manifest("label", {"teacher.model": "x"}, "")
@@ -143,9 +143,7 @@ def test_a_reopened_stage_keeps_its_times(made: Run) -> None:
     stage = made.open()
     stage.missing(len(ROWS))
     stage.close({"rows": [3, 1, 4], "seconds": 100.0})
-    manifest = read_manifest(made.folder)
-    assert manifest is not None
-    write_manifest(made.folder, manifest.reopened())
+    reopen(made.folder)
     again = made.open()
     assert again.missing(len(ROWS)) == []
     assert again.close({"rows": [3, 1, 4], "seconds": 1.0}).results["seconds"] == 100.0

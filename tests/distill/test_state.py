@@ -68,7 +68,9 @@ def test_without_its_uncertainty_a_selection_stays_incomplete(tmp_path: Path) ->
     for part in ("selection", "uncertainty"):
         cut(tmp_path / f"epochs/01/{part}/part-00001.parquet")
     lines = repair(config)
-    assert "epoch 2: its selection stays incomplete, for its uncertainty is damaged too" in lines
+    assert (
+        "epoch 2: its selection stays incomplete, because its uncertainty is damaged too" in lines
+    )
     assert [path.read_bytes() for path in manifests] == before
     assert (tmp_path / "epochs/01/stats.json").exists()
     assert not (tmp_path / "epochs/01/selection/part-00001.parquet").exists()

@@ -12,7 +12,7 @@ from llkd.ingest.files import SourceFile
 from llkd.ingest.stage import ShardPlan, ingest
 from llkd.repair import reopen_damaged
 from llkd.store.folder import Folder
-from llkd.store.manifest import require_complete, write_manifest
+from llkd.store.manifest import reopen
 from llkd.store.schema import RunLayout
 from tests.conftest import MakeConfig, SilentTracker
 
@@ -272,7 +272,7 @@ def test_a_shard_whose_rejects_are_lost_is_written_again(
     ingest(config, "corpus", tracker)
     assert [rejects.read_shard(shard) for shard in (0, 1)] == kept
 
-    write_manifest(folder, require_complete(folder, "ingest").reopened())
+    reopen(folder)
     for name in ("part-00000.parquet", "checksums.json"):  # of an incomplete stage
         rejects.delete_file(name)
     with pytest.raises(IncompleteError, match="has lost rows that were left out of 1 shards"):
