@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from llkd.store import folder
+from llkd.store import filesystems
 from tests.heads import answers, free_port
 
 # Its own command serves one connection at a time, and pyarrow keeps several open; its store is not
@@ -41,7 +41,7 @@ def google_store(log: Path) -> Iterator[str]:
             [sys.executable, "-c", _SERVE, str(port)], stdout=file, stderr=file
         )
     os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = f"http://127.0.0.1:{port}"
-    folder.forget_filesystems()
+    filesystems.forget_filesystems()
     try:
         while not answers(port):
             assert server.poll() is None
@@ -51,4 +51,4 @@ def google_store(log: Path) -> Iterator[str]:
         server.kill()
         server.wait()
         del os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"]
-        folder.forget_filesystems()
+        filesystems.forget_filesystems()

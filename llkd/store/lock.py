@@ -25,7 +25,8 @@ from pathlib import Path
 from pyarrow import fs
 
 from llkd.errors import BusyError, StorageError
-from llkd.store.folder import Folder, filesystem, portable_path
+from llkd.store.filesystems import filesystem
+from llkd.store.folder import Folder, portable_path
 
 LOCK, LEASE = ".lock", ".lease"
 RENEW_SECONDS, STALE_SECONDS = 15.0, 60.0

@@ -16,7 +16,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs
 
 from llkd.errors import ConfigError
-from llkd.store import folder
+from llkd.store import filesystems
 
 KEY, SECRET = "key-of-this-store", "secret-of-this-store"
 KINDS = ("GET", "HEAD", "PUT", "LIST", "DELETE")
@@ -96,13 +96,13 @@ class ObjectStore:
         """This process and those that it starts use it, for the while."""
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
-        folder.forget_filesystems()
+        filesystems.forget_filesystems()
         try:
             yield
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-            folder.forget_filesystems()
+            filesystems.forget_filesystems()
 
     def make_bucket(self, name: str) -> str:
         """A new bucket; returns its URI."""
