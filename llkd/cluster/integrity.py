@@ -57,8 +57,9 @@ def write_record(
 
 def record_shards(folder: Folder) -> None:
     """Record all shards of a folder, if it exists, by the checksums that they embed."""
-    if folder.names():
-        write_record(folder, dict.fromkeys(map(shard_name, folder.shards())))
+    if names := folder.names():
+        shards = (name for name in names if shard_number(name) is not None)
+        write_record(folder, dict.fromkeys(shards))
 
 
 def _read(folder: Folder) -> dict[str, Any] | None:
