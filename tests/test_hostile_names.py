@@ -1,4 +1,4 @@
-"""Label names and texts are shown as they are, wherever they are shown."""
+"""Label names and texts with markup are displayed literally."""
 
 import io
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""A run whose files were damaged is made whole by the same command, and comes out the same."""
+"""The same command repairs a damaged run, with the results of an undisturbed one."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("local_ray", "in_process", "no_report")
 
 @dataclass
 class Finished:
-    """A finished run, not to be changed."""
+    """A finished run; read-only."""
 
     made: MadeRun
     asked: set[str] = field(default_factory=set)
@@ -67,14 +67,14 @@ def flip(path: Path) -> None:
 
 
 def reopen(run_dir: Path, *stages: str) -> None:
-    """As if a run had been killed before these ended."""
+    """Simulate a run that was killed before these stages ended."""
     for stage in stages:
         path = run_dir / stage / "manifest.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
 
 
 def assert_same(run_dir: Path, finished: Finished) -> None:
-    """Everything but times is what the undisturbed run left."""
+    """All files and metrics except times are those of the undisturbed run."""
     for path in finished.run_dir.rglob("*.parquet"):
         other = run_dir / path.relative_to(finished.run_dir)
         assert other.read_bytes() == path.read_bytes(), other
@@ -102,7 +102,7 @@ BROKEN: dict[str, str] = {
     "student/model.safetensors": "student: 2 damaged files (config.json, model.safetensors) are made",
     "student/config.json": "",
 }
-"""File of a finished run, and what is said when it is damaged."""
+"""Damaged file of a finished run, and the line on the console."""
 
 
 def test_all_kinds_of_damage_to_a_finished_run(finished: Finished, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_all_kinds_of_damage_to_a_finished_run(finished: Finished, tmp_path: Pat
         assert said in output
     assert "training" not in output
     assert_same(run_dir, finished)
-    # Of the teacher only the shard that was lost, and the texts without content.
+    # Only the lost shard and the content-free texts are labelled.
     assert len(finished.asked) == 60 + 3
     flip(run_dir / "epochs/pseudo_labels/part-00006.parquet")
     held = next(run_dir.glob("epochs/validation/part-*"))
@@ -214,7 +214,7 @@ def test_a_shard_that_was_made_again_may_differ_and_stays(
         (run_dir / f"labels/part-0000{shard}.parquet").unlink()
     labels = Folder(str(run_dir / "labels"))
     assert reopen_damaged(labels, "labels", str)
-    other = labels.read_shard(3).slice(0, 59)  # as if the engine had refused a row this time
+    other = labels.read_shard(3).slice(0, 59)  # as if the engine had rejected another row
     labels.write_shard(2, other)
     assert not reopen_damaged(labels, "labels", str)
     assert labels.read_shard(2).equals(other)

@@ -1,4 +1,4 @@
-"""Labelling in rounds: the real stages on a real local Ray, with a teacher of known answers."""
+"""Labelling in rounds: the real stages on a local Ray, with a fake teacher."""
 
 import shutil
 from collections import Counter
@@ -32,7 +32,7 @@ BUDGET = {"budget": 0.4, "rounds": 3, "first": 0.5}
 
 @dataclass
 class Labelled:
-    """A run that is labelled in rounds, and how often its teacher labelled each text."""
+    """A run that is labelled in rounds, and the calls of its teacher."""
 
     make: MakeConfig
     calls: Path
@@ -78,7 +78,7 @@ def labelled(
     local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
     corpus_files: tuple[str, str],
 ) -> Labelled:  # fmt: skip
-    """Made once; tests change copies only."""
+    """Made once; tests change copies."""
     folder = tmp_path_factory.mktemp("rounds")
     make = config_maker(folder, tiny_student, corpus_files)
     made = Labelled(make, folder / "calls", folder / "run")

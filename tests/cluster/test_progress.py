@@ -1,4 +1,4 @@
-"""What the progress tracker counts, and what the display shows of it."""
+"""The counts of the progress tracker, and their display."""
 
 import io
 import re

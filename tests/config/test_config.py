@@ -1,4 +1,4 @@
-"""Settings: read, overridden, refused with the value and the nearest known key."""
+"""Settings are read, overridden, and rejected with their value or the closest known key."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Reading Parquet, JSON lines, CSV and `datasets`, and what goes wrong with them."""
+"""Reads Parquet, JSON Lines, CSV and `datasets`."""
 
 import gzip
 import json

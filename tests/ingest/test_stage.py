@@ -1,4 +1,4 @@
-"""Ingest on a real local Ray."""
+"""Ingest on a local Ray."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files are there whole or not at all."""
+"""Folders write files atomically and name damaged ones."""
 
 import errno
 import os
