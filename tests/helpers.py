@@ -105,6 +105,11 @@ def wait_until(
         time.sleep(0.05)
 
 
+def cut(path: Path) -> None:
+    """Truncate a file."""
+    path.write_bytes(path.read_bytes()[:-9])
+
+
 def logprobs_of(uri: Path | str) -> dict[int, np.ndarray]:
     """The log-probabilities of each shard of a folder of labels, by shard."""
     folder = Folder(str(uri))

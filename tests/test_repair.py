@@ -14,9 +14,11 @@ from safetensors.numpy import load_file
 from llkd.errors import DataError
 from llkd.repair import reopen_damaged
 from llkd.store.folder import Folder
+from llkd.store.manifest import reopen
 from tests import helpers
 from tests.conftest import MadeRun
 from tests.fakes import KeywordTeacher, text_key
+from tests.helpers import cut
 
 pytestmark = pytest.mark.usefixtures("local_ray", "in_process", "no_report")
 
@@ -55,22 +57,11 @@ def copied(finished: Finished, tmp_path: Path) -> Path:
     return finished.made.copy(tmp_path / "run").folder
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-9])
-
-
 def flip(path: Path) -> None:
     """Change a bit of the first page."""
     data = bytearray(path.read_bytes())
     data[60] ^= 1
     path.write_bytes(data)
-
-
-def reopen(run_dir: Path, *stages: str) -> None:
-    """Simulate a run that was killed before these stages ended."""
-    for stage in stages:
-        path = run_dir / stage / "manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
 
 
 def assert_same(run_dir: Path, finished: Finished) -> None:
@@ -152,7 +143,7 @@ def test_epochs_are_trained_again_from_the_first_that_is_damaged(
     finished: Finished, tmp_path: Path
 ) -> None:
     run_dir = copied(finished, tmp_path)
-    reopen(run_dir, "epochs")
+    reopen(Folder(f"{run_dir}/epochs"))
     cut(run_dir / "epochs/00/selection/part-00002.parquet")
     cut(run_dir / "epochs/00/uncertainty/part-00004.parquet")
     output = run(finished, run_dir)
@@ -195,7 +186,8 @@ def test_shards_of_stages_that_were_not_at_their_end(finished: Finished, tmp_pat
     run_dir = copied(finished, tmp_path)
     for folder in ("corpus", "labels", "epochs/00/selection"):
         (run_dir / folder / "checksums.json").unlink()
-    reopen(run_dir, "corpus", "labels")
+    for stage in ("corpus", "labels"):
+        reopen(Folder(f"{run_dir}/{stage}"))
     flip(run_dir / "corpus/part-00005.parquet")
     flip(run_dir / "labels/part-00005.parquet")
     (run_dir / "labels/part-00006.parquet").unlink()

@@ -16,7 +16,7 @@ from llkd.errors import DataError, FingerprintError, RejectLimitError, StudentEr
 from llkd.lab.compare.compare import variants
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
-from llkd.store.manifest import MANIFEST, read_manifest
+from llkd.store.manifest import read_manifest, reopen
 from llkd.store.schema import RunLayout, shard_name
 from llkd.teacher.calibrate import calibrate
 from tests.conftest import MakeConfig, config_maker
@@ -163,7 +163,7 @@ def test_a_killed_run_labels_only_the_missing_rows(tmp_path: Path, labelled: Lab
         Folder(uri).delete()
     answers = Folder(middle.answers)
     answers.delete_file(shard_name(2))
-    answers.write_json(MANIFEST, {**answers.read_json(MANIFEST), "complete": False})
+    reopen(answers)
     screen = run("label", again.config())
     assert "epoch" not in screen  # the rows of the next round were chosen: no student is trained
     missing: list[list[int]] = [[] for _ in range(SHARDS)]

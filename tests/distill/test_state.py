@@ -13,6 +13,7 @@ from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, write_manifest
 from llkd.store.schema import RunLayout, shard_starts
 from llkd.teacher.calibrate import calibrate
+from tests.helpers import cut
 from tests.results.report import made
 
 SHARDS, ROWS = 3, 20
@@ -40,10 +41,6 @@ def repair(config: RunConfig) -> list[str]:
     selector = Selector(config, shard_starts([ROWS] * SHARDS), policy_of(config))
     prepare_epochs(selector, calibrate(config))
     return lines
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-9])
 
 
 def test_a_selection_is_made_again_by_its_thresholds(tmp_path: Path) -> None:
