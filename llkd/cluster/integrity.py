@@ -71,11 +71,12 @@ def _read(folder: Folder) -> dict[str, Any] | None:
     """
     try:
         content = folder.read_json(CHECKSUMS)
-        records = {
-            key: {name: FileRecord(*entry) for name, entry in content.get(key, {}).items()}
-            for key in ("files", "lost")
+        files, lost = content["files"].items(), content.get("lost", {}).items()
+        return {
+            **content,
+            "files": {name: FileRecord(*entry) for name, entry in files},
+            "lost": {name: FileRecord(*entry) for name, entry in lost},
         }
-        return {**content, **records}
     except (DamageError, KeyError, TypeError, AttributeError):
         return None
 
