@@ -50,9 +50,9 @@ def main() -> None:
             benchmark = import_module(f"llkd.lab.benchmarks.{name}")
             benchmark.add_arguments(one)
     arguments = parser.parse_args()
-    from llkd.cli import errors_told, write_figures
+    from llkd.cli import reported_errors, write_figures
 
-    with errors_told():
+    with reported_errors():
         result = benchmark.run(arguments, lambda line: print(line, flush=True))
         print(benchmark.table(result))
         if arguments.json is not None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llkd.cli import do_logged, errors_told, in_run_dir, plain_parser
+from llkd.cli import do_logged, in_run_dir, plain_parser, reported_errors
 from llkd.config.load import load_config
 from llkd.config.packages import require_packages
 
@@ -33,7 +33,7 @@ from llkd.config.packages import require_packages
 def main() -> None:
     """Inject, check, and report."""
     arguments = _parser().parse_args()
-    with errors_told():
+    with reported_errors():
         config = load_config(arguments.config, arguments.overrides)
 
     def work(console: Console) -> None:

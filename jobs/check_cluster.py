@@ -7,7 +7,7 @@ Reads a file of Ray's cluster launcher or a RayJob of KubeRay, and a config. Con
 
 import sys
 
-from llkd.cli import errors_told, plain_parser
+from llkd.cli import plain_parser, reported_errors
 from llkd.config.load import load_config
 from llkd.errors import LLKDError
 from llkd.lab.cluster_files import check
@@ -25,7 +25,7 @@ def main() -> None:
         help="settings that override those in the file",
     )  # fmt: skip
     arguments = parser.parse_args()
-    with errors_told():
+    with reported_errors():
         run = load_config(arguments.config, arguments.overrides)
     try:
         check(arguments.cluster, run)

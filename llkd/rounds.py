@@ -80,7 +80,7 @@ def _run_rounds(
     sizes = _sizes(config, sum(ingested.results["rows"]))
     layout = RunLayout(config.run_dir)
     if not begun(Folder(layout.round(0).answers)):
-        Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()  # beside deleted labels
+        Folder(layout.labels(CONTENT_FREE_ITEM[0])).delete()  # of labels that the user has deleted
     for number, size in enumerate(sizes):
         basis = _basis(config, number, ingested)
         if not is_chosen(config, number, basis):
@@ -100,9 +100,10 @@ def _run_rounds(
 
 
 def _require_few_rejects(config: RunConfig, number: int, rows: int) -> None:
-    """
+    """Check the rejects of the rounds so far against the `rows` of all rounds.
+
     Raises:
-        RejectLimitError: the rounds so far rejected more than is allowed of all rounds' `rows`.
+        RejectLimitError: they exceed `max_reject_fraction`.
     """
     layout = RunLayout(config.run_dir)
     rounds = [layout.round(earlier) for earlier in range(number + 1)]
@@ -122,7 +123,7 @@ def _sizes(config: RunConfig, rows: int) -> list[int]:
     sizes = round_sizes(rows, wanted.budget, wanted.rounds, wanted.first)
     if not sizes:
         raise DataError(
-            f"label.budget = {wanted.budget:g} of {rows:,} rows is less than a row",
+            f"label.budget = {wanted.budget:g} of {rows:,} rows is less than one row",
             "Raise it.",
         )
     return sizes
@@ -151,7 +152,7 @@ def _pass(layout: RunLayout) -> Pass:
 
 
 def _merge_until(layout: RunLayout, number: int) -> None:
-    """Write the labels of a round: the answers of all rounds up to and including it."""
+    """Write the labels of a round: the answers of all rounds up to it."""
     rounds = [layout.round(earlier) for earlier in range(number + 1)]
     answered = require_complete(Folder(rounds[-1].answers), "label")
     wanted = Manifest("label", {"label.round": number}, answered.fingerprint)
@@ -159,7 +160,7 @@ def _merge_until(layout: RunLayout, number: int) -> None:
 
 
 def _random_slice(layout: RunLayout) -> dict[str, Any]:
-    """The rule that drew the first round's rows, by which calibration recognises them."""
+    """The rule that drew the rows of the first round; calibration recognises them by it."""
     chosen = require_complete(Folder(layout.round(0).wanted), "label")
     return {RANDOM_SLICE: chosen.results[RANDOM_SLICE]}
 

@@ -3,8 +3,8 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Threads of torch that wait for each other sleep: on cores that two tests share, those that spin
-# keep off the very thread that they wait for.
+# Waiting threads of torch sleep: on shared cores, a spinning thread would block the one that it
+# waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import llkd.cluster.connection  # noqa: F401  sets what Ray reads when it is imported
 
@@ -45,7 +45,7 @@ settings.register_profile(
 settings.load_profile("tests")  # make fuzz takes the other one
 
 SLOW_TIMEOUT = 3600
-"""Seconds that a slow test may take; for the others see pyproject.toml. Both are safety nets."""
+"""Time limit of a slow test in seconds; pyproject.toml sets that of the others. Both are safety nets."""
 
 LONGEST_FIRST = (
     "tests/lab/chaos/test_chaos.py", "tests/test_jobs.py", "tests/test_submit.py",
@@ -55,8 +55,8 @@ LONGEST_FIRST = (
     "tests/cluster/test_telemetry.py", "tests/test_rounds.py", "tests/test_repair.py",
     "tests/results/test_export.py", "tests/results/test_predict.py", "tests/lab",
 )  # fmt: skip
-"""Files that take longest, in the order in which they start: the short ones then fill both workers
-to the end."""
+"""The slowest files, in the order in which they start, so that short ones fill both workers at the
+end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class SilentTracker:
-    """A tracker whose every call is recorded in this process and goes nowhere."""
+    """A tracker that only records its calls, in this process."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
@@ -162,7 +162,7 @@ def _ray_fault() -> str | None:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make a folder by the first test of any worker that needs it: `made_once(name, make)`."""
+    """`made_once(name, make)` makes a folder for the first test of any worker that needs it."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # the one that all workers share
@@ -210,7 +210,7 @@ def _make_student(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def corpus_files(made_once: Callable[..., Path]) -> tuple[str, str]:
-    """(corpus, test set) as Parquet; the corpus has gold in a column of its own."""
+    """(corpus, test set) as Parquet, both with gold in the column `label`."""
     folder = made_once("data", _make_corpus)
     return str(folder / "corpus.parquet"), str(folder / "test.parquet")
 
@@ -234,7 +234,7 @@ def make_config(tmp_path: Path, tiny_student: str, corpus_files: tuple[str, str]
 
 
 def config_maker(folder: Path, student: str, corpus_files: tuple[str, str]) -> MakeConfig:
-    """What the fixture `make_config` gives, for a folder of one's own."""
+    """The fixture `make_config` for another folder."""
 
     def make(**sections: Any) -> RunConfig:
         raw: dict[str, Any] = {
@@ -272,7 +272,7 @@ def in_process() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MadeRun:
-    """A run that was made once for all tests: they work in copies."""
+    """A run that is made once; tests change copies of it."""
 
     sections: dict[str, Any]
     """Its settings, as keywords of `make_config`."""
@@ -312,7 +312,7 @@ def labelled_run(
     local_ray: None, made_once: Callable[..., Path], tiny_student: str,
     corpus_files: tuple[str, str],
 ) -> MadeRun:  # fmt: skip
-    """A run of which corpus and test set are labelled, never to be changed."""
+    """A run with a labelled corpus and test set; read-only."""
     return _made_run(
         "labelled", LABELLED, ("ingest", "label"), made_once, tiny_student, corpus_files
     )
@@ -323,7 +323,7 @@ def finished_run(
     local_ray: None, made_once: Callable[..., Path], tiny_student: str,
     corpus_files: tuple[str, str],
 ) -> MadeRun:  # fmt: skip
-    """A finished run of two epochs, without a report, never to be changed."""
+    """A finished run of two epochs, without a report; read-only."""
     stages = ("ingest", "label", "distill", "evaluate")
     return _made_run("finished", FINISHED, stages, made_once, tiny_student, corpus_files)
 
@@ -345,7 +345,7 @@ def _made_run(
 
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
-    """Runs make no report.html for the duration of the block: drawing it takes seconds."""
+    """Skip report.html for the duration of the block: it takes seconds."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("llkd.pipeline.make_report", lambda config, console: None)
         yield
@@ -353,6 +353,6 @@ def without_report() -> Iterator[None]:
 
 @pytest.fixture
 def no_report() -> Iterator[None]:
-    """Runs make no report.html."""
+    """Skip report.html."""
     with without_report():
         yield

@@ -13,9 +13,8 @@ from tests.helpers import ROOT
 
 @functools.cache
 def prepared() -> Path:
-    """The demo folder; made from the installed packages if it is not there.
-
-    The test workers take turns: two at once would make the same folder.
+    """The demo folder, made from the installed packages if missing. A lock keeps two test workers from
+    making it at the same time.
     """
     with FileLock(Path(tempfile.gettempdir(), "llkd-demo.lock")):
         subprocess.run(

@@ -1,4 +1,4 @@
-"""Google's object store as an emulator has it, on 127.0.0.1, in memory."""
+"""An emulator of Google Cloud Storage on 127.0.0.1, in memory."""
 
 import contextlib
 import os
@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from llkd.store import folder
+from llkd.store import filesystems
 from tests.heads import answers, free_port
 
-# Its own command serves one connection at a time, and pyarrow keeps several open; its store is not
-# made for two requests at once.
+# Its own command serves one connection at a time, but pyarrow keeps several open. Its store is not
+# thread-safe.
 _SERVE = """
 import http.server, logging, sys, threading
 logging.basicConfig(level=logging.INFO)
@@ -29,11 +29,11 @@ server.create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_buck
 
 @contextlib.contextmanager
 def google_store(log: Path) -> Iterator[str]:
-    """The URI of an empty bucket; this process and those that it starts use the emulator meanwhile,
-    which writes a line for each request into `log`.
+    """The URI of an empty bucket. For the duration of the block this process and its children use the
+    emulator, which writes a line per request to `log`.
 
-    It is a process of its own: pyarrow 26 holds Python's lock while it asks for the size of a file,
-    and would wait for a server in this one for ever.
+    The emulator is a separate process: pyarrow 26 holds the interpreter lock while it requests the
+    size of a file, and would wait for ever for a server in this process.
     """
     port = free_port()
     with log.open("w") as file:
@@ -41,7 +41,7 @@ def google_store(log: Path) -> Iterator[str]:
             [sys.executable, "-c", _SERVE, str(port)], stdout=file, stderr=file
         )
     os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = f"http://127.0.0.1:{port}"
-    folder.forget_filesystems()
+    filesystems.forget_filesystems()
     try:
         while not answers(port):
             assert server.poll() is None
@@ -51,4 +51,4 @@ def google_store(log: Path) -> Iterator[str]:
         server.kill()
         server.wait()
         del os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"]
-        folder.forget_filesystems()
+        filesystems.forget_filesystems()

@@ -1,4 +1,4 @@
-"""What tests of several packages do: run stages and jobs, wait for events, read labels."""
+"""Helpers of several packages: run stages and jobs, wait for events, read labels."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ SECRETS = dict.fromkeys(
     ("OPENAI_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"),
     "canary" * 10,
 )
-"""What every job finds in its environment, and no file or log may hold."""
+"""Secrets in the environment of every job; no file or log may contain them."""
 
 
 def run(stage: str, config: RunConfig, width: int = 120) -> str:
@@ -36,7 +36,7 @@ def run(stage: str, config: RunConfig, width: int = 120) -> str:
 
 
 def written(path: Path, config: RunConfig) -> Path:
-    """Write a config file that leaves the resources to the jobs."""
+    """Write a config file without resources, which the jobs then derive."""
     settings = config.model_dump(mode="json")
     settings["teacher"].pop("resources")
     settings["student"].pop("resources")
@@ -45,14 +45,14 @@ def written(path: Path, config: RunConfig) -> Path:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a job with a Ray of its own."""
+    """The environment of a job with its own Ray."""
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     return {**env, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **SECRETS, **extra}
 
 
 @contextlib.contextmanager
 def started(job: str, *arguments: object, **extra: str) -> Iterator[subprocess.Popen[str]]:
-    """A job in a process of its own, which is killed at the end of the block if it still runs.
+    """Start a job in its own process, which is killed at the end of the block if it still runs.
 
     Args:
         job: file name in jobs/, without its suffix.
@@ -90,7 +90,7 @@ def wait_until(
     process: subprocess.Popen[str] | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> None:
-    """Wait for an event. Only the timeout of the test limits how long.
+    """Wait for an event. Only the time limit of the test ends the wait.
 
     Args:
         condition: whether it has occurred.
@@ -105,12 +105,17 @@ def wait_until(
         time.sleep(0.05)
 
 
+def cut(path: Path) -> None:
+    """Truncate a file."""
+    path.write_bytes(path.read_bytes()[:-9])
+
+
 def logprobs_of(uri: Path | str) -> dict[int, np.ndarray]:
-    """The log-probabilities of each shard of a folder of labels, in the order of the shards."""
+    """The log-probabilities of each shard of a folder of labels, by shard."""
     folder = Folder(str(uri))
     return {s: matrix(folder.read_shard(s)["logprobs"]) for s in sorted(folder.shards())}
 
 
 def calls_in(path: Path) -> Counter[str]:
-    """How often `KeywordTeacher` labelled each text, by its hash, from the file `calls`."""
+    """Number of times `KeywordTeacher` labelled each text, by its hash, from the file `calls`."""
     return Counter(line.split()[0] for line in path.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""The stages without processes of their own: actor pools, shard tasks and a training worker run here.
+"""Runs actor pools, shard tasks and a training worker in the process of the test.
 
 Starting an actor or a worker group costs seconds of CPU. Tests of what a stage computes use the
 fixture `in_process`; tests of how it runs on Ray do not.
@@ -24,7 +24,7 @@ def run_on_actors(
     items: Sequence[Any],
     **options: Any,
 ) -> Iterator[Any]:
-    """As `actor_pool.run_on_actors`, with a single actor, which is never started again."""
+    """Replaces `actor_pool.run_on_actors`; uses a single actor, which is never restarted."""
     if items:
         replica = actor(*arguments)
         for item in items:
@@ -34,18 +34,18 @@ def run_on_actors(
 def run_on_shards(
     work: Callable[[int], dict[str, Any]], shards: Sequence[int], **options: Any
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """As `shard_tasks.run_on_shards`."""
+    """Replaces `shard_tasks.run_on_shards`."""
     for shard in shards:
         yield shard, _as_json(work(shard))
 
 
 def _as_json(result: Any) -> Any:
-    """A result as it arrives from another process."""
+    """A result as another process would return it."""
     return json.loads(json.dumps(result))
 
 
 class InProcessTrainer:
-    """As Ray Train's TorchTrainer, with one worker, which is never started again."""
+    """Replaces Ray Train's TorchTrainer; runs one worker, which is never restarted."""
 
     def __init__(
         self, loop: Callable[[dict[str, Any]], None], *, train_loop_config: dict[str, Any],
@@ -69,7 +69,7 @@ class InProcessTrainer:
 
 
 class _WorkerContext(LocalTrainFnUtils):
-    """Ray Train's context of a single local worker, which stores checkpoints too."""
+    """Ray Train's context of a local worker, extended by the storing of checkpoints."""
 
     def report(
         self, metrics: dict[str, Any], checkpoint: Any = None, checkpoint_dir_name: Any = None,

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs
 
-from llkd.store import folder
+from llkd.store import filesystems
 
 KEY, SECRET = "key-of-this-store", "secret-of-this-store"
 
@@ -85,13 +85,13 @@ class ObjectStore:
         """Let this process and those that it starts use it for the duration of the block."""
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
-        folder.forget_filesystems()
+        filesystems.forget_filesystems()
         try:
             yield
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-            folder.forget_filesystems()
+            filesystems.forget_filesystems()
 
     def make_bucket(self, name: str) -> str:
         """A new bucket; returns its URI."""

@@ -35,7 +35,7 @@ ON_EACH: connection.Resources = {"GPU": 2, "CPU": 1, "gpu_worker": 1}
 
 
 def place(meeting: Path, workers: int) -> list[Any]:
-    """[the node, its GPU] of a worker that an engine starts; held until all its workers have one."""
+    """[node, GPU] of a worker that an engine starts; held until all its workers have one."""
     meeting.mkdir(exist_ok=True)
     (meeting / uuid.uuid4().hex).touch()
     wait_for(lambda: len(list(meeting.iterdir())) == workers)

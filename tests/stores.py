@@ -1,4 +1,4 @@
-"""What every kind of store keeps, checked on an empty folder of one."""
+"""Checks that every kind of store must pass, on an empty folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What property tests are fed with: distributions, signals and cuts of the corpus, edges included."""
+"""Strategies for property tests: distributions, signals and shards, including edge cases."""
 
 from collections.abc import Callable
 
@@ -44,6 +44,6 @@ def rows_of(signals: Signals, row_n: np.ndarray) -> Signals:
 
 
 def statistics_of(parts: list[Signals], classes: int) -> ClassStatistics:
-    """Of all shards together."""
+    """The statistics of all shards."""
     found = [class_statistics(p.label_n, p.confidence_n, p.uncertainty_n, classes) for p in parts]
     return sum(found[1:], found[0])

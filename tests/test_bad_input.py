@@ -1,4 +1,4 @@
-"""What is wrong with files, and what is said of it: the whole file is refused, or a row of it."""
+"""Invalid files: which errors reject a whole file, and which a row of it."""
 
 import gzip
 import json
@@ -48,7 +48,8 @@ FILES: dict[str, tuple[str, bytes | None, str]] = {
     "no such path": ("x.csv", None, "corpus.path: .*x.csv does not exist"),
     "NUL in the path": ("a\0.csv", None, "corpus.path: cannot search .*NUL"),
     "too long a path": ("x" * 300 + ".csv", None, "corpus.path: cannot search .*"),
-    "a glob that is none": ("[z-a].csv", None, "corpus.path: cannot search .*bad character range"),
+    "a path not in UTF-8": ("\udcff.csv", None, "corpus.path: cannot search"),
+    "an invalid glob": ("[z-a].csv", None, "corpus.path: cannot search .*bad character range"),
     "empty CSV": ("x.csv", b"", r"x.csv is empty \(0 bytes\)"),
     "empty Parquet": ("x.parquet", b"", r"x.parquet is empty \(0 bytes\)"),
     "nothing compressed": ("x.csv.gz", gzip.compress(b""), "Cannot read .*x.csv.gz: it has no header. Is it empty"),
@@ -59,10 +60,14 @@ FILES: dict[str, tuple[str, bytes | None, str]] = {
         "x.jsonl", b'{"n": 1}\n[]\n{"m": 1}', r"no column 'text' \(corpus.text_column\); its columns are: 'n', 'm'",
     ),
     "Parquet cut short": ("x.parquet", cut(parquet(pa.table({"text": ["a"]}))), "Cannot read .*x.parquet"),
+    "JSON Lines cut short": ("x.jsonl.gz", cut(gzip.compress(b'{"text": "a"}\n' * 99)), "Cannot read .*x.jsonl.gz"),
     "not Parquet": ("x.parquet", b"text\na\n", "Cannot read .*x.parquet"),
     "gzip cut short": ("x.csv.gz", cut(gzip.compress(b"text\nabc\n" * 99)), "Cannot read .*Truncated"),
     "not gzip": ("x.csv.gz", b"text\na\n", "Cannot read .*incorrect header"),
     "no column": ("x.csv", b"body\na\n", r"no column 'text' \(corpus.text_column\); its columns are: 'body'"),
+    "no column in Parquet": (
+        "x.parquet", parquet(pa.table({"body": ["a"], "n": [1]})), r"no column 'text' \(corpus.text_column\).*: 'body', 'n'",
+    ),
     "semicolons": ("x.csv", b"text;label\na;b\n", "no column 'text'.* its columns are: 'text;label'"),
     "a header of two": ("x.csv", b"text,text\na,b\n", r"x.csv has more than one column 'text'"),
     "Parquet of two": (
@@ -108,7 +113,7 @@ ROWS: dict[str, tuple[str, bytes, list[tuple[str | None, str | None]]]] = {
     "a byte-order mark": ("x.csv", b"\xef\xbb\xbftext\ngood\n", [GOOD]),
     "compressed": ("x.csv.gz", gzip.compress(b"text\ngood\n"), [GOOD]),
     "no JSON": ("x.jsonl", b'{"text": "good"}\n{"text":\n', [GOOD, (None, "damaged")]),
-    "deep JSON": ("x.jsonl", b'{"text": "good"}\n' + b"[" * 100_000, [GOOD, (None, "damaged")]),
+    "deep JSON": ("x.jsonl", b'{"text": "good"}\n' + b"[" * 100_000 + b'\n{"text": "good"}', [GOOD, (None, "damaged"), GOOD]),
     "JSON not in UTF-8": ("x.jsonl", b'{"text": "good"}\n{"text": "\xe9"}', [GOOD, (None, "damaged")]),
     "half a character": ("x.jsonl", b'{"text": "good"}\n{"text": "\\ud800"}', [GOOD, (None, "not_utf8")]),
     "no text": ("x.jsonl", b'{"text": "good"}\n{"body": "b"}', [GOOD, (None, "missing")]),

@@ -1,4 +1,4 @@
-"""The shared fixtures: what is made once is made whole, and a Ray that was lost is started again."""
+"""The shared fixtures: incomplete folders are made again, and a lost Ray is restarted."""
 
 import warnings
 from collections.abc import Callable

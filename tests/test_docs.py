@@ -1,4 +1,4 @@
-"""What the documents name exists."""
+"""Files and links in the documentation exist."""
 
 import re
 

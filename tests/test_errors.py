@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llkd import errors
-from llkd.cli import do_logged, errors_told, one_line, two_lines
+from llkd.cli import do_logged, one_line, reported_errors, two_lines
 from tests.conftest import ROOT, MakeConfig
 
 ALL = [
@@ -44,7 +44,7 @@ def test_every_class_has_a_remedy(kind: type[errors.LLKDError]) -> None:
 
 
 def test_the_first_line_holds_no_advice() -> None:
-    """What is wrong and what to do are two arguments in every raise of the code."""
+    """Every error separates what is wrong from what to do."""
     kinds, seen = {kind.__name__: kind for kind in ALL}, 0
     for path in (ROOT / "llkd").rglob("*.py"):
         for what, remedy in literal_messages(path, kinds):
@@ -57,7 +57,7 @@ def test_the_first_line_holds_no_advice() -> None:
 
 
 def literal_messages(path: Path, kinds: dict[str, type]) -> list[tuple[str, str | None]]:
-    """(what, remedy) of each error that is made with literal texts; expressions are `x`."""
+    """(what, remedy) of each error with literal texts; expressions become `x`."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in kinds and node.args:
@@ -106,7 +106,7 @@ def test_a_bug_is_told_in_two_lines_and_its_traceback_is_kept(
 
 
 def test_a_bug_before_there_is_a_run_directory(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="1"), errors_told():
+    with pytest.raises(SystemExit, match="1"), reported_errors():
         raise ZeroDivisionError("by zero")
     first, second = capsys.readouterr().err.splitlines()
     log = Path(second.rpartition("Log: ")[2])

@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md: as they stand there, through the pipeline."""
+"""The examples of docs/extending.md, run through the pipeline."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_a_policy_of_ones_own_is_compared(make_config: MakeConfig) -> None:
 
 @pytest.mark.usefixtures("local_ray", "in_process")
 def test_both_over_shards(make_config: MakeConfig) -> None:
-    """What the pipeline does with them, but for the training."""
+    """The pipeline with both examples, except the training."""
     words = {name: known[:4] for name, known in TOPICS.items()}  # a fifth of them says nothing
     config = make_config(
         test=None, teacher={"engine": ENGINE, "model": "rules", "engine_args": {"words": words}},

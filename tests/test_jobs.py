@@ -132,31 +132,31 @@ def check_the_student_is_what_transformers_loads(run_dir: Path) -> None:
 
 
 @dataclass
-class Ordeal:
-    """What was seen of a run that was killed three times."""
+class Killed:
+    """Observations of a run that was killed three times."""
 
     run_dir: Path
     calls: list[str]
-    """The hash of every text that the teacher labelled, as often as it did."""
+    """The hash of each labelled text, once for each time it was labelled."""
     labels_at_kill: dict[Path, int]
-    """When the label shards of the first kill were written."""
+    """Modification times of the label shards that existed at the first kill."""
     labels: dict[int, np.ndarray]
     undisturbed: dict[int, np.ndarray]
     epochs_at_kill: dict[Path, int]
-    """When the files of the epochs that were done at the third kill were written."""
+    """Modification times of the files of epochs finished before the third kill."""
     output: str
-    """Of the last start."""
+    """Console output of the last start."""
     addresses: set[str]
-    """On which any process of the runs listened."""
+    """Addresses on which any process of the runs listened."""
 
 
 @pytest.fixture(scope="module")
-def ordeal(
+def killed(
     local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
     corpus_files: tuple[str, str],
-) -> Ordeal:  # fmt: skip
-    """`kill -9` of the driver in mid-labelling, of the driver in mid-training, of a worker."""
-    folder = tmp_path_factory.mktemp("ordeal")
+) -> Killed:  # fmt: skip
+    """SIGKILL of the driver during labelling, of the driver during training, and of a worker."""
+    folder = tmp_path_factory.mktemp("killed")
     run_dir, calls, allowance = folder / "run", folder / "calls", folder / "allowance"
     allowance.write_text("150")
     make = config_maker(folder, tiny_student, corpus_files)
@@ -166,14 +166,14 @@ def ordeal(
             test=None,
             teacher={"engine_args": {"calls": str(calls), "allowance": str(allowance)}},
             student={"epochs": 3, "workers": 2, "batch_size": 2},
-            selection={"class_floor": 1.0},  # all rows: training lasts long enough to be killed in
+            selection={"class_floor": 1.0},  # all rows, so that training lasts long enough to be killed
         ),
     )  # fmt: skip
     addresses: set[str] = set()
 
     def note_addresses() -> None:
         addresses.update(listening_addresses(process.pid))
-        time.sleep(0.2)  # looking takes a while
+        time.sleep(0.2)  # takes a while
 
     with started("run", config) as process:
         labels = Folder(str(run_dir / "labels"))
@@ -195,16 +195,16 @@ def ordeal(
         epochs_at_kill = times(
             [*run_dir.glob("epochs/00/**/*.*"), *run_dir.glob("epochs/0[12]/*/part-*")]
         )
-        killed = {each.pid for each in training_workers(process)}
+        before = {each.pid for each in training_workers(process)}
         worker.kill()
-        wait_until(lambda: bool(training_pids(process) - killed), process)
+        wait_until(lambda: bool(training_pids(process) - before), process)
         output = ended(process)
 
     plain = make(run_dir=str(folder / "plain"), test=None)
     with in_process():
         ingest(plain, "corpus", SilentTracker())
         label(plain, ["corpus"], SilentTracker())
-    return Ordeal(
+    return Killed(
         run_dir, [line.split()[0] for line in calls.read_text().splitlines()], labels_at_kill,
         logprobs_of(run_dir / "labels"), logprobs_of(folder / "plain/labels"), epochs_at_kill,
         output, addresses,
@@ -241,32 +241,32 @@ def training_pids(process: subprocess.Popen[str]) -> set[int]:
     return found
 
 
-def test_labels_of_a_killed_run_are_those_of_an_undisturbed_one(ordeal: Ordeal) -> None:
-    assert ordeal.labels.keys() == ordeal.undisturbed.keys() == set(range(7))
-    for shard, logprobs in ordeal.undisturbed.items():
-        assert np.array_equal(logprobs, ordeal.labels[shard])
+def test_labels_of_a_killed_run_are_those_of_an_undisturbed_one(killed: Killed) -> None:
+    assert killed.labels.keys() == killed.undisturbed.keys() == set(range(7))
+    for shard, logprobs in killed.undisturbed.items():
+        assert np.array_equal(logprobs, killed.labels[shard])
 
 
-def test_a_kill_in_mid_labelling_costs_the_shards_in_flight(ordeal: Ordeal) -> None:
-    assert len(ordeal.labels_at_kill) == 2
-    assert times(ordeal.labels_at_kill) == ordeal.labels_at_kill
-    counts = Counter(ordeal.calls)
+def test_a_kill_in_mid_labelling_costs_the_shards_in_flight(killed: Killed) -> None:
+    assert len(killed.labels_at_kill) == 2
+    assert times(killed.labels_at_kill) == killed.labels_at_kill
+    counts = Counter(killed.calls)
     assert len(counts) == 420 + len(CONTENT_FREE)
     assert sum(n > 1 for n in counts.values()) <= 60  # one shard of the one actor
 
 
-def test_a_kill_in_mid_training_costs_its_epoch_only(ordeal: Ordeal) -> None:
-    assert len(ordeal.epochs_at_kill) > 5 * 7
-    assert times(ordeal.epochs_at_kill) == ordeal.epochs_at_kill
-    assert {path.name for path in (ordeal.run_dir / "epochs").glob("0*")} == {"00", "01", "02"}
-    assert "epoch 3/3 training" in ordeal.output  # by new workers, which the story waited for
-    assert (ordeal.run_dir / "student/model.safetensors").exists()
-    assert not list(ordeal.run_dir.rglob(".*.tmp"))
+def test_a_kill_in_mid_training_costs_its_epoch_only(killed: Killed) -> None:
+    assert len(killed.epochs_at_kill) > 5 * 7
+    assert times(killed.epochs_at_kill) == killed.epochs_at_kill
+    assert {path.name for path in (killed.run_dir / "epochs").glob("0*")} == {"00", "01", "02"}
+    assert "epoch 3/3 training" in killed.output  # by new workers, which the story waited for
+    assert (killed.run_dir / "student/model.safetensors").exists()
+    assert not list(killed.run_dir.rglob(".*.tmp"))
 
 
-def test_a_local_ray_listens_on_this_machine_only(ordeal: Ordeal) -> None:
-    assert ordeal.addresses
-    assert ordeal.addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+def test_a_local_ray_listens_on_this_machine_only(killed: Killed) -> None:
+    assert killed.addresses
+    assert killed.addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 WRONG: dict[str, tuple[dict[str, Any], list[str], int, str]] = {

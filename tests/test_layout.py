@@ -1,4 +1,4 @@
-"""The packages lie in the order in which data flows: each imports only from those before it."""
+"""Packages are ordered by the flow of data: each imports only from those before it."""
 
 import ast
 from functools import cache
@@ -10,7 +10,7 @@ PACKAGES = (
     "errors", "core", "store", "config", "cluster", "ingest", "teacher", "student", "distill",
     "results", "pipeline", "lab",
 )  # fmt: skip
-"""In their order; `pipeline` stands for the modules beside the packages that order the stages."""
+"""In order; `pipeline` stands for the modules at the root."""
 ROOT = Path(llkd.__file__).parent
 
 

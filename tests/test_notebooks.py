@@ -1,4 +1,4 @@
-"""The notebooks: executed with real models, and as they are committed."""
+"""The notebooks, executed with real models, and in their committed form."""
 
 from pathlib import Path
 

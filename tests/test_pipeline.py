@@ -1,4 +1,4 @@
-"""The stages in their order, in this process, on a local Ray."""
+"""All stages in order, in this process, on a local Ray."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a run needs is looked for before it costs anything."""
+"""Inputs and resources of a run are checked before it starts."""
 
 import pytest
 

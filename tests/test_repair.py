@@ -1,4 +1,4 @@
-"""A run whose files were damaged is made whole by the same command, and comes out the same."""
+"""The same command repairs a damaged run, with the results of an undisturbed one."""
 
 import json
 import shutil
@@ -14,16 +14,18 @@ from safetensors.numpy import load_file
 from llkd.errors import DataError
 from llkd.repair import reopen_damaged
 from llkd.store.folder import Folder
+from llkd.store.manifest import reopen
 from tests import helpers
 from tests.conftest import MadeRun
 from tests.fakes import KeywordTeacher, text_key
+from tests.helpers import cut
 
 pytestmark = pytest.mark.usefixtures("local_ray", "in_process", "no_report")
 
 
 @dataclass
 class Finished:
-    """A finished run, not to be changed."""
+    """A finished run; read-only."""
 
     made: MadeRun
     asked: set[str] = field(default_factory=set)
@@ -55,10 +57,6 @@ def copied(finished: Finished, tmp_path: Path) -> Path:
     return finished.made.copy(tmp_path / "run").folder
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-9])
-
-
 def flip(path: Path) -> None:
     """Change a bit of the first page."""
     data = bytearray(path.read_bytes())
@@ -66,15 +64,8 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def reopen(run_dir: Path, *stages: str) -> None:
-    """As if a run had been killed before these ended."""
-    for stage in stages:
-        path = run_dir / stage / "manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
-
-
 def assert_same(run_dir: Path, finished: Finished) -> None:
-    """Everything but times is what the undisturbed run left."""
+    """All files and metrics except times are those of the undisturbed run."""
     for path in finished.run_dir.rglob("*.parquet"):
         other = run_dir / path.relative_to(finished.run_dir)
         assert other.read_bytes() == path.read_bytes(), other
@@ -102,7 +93,7 @@ BROKEN: dict[str, str] = {
     "student/model.safetensors": "student: 2 damaged files (config.json, model.safetensors) are made",
     "student/config.json": "",
 }
-"""File of a finished run, and what is said when it is damaged."""
+"""Damaged file of a finished run, and the line on the console."""
 
 
 def test_all_kinds_of_damage_to_a_finished_run(finished: Finished, tmp_path: Path) -> None:
@@ -117,7 +108,7 @@ def test_all_kinds_of_damage_to_a_finished_run(finished: Finished, tmp_path: Pat
         assert said in output
     assert "training" not in output
     assert_same(run_dir, finished)
-    # Of the teacher only the shard that was lost, and the texts without content.
+    # Only the lost shard and the content-free texts are labelled.
     assert len(finished.asked) == 60 + 3
     flip(run_dir / "epochs/pseudo_labels/part-00006.parquet")
     held = next(run_dir.glob("epochs/validation/part-*"))
@@ -152,7 +143,7 @@ def test_epochs_are_trained_again_from_the_first_that_is_damaged(
     finished: Finished, tmp_path: Path
 ) -> None:
     run_dir = copied(finished, tmp_path)
-    reopen(run_dir, "epochs")
+    reopen(Folder(f"{run_dir}/epochs"))
     cut(run_dir / "epochs/00/selection/part-00002.parquet")
     cut(run_dir / "epochs/00/uncertainty/part-00004.parquet")
     output = run(finished, run_dir)
@@ -195,7 +186,8 @@ def test_shards_of_stages_that_were_not_at_their_end(finished: Finished, tmp_pat
     run_dir = copied(finished, tmp_path)
     for folder in ("corpus", "labels", "epochs/00/selection"):
         (run_dir / folder / "checksums.json").unlink()
-    reopen(run_dir, "corpus", "labels")
+    for stage in ("corpus", "labels"):
+        reopen(Folder(f"{run_dir}/{stage}"))
     flip(run_dir / "corpus/part-00005.parquet")
     flip(run_dir / "labels/part-00005.parquet")
     (run_dir / "labels/part-00006.parquet").unlink()
@@ -214,7 +206,7 @@ def test_a_shard_that_was_made_again_may_differ_and_stays(
         (run_dir / f"labels/part-0000{shard}.parquet").unlink()
     labels = Folder(str(run_dir / "labels"))
     assert reopen_damaged(labels, "labels", str)
-    other = labels.read_shard(3).slice(0, 59)  # as if the engine had refused a row this time
+    other = labels.read_shard(3).slice(0, 59)  # as if the engine had rejected another row
     labels.write_shard(2, other)
     assert not reopen_damaged(labels, "labels", str)
     assert labels.read_shard(2).equals(other)

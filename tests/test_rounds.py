@@ -1,4 +1,4 @@
-"""Labelling in rounds: the real stages on a real local Ray, with a teacher of known answers."""
+"""Labelling in rounds: the real stages on a local Ray, with a fake teacher."""
 
 import shutil
 from collections import Counter
@@ -16,7 +16,7 @@ from llkd.errors import DataError, FingerprintError, RejectLimitError, StudentEr
 from llkd.lab.compare.compare import variants
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
-from llkd.store.manifest import MANIFEST, read_manifest
+from llkd.store.manifest import read_manifest, reopen
 from llkd.store.schema import RunLayout, shard_name
 from llkd.teacher.calibrate import calibrate
 from tests.conftest import MakeConfig, config_maker
@@ -32,7 +32,7 @@ BUDGET = {"budget": 0.4, "rounds": 3, "first": 0.5}
 
 @dataclass
 class Labelled:
-    """A run that is labelled in rounds, and how often its teacher labelled each text."""
+    """A run that is labelled in rounds, and the calls of its teacher."""
 
     make: MakeConfig
     calls: Path
@@ -78,7 +78,7 @@ def labelled(
     local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_student: str,
     corpus_files: tuple[str, str],
 ) -> Labelled:  # fmt: skip
-    """Made once; tests change copies only."""
+    """Made once; tests change copies."""
     folder = tmp_path_factory.mktemp("rounds")
     make = config_maker(folder, tiny_student, corpus_files)
     made = Labelled(make, folder / "calls", folder / "run")
@@ -163,7 +163,7 @@ def test_a_killed_run_labels_only_the_missing_rows(tmp_path: Path, labelled: Lab
         Folder(uri).delete()
     answers = Folder(middle.answers)
     answers.delete_file(shard_name(2))
-    answers.write_json(MANIFEST, {**answers.read_json(MANIFEST), "complete": False})
+    reopen(answers)
     screen = run("label", again.config())
     assert "epoch" not in screen  # the rows of the next round were chosen: no student is trained
     missing: list[list[int]] = [[] for _ in range(SHARDS)]
@@ -325,6 +325,6 @@ def test_impossible_settings_are_refused_first(tmp_path: Path, labelled: Labelle
     run("ingest", again.config())
     with pytest.raises(StudentError, match="student.model: cannot load demo/nosuch"):
         run("label", again.config(student={"model": "demo/nosuch"}))
-    with pytest.raises(DataError, match=r"label.budget = 0.001 of 420 rows is less than a row"):
+    with pytest.raises(DataError, match=r"label.budget = 0.001 of 420 rows is less than one row"):
         run("label", again.config(label={"budget": 0.001}))
     assert again.asked() == {}

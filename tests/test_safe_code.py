@@ -1,4 +1,4 @@
-"""Nothing that is read can run code: a walk over the source of the package and the jobs."""
+"""No input can run code: checks the syntax trees of the package and the jobs."""
 
 import ast
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ FILES = sorted([*(ROOT / "llkd").rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
 
 
 def dangers(source: str) -> list[str]:
-    """What a module does that could run code out of a file, with its line."""
+    """The calls and imports of a module that could run code from a file, with their lines."""
     tree = ast.parse(source)
     return [f"line {node.lineno}: {why}" for node in ast.walk(tree) for why in _of(node)]  # type: ignore[attr-defined]
 

@@ -57,8 +57,9 @@ def write_record(
 
 def record_shards(folder: Folder) -> None:
     """Record all shards of a folder, if it exists, by the checksums that they embed."""
-    if folder.names():
-        write_record(folder, dict.fromkeys(map(shard_name, folder.shards())))
+    if names := folder.names():
+        shards = (name for name in names if shard_number(name) is not None)
+        write_record(folder, dict.fromkeys(shards))
 
 
 def _read(folder: Folder) -> dict[str, Any] | None:
@@ -70,11 +71,12 @@ def _read(folder: Folder) -> dict[str, Any] | None:
     """
     try:
         content = folder.read_json(CHECKSUMS)
-        records = {
-            key: {name: FileRecord(*entry) for name, entry in content.get(key, {}).items()}
-            for key in ("files", "lost")
+        files, lost = content["files"].items(), content.get("lost", {}).items()
+        return {
+            **content,
+            "files": {name: FileRecord(*entry) for name, entry in files},
+            "lost": {name: FileRecord(*entry) for name, entry in lost},
         }
-        return {**content, **records}
     except (DamageError, KeyError, TypeError, AttributeError):
         return None
 

@@ -123,7 +123,8 @@ class ShardedStage:
         self._crcs[shard] = written["crc"]
 
     def require_all(self) -> None:
-        """
+        """Check that no shard is absent.
+
         Raises:
             IncompleteError: a shard is absent.
         """

@@ -25,7 +25,8 @@ from llkd.distill.shard_queue import ShardQueue
 from llkd.distill.state import prepare_epochs, record_epoch, trained_epochs
 from llkd.distill.worker import run_worker, scores_until
 from llkd.errors import LLKDError, ResourceError, StudentError
-from llkd.store.folder import Folder, filesystem
+from llkd.store.filesystems import filesystem
+from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, begun, open_stage, require_complete, write_manifest
 from llkd.store.model_files import model_identity
 from llkd.store.schema import RunLayout, shard_starts

@@ -26,7 +26,8 @@ from llkd.distill.pseudo_labels import teacher_statistics
 from llkd.distill.scoring_pass import UncertaintyPass
 from llkd.distill.selection import Selector
 from llkd.errors import LLKDError, StorageError, StudentError
-from llkd.store.folder import Folder, filesystem
+from llkd.store.filesystems import filesystem
+from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
 from llkd.store.scratch import clear_dead, make_scratch
 from llkd.store.transfer import local_copy

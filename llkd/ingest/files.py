@@ -9,7 +9,7 @@ from pyarrow import fs
 from llkd.config.section import DATASETS_PREFIX
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
-from llkd.store.folder import filesystem
+from llkd.store.filesystems import filesystem
 
 FORMATS = {"parquet": "parquet", "pq": "parquet", "jsonl": "jsonl", "ndjson": "jsonl",
            "json": "jsonl", "csv": "csv"}  # fmt: skip

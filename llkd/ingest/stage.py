@@ -319,7 +319,8 @@ def _gold_class(
 
 
 def _require_few_rejects(config: RunConfig, plan: ShardPlan, reasons: Counter[str]) -> None:
-    """
+    """Check the number of rejected rows.
+
     Raises:
         RejectLimitError: more rows are rejected than the config allows, or all.
     """

@@ -24,7 +24,8 @@ from llkd.results.cards import CARD, OnnxFacts, dataset_card, model_card
 from llkd.results.hub import push_folder
 from llkd.results.labelled_dataset import labelled_features, write_labelled_rows
 from llkd.results.onnx import write_onnx
-from llkd.store.folder import GOOGLE, Folder, filesystem
+from llkd.store.filesystems import GOOGLE, filesystem
+from llkd.store.folder import Folder
 from llkd.store.manifest import (
     CHECKSUMS,
     MANIFEST,

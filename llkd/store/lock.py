@@ -25,7 +25,8 @@ from pathlib import Path
 from pyarrow import fs
 
 from llkd.errors import BusyError, StorageError
-from llkd.store.folder import Folder, filesystem, portable_path
+from llkd.store.filesystems import filesystem
+from llkd.store.folder import Folder, portable_path
 
 LOCK, LEASE = ".lock", ".lease"
 RENEW_SECONDS, STALE_SECONDS = 15.0, 60.0
@@ -93,7 +94,7 @@ def _me() -> str:
 def _busy(run_dir: str, holder: str, more: str = "") -> BusyError:
     return BusyError(
         f"{portable_path(run_dir)} is in use by {holder}.",
-        f"Wait until it has ended, stop it, or set run_dir to another directory.{more}",
+        f"{more}Wait until it has ended, stop it, or set run_dir to another directory.",
     )
 
 
@@ -163,7 +164,7 @@ class Lease:
             left = STALE_SECONDS - (self._renewed - renewed) / 1e9
             if left > 0:
                 self.give_back()
-                more = f" If it was killed, it holds the directory for {left:.0f} seconds more."
+                more = f"If it was killed, it holds the directory for {left:.0f} seconds more. "
                 raise _busy(self.run_dir, self._holder(name), more)
 
     def _holder(self, name: str) -> str:

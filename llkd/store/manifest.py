@@ -50,10 +50,6 @@ class Manifest:
         """The content of manifest.json."""
         return {"version": FORMAT_VERSION, "fingerprint": self.fingerprint, **vars(self)}
 
-    def reopened(self) -> "Manifest":
-        """The same stage, incomplete."""
-        return replace(self, complete=False)
-
 
 _TIMES = ("seconds", "rows_per_second")
 
@@ -106,6 +102,13 @@ def begun(folder: Folder) -> bool:
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Write the manifest of a folder."""
     folder.write_json(MANIFEST, manifest.to_json())
+
+
+def reopen(folder: Folder) -> None:
+    """Mark a complete stage as incomplete."""
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.complete:
+        write_manifest(folder, replace(manifest, complete=False))
 
 
 def open_stage(folder: Folder, wanted: Manifest) -> Manifest:

@@ -8,7 +8,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from llkd.errors import StorageError
-from llkd.store.folder import GOOGLE, Folder, filesystem
+from llkd.store.filesystems import GOOGLE, filesystem
+from llkd.store.folder import Folder
 from llkd.store.scratch import scratch_folder
 
 

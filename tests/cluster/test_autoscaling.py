@@ -1,8 +1,7 @@
-"""What is known of a cluster that adds nodes by itself, in this process."""
+"""Autoscaling clusters, simulated in this process."""
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,10 +11,11 @@ import ray
 from llkd.cluster import autoscaling, connection, ray_internals, shard_tasks
 from llkd.cluster.environment import ADDRESS_VARIABLE
 from llkd.errors import ResourceError
+from tests.helpers import wait_until
 
 
 def status(launching: dict[str, int] | None = None, **nodes: int) -> bytes:
-    """What Ray's monitor reports where these nodes of these types run, and others are begun."""
+    """The report of Ray's monitor while these numbers of nodes run by type, and others are launching."""
     from ray.autoscaler._private.autoscaler import AutoscalerSummary
 
     report = AutoscalerSummary(
@@ -44,7 +44,7 @@ def test_the_report_of_a_plain_ray_is_that_of_one_that_adds_none() -> None:
         status = ray_internals.autoscaler_status()
         return json.loads(status).get("autoscaler_report") if status else None
 
-    wait_for(lambda: reported() is not None)
+    wait_until(lambda: reported() is not None)
     (name,) = reported()["active_nodes"]  # type: ignore[index]
     assert name.startswith(autoscaling.READONLY_TYPE)
     assert not autoscaling.is_running()
@@ -54,7 +54,7 @@ def test_the_report_of_a_plain_ray_is_that_of_one_that_adds_none() -> None:
 def scaling(
     monkeypatch: pytest.MonkeyPatch, now: list[dict[str, float]], addable: list[dict[str, float]]
 ) -> None:
-    """A cluster with an autoscaler, these nodes now, and these that it says it can add."""
+    """Simulate a cluster with an autoscaler, with its nodes and the nodes that it can add."""
     monkeypatch.setenv(ADDRESS_VARIABLE, "10.0.0.1:6379")
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": n} for n in now])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 1.0})
@@ -116,13 +116,13 @@ def test_as_many_nodes_are_asked_for_as_are_missing(monkeypatch: pytest.MonkeyPa
     wanted = 3
     whole = [{"no_such_node": 1.0}, {"no_such_node": 1.0, "CPU": 0.5}]
     with autoscaling.demand(whole, lambda: wanted):
-        wait_for(lambda: pending() == 3)
+        wait_until(lambda: pending() == 3)
         groups = placement_group_table().values()
         asked = [group["bundles"] for group in groups if group["state"] == "PENDING"]
         assert asked == [dict(enumerate(whole))] * 3
         wanted = 1
-        wait_for(lambda: pending() == 1)
-    wait_for(lambda: pending() == 0)
+        wait_until(lambda: pending() == 1)
+    wait_until(lambda: pending() == 0)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -135,12 +135,12 @@ def test_what_has_a_node_is_given_back_and_not_asked_for_again_at_once(
     monkeypatch.setattr(autoscaling, "CLAIM_SECONDS", 1e9)
     before = len(placement_group_table())
     with autoscaling.demand([{"CPU": 4}], lambda: 1):
-        wait_for(lambda: len(placement_group_table()) > before)
-        wait_for(lambda: ray.available_resources().get("CPU") == 4)
+        wait_until(lambda: len(placement_group_table()) > before)
+        wait_until(lambda: ray.available_resources().get("CPU") == 4)
         time.sleep(1)
         assert len(placement_group_table()) == before + 1
         monkeypatch.setattr(autoscaling, "CLAIM_SECONDS", 0.0)
-        wait_for(lambda: len(placement_group_table()) > before + 1)
+        wait_until(lambda: len(placement_group_table()) > before + 1)
 
 
 def pending() -> int:
@@ -148,9 +148,3 @@ def pending() -> int:
     from ray.util.placement_group import placement_group_table
 
     return sum(group["state"] == "PENDING" for group in placement_group_table().values())
-
-
-def wait_for(seen: Callable[[], bool]) -> None:
-    """Poll until it holds; the test's time limit ends a wait that never will."""
-    while not seen():
-        time.sleep(0.05)

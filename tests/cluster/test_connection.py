@@ -1,4 +1,4 @@
-"""A real local Ray: what it has, and who is let in."""
+"""The resources of a local Ray, and access to it."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Files that are not what was written are found, by one listing and few reads."""
+"""Damaged files are found by one listing and few reads."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from llkd.cluster.integrity import (
 )
 from llkd.errors import DamageError, FingerprintError, StorageError
 from llkd.store.folder import Folder
-from llkd.store.manifest import Manifest, read_manifest, write_manifest
+from llkd.store.manifest import Manifest, read_manifest, reopen
 from llkd.store.schema import shard_name
 
 MANIFEST = Manifest("label", {"seed": 1}, "").finished({"rows": [500] * 4, "seconds": 3.0})
@@ -50,7 +50,7 @@ def flip(path: Path, keep_time: bool = False) -> None:
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def test_what_is_whole_is_told_by_a_listing_alone(folder: Folder) -> None:
+def test_intact_files_are_recognised_by_a_listing(folder: Folder) -> None:
     with mock.patch.object(Folder, "crc32", side_effect=AssertionError):
         assert damaged_files(folder) == []
 
@@ -64,7 +64,7 @@ def test_cut_altered_and_lost_shards_are_named(folder: Folder) -> None:
     assert damaged_files(folder) == [shard_name(0), shard_name(1), shard_name(3)]
 
 
-def test_another_shard_in_its_place_is_found_though_it_can_be_read(folder: Folder) -> None:
+def test_a_replaced_shard_is_damaged_although_it_is_readable(folder: Folder) -> None:
     table = folder.read_shard(1)
     value_n = table["value"].to_numpy().copy()
     value_n[7] = 0.123
@@ -81,7 +81,7 @@ def test_copies_are_read_once(folder: Folder, tmp_path: Path) -> None:
     assert read.call_count == 4
 
 
-def test_damage_that_kept_size_and_time_is_told_by_whoever_reads_it(folder: Folder) -> None:
+def test_damage_that_keeps_size_and_time_is_found_by_the_reader(folder: Folder) -> None:
     flip(path_of(folder, 2), keep_time=True)
     assert damaged_files(folder) == []
     with pytest.raises(StorageError, match=r"labels/part-00002.parquet is damaged.*Delete it"):
@@ -89,8 +89,8 @@ def test_damage_that_kept_size_and_time_is_told_by_whoever_reads_it(folder: Fold
 
 
 @pytest.mark.parametrize("column", ["value", "text"])
-def test_any_bit_of_a_shard_that_flips_is_seen_by_who_reads_it(tmp_path: Path, column: str) -> None:
-    """In its footer, which no page's checksum covers, as in its pages and the checksum itself."""
+def test_any_flipped_bit_of_a_shard_is_found_by_the_reader(tmp_path: Path, column: str) -> None:
+    """In the pages, in the footer, which page checksums do not cover, and in the checksum itself."""
     folder, row_n = Folder(str(tmp_path)), np.arange(12)
     content = row_n / 7 if column == "value" else list(map(str, row_n))
     table = pa.table({"row": row_n, column: content})
@@ -111,14 +111,15 @@ def test_any_bit_of_a_shard_that_flips_is_seen_by_who_reads_it(tmp_path: Path, c
 def test_a_shard_is_parquet_to_others(folder: Folder) -> None:
     theirs = pq.read_table(path_of(folder, 0), memory_map=True)
     assert theirs.equals(folder.read_shard(0))
-    pq.write_table(theirs, path_of(folder, 0))  # what they write has no such checksum
+    pq.write_table(theirs, path_of(folder, 0))  # other writers embed no checksum
     with pytest.raises(DamageError, match="checksum"):
         folder.read_shard(0)
 
 
 def test_without_a_record_shards_are_read(folder: Folder) -> None:
-    (Path(folder.uri) / "checksums.json").write_text("{")
-    assert read_record(folder) is None
+    for damage in ("[]", "{}", "{"):
+        (Path(folder.uri) / "checksums.json").write_text(damage)
+        assert read_record(folder) is None
     flip(path_of(folder, 0))
     path_of(folder, 3).unlink()
     assert damaged_files(folder) == [shard_name(0)]
@@ -139,8 +140,8 @@ def test_a_damaged_manifest_is_read_from_its_copy(folder: Folder) -> None:
         read_manifest(folder)
 
 
-def test_what_is_repaired_keeps_the_times_of_its_first_making(folder: Folder) -> None:
-    write_manifest(folder, MANIFEST.reopened())
+def test_a_repaired_stage_keeps_its_times(folder: Folder) -> None:
+    reopen(folder)
     found = read_manifest(folder)
     assert found is not None
     assert not found.complete
@@ -148,7 +149,7 @@ def test_what_is_repaired_keeps_the_times_of_its_first_making(folder: Folder) ->
     assert again == MANIFEST
 
 
-def test_bits_that_changed_in_place_are_seen_by_who_reads_all(tmp_path: Path) -> None:
+def test_bits_that_changed_in_place_are_found_by_reading_all_files(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.write_bytes("model.safetensors", b"weights")
     write_record(folder, {"model.safetensors": folder.crc32("model.safetensors")})

@@ -1,4 +1,4 @@
-"""A choice by timing is made once a run: resuming must not change the number format."""
+"""A choice by timing is made once per run: resuming must not change the number format."""
 
 from pathlib import Path
 from typing import Any

@@ -70,7 +70,7 @@ def seen(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> list[dict[str, Any]]:
-    """Of each replica."""
+    """The observations of each replica."""
     return [json.loads(file.read_text()) for file in (folder / "told").iterdir()]
 
 

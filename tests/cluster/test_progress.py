@@ -1,4 +1,4 @@
-"""What the progress tracker counts, and what the display shows of it."""
+"""The counts of the progress tracker, and their display."""
 
 import io
 import re
@@ -24,28 +24,49 @@ from llkd.teacher.stage import label
 from tests.conftest import MakeConfig
 
 TRAINING = PhaseState(
-    "epoch 4/4 training",
-    1780,
-    12345,
-    0,
-    60.0,
-    107.3,
-    False,
-    rejects=12,
-    loss=1.1041,
+    "epoch 4/4 training", 1780, 12345, 0, 60.0, 107.3, False, rejects=12, loss=1.1041,
     actors="worker",
+)  # fmt: skip
+LABELLED = PhaseState("label", 2000, 2000, 500, 150.0, 10.0, ended=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            running_line(PhaseState("label", 500, 2000, 100, 60.0, 10.0, ended=False)),
+            "500 of 2,000 rows, 10.0 rows/s, 2.5 min left",
+        ),
+        (
+            running_line(PhaseState("label", 0, 2000, 0, 7.0, None, ended=False)),
+            "0 of 2,000 rows, starting (7 s)",
+        ),
+        (
+            running_line(TRAINING, 2),
+            "1,780 of 12,345 rows, 107.3 rows/s, 1.6 min left, loss 1.104, 12 rejected, 2 workers",
+        ),
+        (
+            running_line(replace(TRAINING, rejects=0, loss=None), 1),
+            "1,780 of 12,345 rows, 107.3 rows/s, 1.6 min left, 1 worker",
+        ),
+        (running_line(TRAINING, 2, 56), "1,780 of 12,345 rows, 1.6 min left, 12 rejected"),
+        (running_line(TRAINING, 2, 10), "1,780 of 12,345 rows"),
+        (
+            closing_line(LABELLED),
+            "label: 2,000 rows (500 of them done before) in 2.5 min, 10.0 rows/s",
+        ),
+        (
+            closing_line(replace(LABELLED, rejects=3)),
+            "label: 2,000 rows (500 of them done before) in 2.5 min, 10.0 rows/s, 3 rejected",
+        ),
+        (
+            closing_line(replace(LABELLED, rejects=3), 60),
+            "label: 2,000 rows in 2.5 min, 3 rejected",
+        ),
+    ],
 )
-
-
-def test_running_line_has_rate_and_time_left() -> None:
-    state = PhaseState("label", 500, 2000, 100, 60.0, 10.0, ended=False)
-    assert running_line(state) == "500 of 2,000 rows, 10.0 rows/s, 2.5 min left"
-
-
-def test_running_line_before_the_first_row() -> None:
-    assert running_line(PhaseState("label", 0, 2000, 0, 7.0, None, ended=False)) == (
-        "0 of 2,000 rows, starting (7 s)"
-    )
+def test_lines_of_a_phase(line: str, expected: str) -> None:
+    assert line == expected
 
 
 def test_running_line_says_what_the_first_row_waits_for() -> None:
@@ -55,13 +76,6 @@ def test_running_line_says_what_the_first_row_waits_for() -> None:
     assert running_line(tracker.since(0)[0]) == "0 of 100 rows, loading the model (0 s)"
     tracker.begin("train", 100)
     assert running_line(tracker.since(1)[0]) == "0 of 100 rows, starting (0 s)"
-
-
-def test_closing_line_has_the_rows_of_an_earlier_command() -> None:
-    state = PhaseState("label", 2000, 2000, 500, 150.0, 10.0, ended=True)
-    assert closing_line(state) == (
-        "label: 2,000 rows (500 of them done before) in 2.5 min, 10.0 rows/s"
-    )
 
 
 def test_durations() -> None:
@@ -89,18 +103,6 @@ def new_tracker() -> ProgressTracker:
     return ProgressTracker.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
 
 
-def test_everything_known_is_shown_where_there_is_room() -> None:
-    assert running_line(TRAINING, 2) == (
-        "1,780 of 12,345 rows, 107.3 rows/s, 98 s left, loss 1.104, 12 rejected, 2 workers"
-    ).replace("98 s", "1.6 min")
-    assert running_line(replace(TRAINING, rejects=0, loss=None), 1).endswith("left, 1 worker")
-
-
-def test_the_less_important_is_left_out_where_there_is_no_room() -> None:
-    assert running_line(TRAINING, 2, 56) == "1,780 of 12,345 rows, 1.6 min left, 12 rejected"
-    assert running_line(TRAINING, 2, 10) == "1,780 of 12,345 rows"
-
-
 @pytest.mark.parametrize("name", ["label", "epoch 10/10 training", "label by models/" + "某" * 60])
 @pytest.mark.parametrize("columns", [60, 80, 100, 120, 200])
 def test_the_live_line_fits(name: str, columns: int) -> None:
@@ -108,14 +110,6 @@ def test_the_live_line_fits(name: str, columns: int) -> None:
     for rows, rate in ((0, None), (5, None), (10**10, 12345.6)):
         state = replace(TRAINING, rows=rows, total=10**11, rate=rate)
         assert cell_len(running_line(state, 1024, room)) <= max(room, 38)
-
-
-def test_the_closing_line_has_the_rejects() -> None:
-    state = PhaseState("label", 2000, 2000, 500, 150.0, 10.0, ended=True, rejects=3)
-    assert closing_line(state) == (
-        "label: 2,000 rows (500 of them done before) in 2.5 min, 10.0 rows/s, 3 rejected"
-    )
-    assert closing_line(state, 60) == "label: 2,000 rows in 2.5 min, 3 rejected"
 
 
 def test_a_long_name_is_cut_in_the_middle() -> None:

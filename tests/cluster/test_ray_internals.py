@@ -1,4 +1,4 @@
-"""What LLKD uses of Ray without a public interface: in one file, and as the installed Ray has it."""
+"""Private interfaces of Ray: used in one file only, and tested against the installed Ray."""
 
 import ast
 import json
@@ -22,11 +22,11 @@ PRIVATE = (
     "ray.autoscaler", "ray.core", "ray.dashboard", "ray.experimental", "ray.gcs_utils",
     "ray.train.v2", "ray.worker",
 )  # fmt: skip
-"""Modules of Ray that are internal although their names do not begin with `_`."""
+"""Internal modules of Ray whose names do not begin with `_`."""
 
 
 def private_names(path: Path) -> list[str]:
-    """What a file imports from Ray, or reaches by attributes, that is private."""
+    """Private names of Ray that a file imports or accesses as attributes."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

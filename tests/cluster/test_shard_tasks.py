@@ -1,4 +1,4 @@
-"""Work over shards in tasks, on a real local Ray."""
+"""Maps and sums over shards in tasks of a local Ray."""
 
 from typing import Any
 

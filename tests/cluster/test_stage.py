@@ -1,33 +1,23 @@
 """The life of a stage's shards, in this process."""
 
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from llkd.cluster import stage as stage_module
 from llkd.cluster.integrity import read_record
 from llkd.cluster.stage import ShardCounts, ShardedStage, column_sums
 from llkd.errors import FingerprintError, IncompleteError
 from llkd.store.folder import Folder
-from llkd.store.manifest import Manifest, read_manifest, write_manifest
+from llkd.store.manifest import Manifest, read_manifest, reopen
 from llkd.store.schema import REASON, shard_name
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 WANTED = Manifest("label", {"teacher.model": "x"}, "")
 MASS = "label_mass"
 ROWS = [3, 2, 4]
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(
-        work: Callable[[int], dict[str, Any]], shards: Sequence[int]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        return ((shard, work(shard)) for shard in shards)
-
-    monkeypatch.setattr(stage_module, "run_on_shards", run)
 
 
 class Run:
@@ -143,9 +133,7 @@ def test_a_reopened_stage_keeps_its_times(made: Run) -> None:
     stage = made.open()
     stage.missing(len(ROWS))
     stage.close({"rows": [3, 1, 4], "seconds": 100.0})
-    manifest = read_manifest(made.folder)
-    assert manifest is not None
-    write_manifest(made.folder, manifest.reopened())
+    reopen(made.folder)
     again = made.open()
     assert again.missing(len(ROWS)) == []
     assert again.close({"rows": [3, 1, 4], "seconds": 1.0}).results["seconds"] == 100.0

@@ -1,4 +1,4 @@
-"""What a run tells Prometheus and the collectors of logs: the real Ray's export, read as they do."""
+"""Metrics of a run as Prometheus reads them from Ray, and its lines as log collectors read them."""
 
 import io
 import json
@@ -56,13 +56,13 @@ Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 @dataclass
 class Watched:
-    """A run, and what was seen of it."""
+    """A run and its telemetry."""
 
     config: RunConfig
     lines: list[dict[str, Any]]
     samples: Samples
     seconds: float
-    """That all of it took."""
+    """Duration of the run."""
 
     def series(self, name: str, *tags: str, run: str = RUN) -> Series:
         """The values of a run by these tags; each is there once."""
@@ -106,7 +106,7 @@ def watched(
 
 
 def tell_what_must_stay_bounded(tracker: Any) -> None:
-    """Things that no test has time to bring about in a real run."""
+    """Report extreme cases that would take too long in a real run."""
     twice = ShardDone(Work(RUN, "label", "corpus"), 0, rows=1000, seconds=1.0)
     tracker.shard.remote(twice)
     for labels in (MAX_TAG_VALUES, MAX_TAG_VALUES + 1):
@@ -124,7 +124,7 @@ def told_last(samples: Samples) -> bool:
 
 
 def stats_of(labels: int) -> dict[str, Any]:
-    """An epoch's stats.json; the first label has no bar for the confidence."""
+    """An epoch's stats.json; the first label has no threshold for the confidence."""
     return {
         "selected": 8, "dropped": 1, "fraction": 0.25, "training_loss": 0.5,
         "seconds": {"score": 1.0, "select": 0.5, "train": 2.0},
@@ -136,9 +136,9 @@ def stats_of(labels: int) -> dict[str, Any]:
 
 
 def scraped(enough: Callable[[Samples], bool]) -> Samples:
-    """Read our metrics from Ray's agent as Prometheus does, until they are enough."""
+    """Read our metrics from Ray's agent as Prometheus does, until `enough` holds."""
     samples: Samples = {}
-    # The agent takes in the metrics of a process one by one: they are complete when they rest.
+    # The agent receives the metrics of a process one by one: they are complete when they stop changing.
     while not enough(samples) or samples != ours():
         samples = ours()
         time.sleep(1)
@@ -262,19 +262,21 @@ def test_epochs_are_those_of_the_stats(watched: Watched) -> None:
         }
     )
     names = list(stats["1"]["classes"])
-    bars = {
-        (epoch, signal, name): bar
+    thresholds = {
+        (epoch, signal, name): threshold
         for epoch, entry in stats.items()
         for signal in ("confidence", "uncertainty")
-        for name, bar in zip(names, entry["thresholds"][f"{signal}_c"], strict=True)
-        if bar is not None
+        for name, threshold in zip(names, entry["thresholds"][f"{signal}_c"], strict=True)
+        if threshold is not None
     }
-    assert {key[:2] for key in bars} >= {("0", "confidence"), ("1", "uncertainty")}
+    assert {key[:2] for key in thresholds} >= {("0", "confidence"), ("1", "uncertainty")}
     found = watched.series("ray_llkd_label_threshold", "epoch", "signal", "label")
-    assert found == pytest.approx(bars)
+    assert found == pytest.approx(thresholds)
     means = watched.series("ray_llkd_threshold", "epoch", "signal")
-    for key in {key[:2] for key in bars}:
-        values = [bar for (epoch, signal, _), bar in bars.items() if (epoch, signal) == key]
+    for key in {key[:2] for key in thresholds}:
+        values = [
+            value for (epoch, signal, _), value in thresholds.items() if (epoch, signal) == key
+        ]
         assert means[key] == pytest.approx(sum(values) / len(values))
 
 
@@ -345,7 +347,7 @@ def test_what_cannot_be_told_fails_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 class Recorder:
-    """In place of Ray's gauge: keeps what it was set to."""
+    """Replaces Ray's gauge; records its values."""
 
     def __init__(self) -> None:
         self.found: list[tuple[float, dict[str, str]]] = []

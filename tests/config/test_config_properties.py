@@ -1,4 +1,4 @@
-"""Whatever a file or a command line says, it is a config or a ConfigError."""
+"""Any file or override gives a config or a ConfigError."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""docs/settings.md is what the config says."""
+"""docs/settings.md agrees with the config."""
 
 import yaml
 

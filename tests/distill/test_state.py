@@ -13,6 +13,7 @@ from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, write_manifest
 from llkd.store.schema import RunLayout, shard_starts
 from llkd.teacher.calibrate import calibrate
+from tests.helpers import cut
 from tests.results.report import made
 
 SHARDS, ROWS = 3, 20
@@ -42,10 +43,6 @@ def repair(config: RunConfig) -> list[str]:
     return lines
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-9])
-
-
 def test_a_selection_is_made_again_by_its_thresholds(tmp_path: Path) -> None:
     config = finished_run(tmp_path)
     folder = tmp_path / "epochs/01/selection"
@@ -68,7 +65,9 @@ def test_without_its_uncertainty_a_selection_stays_incomplete(tmp_path: Path) ->
     for part in ("selection", "uncertainty"):
         cut(tmp_path / f"epochs/01/{part}/part-00001.parquet")
     lines = repair(config)
-    assert "epoch 2: its selection stays incomplete, for its uncertainty is damaged too" in lines
+    assert (
+        "epoch 2: its selection stays incomplete, because its uncertainty is damaged too" in lines
+    )
     assert [path.read_bytes() for path in manifests] == before
     assert (tmp_path / "epochs/01/stats.json").exists()
     assert not (tmp_path / "epochs/01/selection/part-00001.parquet").exists()

@@ -1,9 +1,8 @@
-"""Whatever is in the files, each row is kept or rejected once, in its place, or a DataError says why not."""
+"""Random files: each row is kept or rejected once and in order, or a DataError is raised."""
 
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,7 @@ texts = st.none() | st.text(max_size=20)
 
 
 @pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work over shards without Ray."""
-
-    def run(work: Any, shards: Any) -> Iterator[tuple[int, Any]]:
-        return ((shard, work(shard)) for shard in shards)
-
-    monkeypatch.setattr(stage, "run_on_shards", run)
+def without_ray(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.wait", lambda calls: None)
 
 
@@ -123,7 +116,7 @@ def test_every_json_line_once(
 
 
 def _is_usable(text: Any) -> bool:
-    """Written anew, so that the two can differ."""
+    """A second implementation, to compare with."""
     if not isinstance(text, str) or "\0" in text or not text.strip():
         return False
     return not any(0xD800 <= ord(character) <= 0xDFFF for character in text)

@@ -1,4 +1,4 @@
-"""A file system that is really full, and one that is really read-only, in mid-run."""
+"""A real full file system and a real read-only one, during a run."""
 
 import subprocess
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def config(disk: Disk, make_config: MakeConfig) -> RunConfig:
 
 
 def check_it_goes_on(config: RunConfig, make_config: MakeConfig, tmp_path: Path) -> None:
-    """The same stages end well now, with the labels of a run on a sound disk."""
+    """The same stages now succeed, with the labels of an undisturbed run."""
     plain = make_config(run_dir=str(tmp_path / "plain"), corpus={"rows_per_shard": 20}, test=None)
     with in_process():
         for each in (config, plain):

@@ -1,4 +1,4 @@
-"""Files are there whole or not at all."""
+"""Folders write files atomically and name damaged ones."""
 
 import errno
 import os
@@ -21,7 +21,8 @@ from llkd.store.manifest import (
     write_manifest,
 )
 from llkd.store.schema import shard_name, shard_number
-from llkd.store.transfer import local_copy, upload_folder
+from llkd.store.transfer import upload_folder
+from tests.stores import check_folders_are_copied_whole
 
 TABLE = pa.table({"row": [0, 1, 2], "text": ["a", "b", "ç"]})
 
@@ -99,12 +100,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_folders_are_copied_whole(tmp_path: Path) -> None:
-    (tmp_path / "a/b").mkdir(parents=True)
-    (tmp_path / "a/one").write_text("1")
-    (tmp_path / "a/b/two").write_text("2")
-    upload_folder(tmp_path / "a", str(tmp_path / "c"))
-    with local_copy(str(tmp_path / "c")) as path:
-        assert Path(path, "b/two").read_text() == "2"
+    check_folders_are_copied_whole(tmp_path, Folder(str(tmp_path / "c")))
 
 
 def test_manifest_names_the_setting_that_differs(tmp_path: Path) -> None:

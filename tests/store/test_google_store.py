@@ -1,4 +1,4 @@
-"""gs:// keeps what a disk does, though its listings tell of no folders."""
+"""gs:// behaves like a disk, although its listings contain no folders."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def bucket(log: Path) -> Iterator[str]:
 
 @pytest.fixture
 def folder(bucket: str, request: pytest.FixtureRequest) -> Folder:
-    """An empty folder of its own."""
+    """An empty folder of the test."""
     return Folder(f"{bucket}/{request.node.name}/labels")
 
 

@@ -1,4 +1,4 @@
-"""One job at a time in a run directory, and a killed one does not keep the next out."""
+"""Mutual exclusion in a run directory, also after a job is killed."""
 
 import contextlib
 import os
@@ -51,7 +51,7 @@ def leases(run_dir: Path) -> tuple[Lease, Lease]:
 
 
 def age(run_dir: Path, seconds: float) -> None:
-    """Make all claims so much older."""
+    """Make all claims older by `seconds`."""
     for claim in (run_dir / LEASE).iterdir():
         put = claim.stat().st_mtime_ns - int(seconds * 1e9)
         os.utime(claim, ns=(put, put))

@@ -1,4 +1,4 @@
-"""What a model's directory must hold, looked for before anything is paid for."""
+"""Model directories are checked before any work starts."""
 
 import json
 import shutil
@@ -111,7 +111,7 @@ def test_weights_that_cannot_be_loaded_are_a_typed_error(
 def test_a_models_own_code_is_not_run(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor is it asked at the terminal whether to run it."""
+    """Nor does a prompt offer to run it."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     (copy / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}')
     (copy / "own.py").write_text(f"open({str(tmp_path / 'hacked')!r}, 'w')\nclass C: pass\n")

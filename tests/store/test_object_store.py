@@ -22,9 +22,10 @@ from llkd.cluster.integrity import close_stage, damaged_files
 from llkd.errors import BusyError, DamageError, StorageError
 from llkd.ingest.stage import ingest
 from llkd.repair import reopen_damaged
+from llkd.store import filesystems, lock
 from llkd.store import folder as store_folder
-from llkd.store import lock
-from llkd.store.folder import FileState, Folder, filesystem
+from llkd.store.filesystems import filesystem
+from llkd.store.folder import FileState, Folder
 from llkd.store.lock import LEASE, Lease, held
 from llkd.store.manifest import Manifest, read_manifest
 from llkd.store.schema import shard_name
@@ -72,11 +73,11 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]
     """Sets how often requests are tried from now on."""
 
     def set_(number: int) -> None:
-        monkeypatch.setattr(store_folder, "S3_ATTEMPTS", number)
-        store_folder.forget_filesystems()
+        monkeypatch.setattr(filesystems, "S3_ATTEMPTS", number)
+        filesystems.forget_filesystems()
 
     yield set_
-    store_folder.forget_filesystems()
+    filesystems.forget_filesystems()
 
 
 def test_a_file_is_one_put_and_read_by_two_requests(store: ObjectStore, folder: Folder) -> None:
@@ -239,12 +240,12 @@ def test_a_bucket_that_is_not_there_and_a_wrong_key_are_told(
     with pytest.raises(DamageError, match="Cannot read s3://no-such-bucket/x: it does not exist"):
         Folder("s3://no-such-bucket").read_bytes("x")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
-    store_folder.forget_filesystems()
+    filesystems.forget_filesystems()
     with pytest.raises(StorageError, match=f"Cannot write {folder.uri}/x.*INVALID_ACCESS_KEY_ID"):
         folder.write_bytes("x", b"1")
     with pytest.raises(StorageError, match=f"Cannot read {folder.uri}/x.*ACCESS_DENIED"):
         folder.read_bytes("x")
-    store_folder.forget_filesystems()
+    filesystems.forget_filesystems()
 
 
 @pytest.fixture
@@ -353,7 +354,7 @@ def test_the_same_by_googles_store() -> None:
     assert path == "bucket/runs/a b"
     assert filesystem("gs://bucket/other")[0] is google
     _, (options,) = google.__reduce__()
-    assert options["retry_time_limit"].total_seconds() == store_folder.GCS_SECONDS
+    assert options["retry_time_limit"].total_seconds() == filesystems.GCS_SECONDS
 
 
 LABEL_REQUESTS = 3

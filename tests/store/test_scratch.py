@@ -1,4 +1,4 @@
-"""Folders in the temporary directory: what killed processes left is cleared, no other."""
+"""Scratch folders: those of dead processes are deleted, and no others."""
 
 import os
 import signal
