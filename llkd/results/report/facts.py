@@ -198,6 +198,7 @@ def gather(config: RunConfig) -> Facts:
     test = part(empty, test_pass, config, calibration) if tested else empty
     agreement = part(empty, corpus_pass, config, calibration, last)
     rejects = part(dict[str, Totals](), _rejects, layout)
+    metrics: Any = part(None, Folder(layout.root).read_json_if_there, METRICS)
     return Facts(
         config=config,
         made=datetime.now(UTC),
@@ -220,7 +221,7 @@ def gather(config: RunConfig) -> Facts:
             "rejected": part(list[Row](), reject_rows, config, rejects),
         },
         rejects=_reject_counts(rejects),
-        metrics=part(None, Folder(layout.root).read_json_if_there, METRICS) or {},
+        metrics=metrics or {},
         tokens=part(None, _tokens, layout),
         versions=_versions(),
         errors=errors,

@@ -1,5 +1,7 @@
 """The sections on the run: what did it cost, and can I trust it?"""
 
+from collections import defaultdict
+
 from llkd.cluster.progress import duration
 from llkd.results.report.charts import BLUE, bars
 from llkd.results.report.facts import Facts
@@ -53,19 +55,19 @@ def run_section(facts: Facts) -> Section:
     )
 
 
-def seconds_by_part(facts: Facts) -> dict[str, float]:
+def _seconds_by_part(facts: Facts) -> dict[str, float]:
     """Seconds by part of the run, as far as known."""
-    seconds: dict[str, float] = {}
+    seconds = defaultdict[str, float](float)
     for step in facts.steps:
         if step.seconds and step.name.startswith("ingest"):
-            seconds["reading rows"] = seconds.get("reading rows", 0.0) + step.seconds
+            seconds["reading rows"] += step.seconds
         elif step.seconds and step.name == "label corpus":
             seconds["teacher: labelling"] = step.seconds
     for stats in facts.stats:
         for key, name in EPOCH_PARTS.items():
-            seconds[name] = seconds.get(name, 0.0) + stats["seconds"][key]
+            seconds[name] += stats["seconds"][key]
     if "seconds" in facts.distilled:
-        epochs = sum(seconds.get(name, 0.0) for name in EPOCH_PARTS.values())
+        epochs = sum(seconds[name] for name in EPOCH_PARTS.values())
         seconds["student: start, storage"] = max(facts.distilled["seconds"] - epochs, 0.0)
     if "seconds" in facts.metrics:
         seconds["evaluation"] = facts.metrics["seconds"]["evaluate"]
@@ -73,7 +75,7 @@ def seconds_by_part(facts: Facts) -> dict[str, float]:
 
 
 def _time_plot(facts: Facts) -> Plot | None:
-    parts = seconds_by_part(facts)
+    parts = _seconds_by_part(facts)
     if not parts:
         return None
     name, most = max(parts.items(), key=lambda part: part[1])

@@ -43,11 +43,10 @@ MIN_ROWS = 20
 
 def selection_section(facts: Facts) -> Section:
     """What each epoch selected and left out, and how training went."""
-    plots, notes, findings = list[Plot](), [], list[Finding]()
+    plots, notes, findings = list[Plot](), ["No epoch is trained yet."], list[Finding]()
     policy = facts.config.selection.policy
-    if not facts.epochs:
-        notes.append("No epoch is trained yet.")
-    else:
+    if facts.epochs:
+        notes = []
         thresholds, plane = _thresholds_plot(facts), plane_plot(facts, _has_reasons(facts))
         plots = present(
             _reasons_plot(facts),
@@ -89,8 +88,8 @@ def left_out(facts: Facts) -> str:
             f"was not confident enough, and {percent(last[STUDENT_SURE])} because the student was "
             "already certain."
         )
-    ever_c = facts.ever_selected_c
-    if np.isfinite(ever_c).any() and never > 0:
+    if never > 0:
+        ever_c = facts.ever_selected_c
         least = int(np.nanargmin(ever_c))
         text += (
             f" {quoted(facts.names[least])} was used least: {percent(float(ever_c[least]))} of its "
@@ -177,8 +176,6 @@ def _shares_plot(facts: Facts) -> Plot:
 
 def _shares_reading(facts: Facts) -> str:
     ever_c = facts.ever_selected_c
-    if not np.isfinite(ever_c).any():
-        return "No label has rows."
     none = [facts.names[i] for i in np.flatnonzero(ever_c == 0)]
     if none:
         what = "this label" if len(none) == 1 else "these labels"
@@ -200,7 +197,7 @@ def _thresholds_plot(facts: Facts) -> Plot | None:
         thresholds_ec = np.array(
             [stats["thresholds"][f"{signal}_c"] for stats in facts.stats], dtype=float
         )
-        if thresholds_ec.size and np.isfinite(thresholds_ec).any():
+        if np.isfinite(thresholds_ec).any():
             figures[name] = _threshold_lines(facts, thresholds_ec)
     if not figures:
         return None
