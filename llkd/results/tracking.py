@@ -34,8 +34,6 @@ TRACKING = "tracking.json"
 POLL_SECONDS = 2.0
 LEAVE_SECONDS = 2.0
 """A failed or interrupted command waits at most this long for a tracker."""
-PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
-"""The module of each remote tracker."""
 
 PrintLine = Callable[[str], None]
 
@@ -47,7 +45,7 @@ def require_trackers(config: RunConfig) -> None:
         ConfigError: naming the setting whose package is missing.
     """
     for name in config.tracking.trackers:
-        if find_spec(PACKAGES[name]) is None:
+        if find_spec(name) is None:
             raise ConfigError(
                 f"tracking.{name} needs the package {name}",
                 f"Install it: pip install '.[tracking]', or set tracking.{name} to null.",
