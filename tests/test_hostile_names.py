@@ -10,12 +10,13 @@ from rich.console import Console
 
 from llkd.lab.compare.plots import PLOTS, draw_all
 from llkd.lab.compare.results import RunResult
-from llkd.results.cards import LabelledFacts, dataset_card, model_card
+from llkd.results.cards import dataset_card, model_card
 from llkd.results.labelled_dataset import labelled_features
 from llkd.results.summary import show_predictions
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest
 from tests.conftest import MakeConfig
+from tests.results.test_cards import labelled_rows
 
 NAMES = ["[red]x[/]", "<script>x", "a|b", "`c`", "$x_$", "_y", "[/]", "&amp;", "**z**", "end\\"]
 
@@ -68,7 +69,7 @@ def test_the_cards(make_config: MakeConfig) -> None:
         "student": {"test": {**figures, "per_class": by_name}},
     }
     distilled = Manifest("distill", {}, "", True, results)
-    facts = LabelledFacts((1,) * len(names), (0.5,) * len(names), 1, 1)
+    facts = labelled_rows(len(names))
     student = model_card(config, distilled, metrics)
     labelled = dataset_card(config, facts, labelled_features(config), metrics)
     for card in (student, labelled):

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from llkd import __version__
 from llkd.config.run import RunConfig, TeacherConfig
 from llkd.config.section import DATASETS_PREFIX
+from llkd.core.tally import Tally
 from llkd.errors import ExportError
 from llkd.store.manifest import Manifest
 from llkd.store.schema import RunLayout
@@ -27,23 +28,6 @@ TAGS = ("knowledge-distillation", "pseudo-labels", "llkd")
 _THOUSANDS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 _SIZES = ("n<1K", *(f"{low}<n<{high}" for low, high in pairwise(_THOUSANDS)), "n>1T")
 """The hub's size categories, by the number of digits of the row count beyond three."""
-
-
-@dataclass(frozen=True)
-class LabelledFacts:
-    """Figures of the data set's card; C classes."""
-
-    rows_c: tuple[int, ...]
-    """Rows by label."""
-    confidence_c: tuple[float, ...]
-    """Sums of their confidence."""
-    arrow_bytes: int
-    file_bytes: int
-
-    @property
-    def rows(self) -> int:
-        """Of all labels."""
-        return sum(self.rows_c)
 
 
 @dataclass(frozen=True)
@@ -99,13 +83,13 @@ def model_card(
 
 
 def dataset_card(
-    config: RunConfig, facts: LabelledFacts, features: Any, metrics: Mapping[str, Any] | None
+    config: RunConfig, facts: Tally, features: Any, metrics: Mapping[str, Any] | None
 ) -> str:
     """The labelled rows' card, from which `datasets` reads their features.
 
     Args:
         config: the run.
-        facts: counts of the rows.
+        facts: counts of the rows, see `write_labelled_rows`.
         features: `datasets.Features` of the files.
         metrics: the content of metrics.json, if it exists.
 
@@ -117,7 +101,7 @@ def dataset_card(
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    elsewhere = _labelled_elsewhere(config)
+    elsewhere, rows = _labelled_elsewhere(config), int(facts["rows_c"].sum())
     name = f"{_student_name(config)}, labelled" + ("" if elsewhere else " by a language model")
     data = DatasetCardData(
         pretty_name=name,
@@ -125,20 +109,22 @@ def dataset_card(
         license=config.export.license,
         annotations_creators=None if elsewhere else ["machine-generated"],
         task_categories=["text-classification"],
-        size_categories=[_SIZES[min(max(len(str(facts.rows)) - 3, 0), len(_SIZES) - 1)]],
+        size_categories=[_SIZES[min(max(len(str(rows)) - 3, 0), len(_SIZES) - 1)]],
         tags=list(TAGS),
     )
-    train = SplitInfo("train", num_bytes=facts.arrow_bytes, num_examples=facts.rows)
+    arrow_bytes, file_bytes = int(facts["arrow_bytes"]), int(facts["file_bytes"])
+    train = SplitInfo("train", num_bytes=arrow_bytes, num_examples=rows)
     info = DatasetInfo(
-        features=features, splits=SplitDict({"train": train}), dataset_size=facts.arrow_bytes,
-        download_size=facts.file_bytes,
+        features=features, splits=SplitDict({"train": train}), dataset_size=arrow_bytes,
+        download_size=file_bytes,
     )  # fmt: skip
     DatasetInfosDict({"default": info}).to_dataset_card_data(data)
     files = {"data_files": [{"split": "train", "path": "data/train-*"}]}
     MetadataConfigs({"default": files}).to_dataset_card_data(data)
     text = _rendered(
-        "dataset_card.md", config, metrics, pretty_name=name, facts=facts, columns=list(features)
-    )
+        "dataset_card.md", config, metrics, pretty_name=name, rows=rows, rows_c=facts["rows_c"],
+        confidence_c=facts["confidence_c"], columns=list(features),
+    )  # fmt: skip
     return _checked(DatasetCard, data, text)
 
 

@@ -50,12 +50,12 @@ def folder_of(config: RunConfig) -> str:
     return (config.export.folder or RunLayout(config.run_dir).exported).rstrip("/")
 
 
-def publish(config: RunConfig, say: Callable[[str], None]) -> Manifest:
+def publish(config: RunConfig, print_line: Callable[[str], None]) -> Manifest:
     """Export unless an equal export exists, and push it to the hub if the config asks for it.
 
     Args:
         config: the run.
-        say: prints a line on the console.
+        print_line: prints a line on the console.
 
     Returns:
         The manifest. Its results have the sizes of the `files` and, with an ONNX form, the largest
@@ -71,7 +71,7 @@ def publish(config: RunConfig, say: Callable[[str], None]) -> Manifest:
     manifest = place.finished(wanted)
     if manifest is None:
         manifest = _build(config, wanted, place)
-    _push(config, place, say)
+    _push(config, place, print_line)
     return manifest
 
 
@@ -84,10 +84,10 @@ def _manifest_of(config: RunConfig) -> Manifest:
         include={"onnx", "dataset", "distribution", "gold", "license", "language", "model_repo",
                  "dataset_repo"}
     )  # fmt: skip
-    where = {"replicas", "nodes", "resources", "max_actor_failures", "workers"}
+    placement = {"replicas", "nodes", "resources", "max_actor_failures", "workers"}
     in_cards = config.model_dump_json(
         include={"task", "teacher", "teachers", "student", "selection"},
-        exclude={"teacher": where, "teachers": {"__all__": where}, "student": where},
+        exclude={"teacher": placement, "teachers": {"__all__": placement}, "student": placement},
     )
     metrics = _metrics(config) or {}
     figures = {
@@ -173,7 +173,7 @@ def _write_dataset(config: RunConfig, target: str) -> None:
     Folder(target).write_bytes(CARD, card.encode())
 
 
-def _push(config: RunConfig, place: "_Place", say: Callable[[str], None]) -> None:
+def _push(config: RunConfig, place: "_Place", print_line: Callable[[str], None]) -> None:
     export = config.export
     if not export.push_to_hub:
         return
@@ -182,7 +182,7 @@ def _push(config: RunConfig, place: "_Place", say: Callable[[str], None]) -> Non
             if repo is not None:
                 local = Path(copies.enter_context(local_copy(f"{place.uri}/{kind}")))
                 url = push_folder(local, repo, kind, export.private, export.revision)  # type: ignore[arg-type]
-                say(f"pushed {kind}: {url}")
+                print_line(f"pushed {kind}: {url}")
 
 
 def files_under(uri: str) -> dict[str, int]:

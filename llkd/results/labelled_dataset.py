@@ -1,6 +1,5 @@
 """The corpus with the teacher's labels, as one file per shard that `datasets` loads."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from llkd.cluster import shard_tasks
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.tally import Tally
-from llkd.results.cards import LabelledFacts
 from llkd.results.predict import tally_by_label
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
@@ -40,50 +38,9 @@ def file_name(shard: int, shards: int) -> str:
     return f"train-{shard:05d}-of-{shards:05d}.parquet"
 
 
-@dataclass(frozen=True)
-class _Shards:
-    """Writes the file of each shard."""
-
-    config: RunConfig
-    calibration: Calibration
-    schema: pa.Schema
-    shards: int
-    target: Folder
-    existing: frozenset[str]
-    """Files of an earlier command."""
-
-    def make(self, shard: int) -> Tally:
-        """Write a shard's file unless it exists; returns its counts."""
-        name = file_name(shard, self.shards)
-        if name in self.existing:
-            table = pq.read_table(pa.BufferReader(self.target.read_bytes(name)))
-        else:
-            table = self._table(shard)
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            self.target.write_bytes(name, sink.getvalue())
-        label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
-        by_label = tally_by_label(label_n, confidence_n, len(self.config.task.labels))
-        return Tally({**by_label, "arrow_bytes": np.array([table.nbytes])})
-
-    def _table(self, shard: int) -> pa.Table:
-        layout = RunLayout(self.config.run_dir)
-        labels = Folder(layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
-        wanted = [name for name in (TEXT, ID, GOLD) if name in self.schema.names]
-        rows = Folder(layout.rows("corpus")).read_shard(shard, wanted).take(labels[ROW])
-        probs_nc = self.calibration.apply(matrix(labels[LOGPROBS]))
-        columns: dict[str, Any] = {
-            **{name: rows[name] for name in wanted},
-            LABEL: probs_nc.argmax(axis=1),
-            CONFIDENCE: probs_nc.max(axis=1).astype(np.float32),
-            PROBS: fixed_lists(probs_nc),
-        }
-        return pa.table({name: columns[name] for name in self.schema.names}).cast(self.schema)
-
-
 def write_labelled_rows(
     config: RunConfig, calibration: Calibration, shards: int, target: Folder
-) -> LabelledFacts:
+) -> Tally:
     """Write a file for each shard of the corpus; existing ones are kept.
 
     Args:
@@ -93,14 +50,40 @@ def write_labelled_rows(
         target: the folder of the files.
 
     Returns:
-        The counts of their rows.
+        `rows_c` and `confidence_c`, rows and summed confidence by label, shape (C,); `arrow_bytes`
+        and `file_bytes`, the sizes of all rows in memory and on disk.
     """
     schema, existing = labelled_features(config).arrow_schema, frozenset(target.names())
-    work = _Shards(config, calibration, schema, shards, target, existing).make
-    tally: Tally = shard_tasks.sum_over_shards(Tally, work, range(shards))
-    return LabelledFacts(
-        tuple(map(int, tally["rows_c"])),
-        tuple(map(float, tally["confidence_c"])),
-        int(tally["arrow_bytes"][0]),
-        sum(state.size for state in target.files().values()),
-    )
+
+    def write(shard: int) -> Tally:
+        name = file_name(shard, shards)
+        if name in existing:
+            content = target.read_bytes(name)
+            table = pq.read_table(pa.BufferReader(content))
+        else:
+            table, sink = _table(config, calibration, schema, shard), pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            content = sink.getvalue()
+            target.write_bytes(name, content)
+        label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
+        by_label = tally_by_label(label_n, confidence_n, len(config.task.labels))
+        sizes = {"arrow_bytes": np.array(table.nbytes), "file_bytes": np.array(len(content))}
+        return Tally({**by_label, **sizes})
+
+    total: Tally = shard_tasks.sum_over_shards(Tally, write, range(shards))
+    return total
+
+
+def _table(config: RunConfig, calibration: Calibration, schema: pa.Schema, shard: int) -> pa.Table:
+    layout = RunLayout(config.run_dir)
+    labels = Folder(layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
+    wanted = [name for name in (TEXT, ID, GOLD) if name in schema.names]
+    rows = Folder(layout.rows("corpus")).read_shard(shard, wanted).take(labels[ROW])
+    probs_nc = calibration.apply(matrix(labels[LOGPROBS]))
+    columns: dict[str, Any] = {
+        **{name: rows[name] for name in wanted},
+        LABEL: probs_nc.argmax(axis=1),
+        CONFIDENCE: probs_nc.max(axis=1).astype(np.float32),
+        PROBS: fixed_lists(probs_nc),
+    }
+    return pa.table({name: columns[name] for name in schema.names}).cast(schema)

@@ -1,13 +1,22 @@
-"""The origin of the labels, as the cards state it."""
+"""The cards state the origin of the labels."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from llkd.core.tally import Tally
 from llkd.results.cards import dataset_card, model_card
-from llkd.results.labelled_dataset import LabelledFacts, labelled_features
+from llkd.results.labelled_dataset import labelled_features
 from llkd.store.manifest import Manifest
 from tests.conftest import MakeConfig
+
+
+def labelled_rows(classes: int) -> Tally:
+    """The counts of a row of each label."""
+    counts = {"rows_c": np.ones(classes, int), "confidence_c": np.full(classes, 0.5)}
+    return Tally({**counts, "arrow_bytes": np.array(1), "file_bytes": np.array(1)})
+
 
 ENGINES: dict[str, tuple[dict[str, Any], str, bool]] = {
     "vllm": (
@@ -30,7 +39,7 @@ def test_the_cards_name_the_origin_of_the_labels(
     make_config: MakeConfig, teacher: dict[str, Any], expected: str, machine: bool
 ) -> None:
     config = make_config(teacher=teacher, selection={"policy": "all"})
-    facts = LabelledFacts((1,) * 3, (0.5,) * 3, 1, 1)
+    facts = labelled_rows(3)
     rows = dataset_card(config, facts, labelled_features(config), None)
     results = {"rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0}
     student = model_card(config, Manifest("distill", {}, "", True, results), None)

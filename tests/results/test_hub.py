@@ -70,11 +70,7 @@ class Answers(BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers.get("Authorization", ""))
         if self.path == "/api/repos/create":
             asked = json.loads(body)
-            name = (
-                f"{asked['organization']}/{asked['name']}"
-                if "organization" in asked
-                else asked["name"]
-            )
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
             self.server.repos.setdefault(name, {"asked": asked, "files": {}, "branches": []})
             return self.answer({"url": f"{self.server.url}/{name}"})
         name = "/".join(self.path.split("/")[3:5])

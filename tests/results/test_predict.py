@@ -1,4 +1,4 @@
-"""The finished student over whole corpora, on a real local Ray."""
+"""Predictions of whole corpora by the finished student, on a real local Ray."""
 
 import json
 import shutil
@@ -56,6 +56,11 @@ def scored(config: RunConfig, texts: list[str]) -> np.ndarray:
     return scorer.probabilities(texts)
 
 
+def times(folder: Folder) -> dict[str, int]:
+    """When each shard was written."""
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder.uri).glob("part-*")}
+
+
 def corpus_rows(config: RunConfig, shard: int) -> pa.Table:
     return Folder(RunLayout(config.run_dir).rows("corpus")).read_shard(shard)
 
@@ -103,12 +108,12 @@ def test_only_missing_shards_are_predicted_and_a_complete_pass_is_kept(make: Mak
     folder = predicted(config)
     first = folder.read_json(MANIFEST)
     content = folder.read_shard(2)
-    before = {path.name: path.stat().st_mtime_ns for path in Path(folder.uri).glob("part-*")}
+    before = times(folder)
     folder.delete_file("part-00002.parquet")
     folder.write_json(MANIFEST, {**first, "complete": False})
     tracker = ProgressTracker.remote()  # type: ignore[attr-defined]
     predicted(config, tracker)
-    after = {path.name: path.stat().st_mtime_ns for path in Path(folder.uri).glob("part-*")}
+    after = times(folder)
     assert {name for name in before if before[name] != after[name]} == {"part-00002.parquet"}
     assert folder.read_shard(2).equals(content)
     again = folder.read_json(MANIFEST)["results"]

@@ -42,7 +42,7 @@ class Confusion:
 
 
 def confusions(confusion_cc: np.ndarray) -> list[Confusion]:
-    """All confusions, the most frequent first.
+    """The MAX_LINES most frequent confusions, the most frequent first.
 
     Args:
         confusion_cc: rows by (gold, predicted), shape (C, C); of a single row, its distribution
@@ -50,7 +50,8 @@ def confusions(confusion_cc: np.ndarray) -> list[Confusion]:
     """
     wrong_cc = confusion_cc - np.diag(np.diag(confusion_cc))
     share_cc = wrong_cc / np.maximum(confusion_cc.sum(axis=1), 1)[:, None]
-    order = np.argsort(-wrong_cc, axis=None, kind="stable")[: np.count_nonzero(wrong_cc)]
+    kept = min(np.count_nonzero(wrong_cc), MAX_LINES)
+    order = np.argsort(-wrong_cc, axis=None, kind="stable")[:kept]
     return [
         Confusion(int(gold), int(other), int(wrong_cc[gold, other]), float(share_cc[gold, other]))
         for gold, other in zip(*np.unravel_index(order, wrong_cc.shape), strict=True)
@@ -83,11 +84,9 @@ def confusion_reading(who: str, evaluation: Evaluation, names: Sequence[str], wh
 
 
 def confusion_table(found: Sequence[Confusion], names: Sequence[str], *head: str) -> Table:
-    """The most frequent confusions; `head` is the caption and the four columns."""
+    """A table of confusions; `head` is the caption and the four columns."""
     caption, *columns = head
-    lines = [
-        [names[c.label], names[c.other], f"{c.rows:,}", percent(c.share)] for c in found[:MAX_LINES]
-    ]
+    lines = [[names[c.label], names[c.other], f"{c.rows:,}", percent(c.share)] for c in found]
     return Table(columns, lines, caption)
 
 

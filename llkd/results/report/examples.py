@@ -1,7 +1,7 @@
 """The section on rows to inspect."""
 
 from llkd.results.report.facts import Facts
-from llkd.results.report.parts import Finding, RowList, Section
+from llkd.results.report.parts import RowList, Section
 from llkd.results.report.words import percent
 
 MAX_REJECTED = 0.01
@@ -30,33 +30,23 @@ KINDS = {
 
 def examples_section(facts: Facts) -> Section:
     """The most useful, doubtful and rejected rows."""
-    notes = []
+    section = Section("examples", "Which rows should I look at?", "Rows")
+    section.row_lists = [
+        RowList(title, note, facts.rows[kind])
+        for kind, (title, note) in KINDS.items()
+        if facts.rows[kind]
+    ]
     if facts.stats and not facts.rows["mistakes"] and not facts.agreement:
-        notes.append(
+        section.note(
             "Likely mistakes of the teacher are shown once jobs/predict.py has labelled the corpus: "
             "run it, then jobs/report.py."
         )
     if not facts.rejects:
-        notes.append("No row was rejected.")
-    return Section(
-        key="examples",
-        title="Which rows should I look at?",
-        short="Rows",
-        notes=notes,
-        row_lists=[
-            RowList(title, note, facts.rows[kind])
-            for kind, (title, note) in KINDS.items()
-            if facts.rows[kind]
-        ],
-        findings=_findings(facts),
-    )
-
-
-def _findings(facts: Facts) -> list[Finding]:
-    limit, findings = facts.config.max_reject_fraction, []
+        section.note("No row was rejected.")
+    limit = facts.config.max_reject_fraction
     for step in facts.steps:
         share = (step.rejected or 0) / max(step.rows_in or 1, 1)
         if share > MAX_REJECTED:
             text = f"{step.name}: {percent(share)} of the rows were rejected (limit: {percent(limit)})."
-            findings.append(Finding("bad" if share > limit / 2 else "warn", text))
-    return findings
+            section.find("bad" if share > limit / 2 else "warn", text)
+    return section

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -188,16 +189,17 @@ def gather(config: RunConfig) -> Facts:
             errors.append(f"{type(error).__name__}: {error}")
             return default
 
-    empty, tested = Totals(), config.test is not None
+    empty = Totals()
     calibration = part(None, _calibration, layout)
     corpus = part(empty, teacher_pass, config, "corpus", calibration)
-    test_labels = part(empty, teacher_pass, config, "test", calibration) if tested else empty
+    test_labels = part(empty, teacher_pass, config, "test", calibration)
     stats = part(list[dict[str, Any]](), _trained, config)
     epochs = part(empty, epochs_pass, config, stats)
     last = stats[-1]["epoch"] if stats else None
-    test = part(empty, test_pass, config, calibration) if tested else empty
+    test = part(empty, test_pass, config, calibration)
     agreement = part(empty, corpus_pass, config, calibration, last)
     rejects = part(dict[str, Totals](), _rejects, layout)
+    metrics: Any = part(None, Folder(layout.root).read_json_if_there, METRICS)
     return Facts(
         config=config,
         made=datetime.now(UTC),
@@ -220,7 +222,7 @@ def gather(config: RunConfig) -> Facts:
             "rejected": part(list[Row](), reject_rows, config, rejects),
         },
         rejects=_reject_counts(rejects),
-        metrics=part(None, Folder(layout.root).read_json_if_there, METRICS) or {},
+        metrics=metrics or {},
         tokens=part(None, _tokens, layout),
         versions=_versions(),
         errors=errors,
@@ -288,8 +290,6 @@ def _versions() -> dict[str, str]:
     """Versions installed where the report is made."""
     found = {"LLKD": __version__, "Python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found

@@ -1,7 +1,7 @@
 """The parts of the page: sections with their plots, tables, rows and findings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -62,7 +62,7 @@ class RowList:
     rows: Sequence[Row]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Section:
     """A question and its answer."""
 
@@ -71,15 +71,23 @@ class Section:
     short: str
     """Its name in the navigation."""
     lead: str = ""
-    notes: Sequence[str] = ()
+    notes: list[str] = field(default_factory=list)
     """What is missing, and why."""
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     row_lists: Sequence[RowList] = ()
-    findings: Sequence[Finding] = ()
+    findings: list[Finding] = field(default_factory=list)
     """Listed at the top of the page, with a link to this section."""
     answer: tuple[str, str] | None = None
     """(question, answer) for the top of the page."""
+
+    def note(self, text: str) -> None:
+        """Add to `notes`."""
+        self.notes.append(text)
+
+    def find(self, kind: str, text: str) -> None:
+        """Add to `findings`; `kind` is one of FINDING_KINDS."""
+        self.findings.append(Finding(kind, text))
 
 
 def cell(value: float | None, form: str = ",") -> str:

@@ -251,13 +251,14 @@ def _both_shard(
         columns = {"row": row_n[known_n], "gold": gold_n}
     teacher_nc = (calibration or no_calibration(classes)).apply(matrix(labels[LOGPROBS])[at_n])
     teacher_n, teacher_sure_n = teacher_nc.argmax(axis=1), teacher_nc.max(axis=1)
-    if PROBS in predicted.column_names:
-        student_nc = matrix(predicted[PROBS])[place_n].astype(np.float64)
-        student_n, student_sure_n = student_nc.argmax(axis=1), student_nc.max(axis=1)
-    else:
+    if LABEL in predicted.column_names:  # predictions, with labels by name
         student_n = class_indices(predicted[LABEL], config.task.label_names)[place_n]
         student_sure_n = predicted[CONFIDENCE].to_numpy()[place_n]
+    else:
+        student_nc = matrix(predicted[PROBS])[place_n].astype(np.float64)
+        student_n, student_sure_n = student_nc.argmax(axis=1), student_nc.max(axis=1)
     if dataset == "test":
+        student_nc = matrix(predicted[PROBS])[place_n].astype(np.float64)
         outcome_n = 2 * (student_n != gold_n) + (teacher_n != gold_n)
         sums = {
             **evaluation_sums("teacher", evaluate(teacher_nc, gold_n)),

@@ -1,9 +1,11 @@
 """The sections on the run: what did it cost, and can I trust it?"""
 
+from collections import defaultdict
+
 from llkd.cluster.progress import duration
 from llkd.results.report.charts import BLUE, bars
 from llkd.results.report.facts import Facts
-from llkd.results.report.parts import NONE, Finding, Plot, Section, Table, cell, present
+from llkd.results.report.parts import NONE, Plot, Section, Table, cell, present
 from llkd.results.report.words import count, percent
 
 MAX_IDLE = 0.2
@@ -15,57 +17,46 @@ MAX_EPOCHS = 8
 
 def cost_section(facts: Facts) -> Section:
     """Time, throughput and price."""
-    plot, notes = _time_plot(facts), []
-    if plot is None:
-        notes.append("No stage is finished yet.")
+    section = Section("cost", "What did it cost?", "Cost", plots=present(_time_plot(facts)))
+    if not section.plots:
+        section.note("No stage is finished yet.")
     if facts.config.plan.price_per_hour is None:
-        notes.append("Set plan.price_per_hour to see prices.")
-    findings = []
+        section.note("Set plan.price_per_hour to see prices.")
     if facts.epochs and (idle := facts.stats[-1]["waiting"]["share"]) > MAX_IDLE:
         text = f"In the last epoch the training workers were idle for {percent(idle)} of the time."
-        findings.append(Finding("warn", text))
-    return Section(
-        key="cost",
-        title="What did it cost?",
-        short="Cost",
-        notes=notes,
-        plots=present(plot),
-        findings=findings,
-    )
+        section.find("warn", text)
+    return section
 
 
 def run_section(facts: Facts) -> Section:
     """The pipeline, step by step."""
-    plot, steps = _rows_plot(facts), _steps_table(facts)
-    findings = [Finding("bad", f"Could not be read: {error}") for error in facts.errors]
+    section = Section("run", "Can I trust it?", "Trust", plots=present(_rows_plot(facts)))
+    section.tables = present(_rejects_table(facts))
+    if not section.plots:
+        section.lead = _steps_reading(facts)
+        section.tables = [_steps_table(facts), *section.tables]
+    for error in facts.errors:
+        section.find("bad", f"Could not be read: {error}")
     waiting = [step.name for step in facts.steps if step.state != "done"]
     if waiting:
         text = f"The run is not finished: next is “{waiting[0]}”. All figures are preliminary."
-        findings.append(Finding("warn", text))
-    return Section(
-        key="run",
-        title="Can I trust it?",
-        short="Trust",
-        lead="" if plot else _steps_reading(facts),
-        plots=present(plot),
-        tables=present(None if plot else steps, _rejects_table(facts)),
-        findings=findings,
-    )
+        section.find("warn", text)
+    return section
 
 
-def seconds_by_part(facts: Facts) -> dict[str, float]:
+def _seconds_by_part(facts: Facts) -> dict[str, float]:
     """Seconds by part of the run, as far as known."""
-    seconds: dict[str, float] = {}
+    seconds = defaultdict[str, float](float)
     for step in facts.steps:
         if step.seconds and step.name.startswith("ingest"):
-            seconds["reading rows"] = seconds.get("reading rows", 0.0) + step.seconds
+            seconds["reading rows"] += step.seconds
         elif step.seconds and step.name == "label corpus":
             seconds["teacher: labelling"] = step.seconds
     for stats in facts.stats:
         for key, name in EPOCH_PARTS.items():
-            seconds[name] = seconds.get(name, 0.0) + stats["seconds"][key]
+            seconds[name] += stats["seconds"][key]
     if "seconds" in facts.distilled:
-        epochs = sum(seconds.get(name, 0.0) for name in EPOCH_PARTS.values())
+        epochs = sum(seconds[name] for name in EPOCH_PARTS.values())
         seconds["student: start, storage"] = max(facts.distilled["seconds"] - epochs, 0.0)
     if "seconds" in facts.metrics:
         seconds["evaluation"] = facts.metrics["seconds"]["evaluate"]
@@ -73,7 +64,7 @@ def seconds_by_part(facts: Facts) -> dict[str, float]:
 
 
 def _time_plot(facts: Facts) -> Plot | None:
-    parts = seconds_by_part(facts)
+    parts = _seconds_by_part(facts)
     if not parts:
         return None
     name, most = max(parts.items(), key=lambda part: part[1])

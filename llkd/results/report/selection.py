@@ -26,7 +26,7 @@ from llkd.results.report.charts import (
     shown,
 )
 from llkd.results.report.facts import Facts
-from llkd.results.report.parts import Finding, Plot, Section, present
+from llkd.results.report.parts import Plot, Section, present
 from llkd.results.report.passes import (
     OTHER,
     SELECTED,
@@ -43,37 +43,35 @@ MIN_ROWS = 20
 
 def selection_section(facts: Facts) -> Section:
     """What each epoch selected and left out, and how training went."""
-    plots, notes, findings = list[Plot](), [], list[Finding]()
-    policy = facts.config.selection.policy
+    section = Section("selection", "Was the selection sensible?", "Selection")
+    section.answer = ("What did selection leave out?", left_out(facts))
     if not facts.epochs:
-        notes.append("No epoch is trained yet.")
-    else:
-        thresholds, plane = _thresholds_plot(facts), plane_plot(facts, _has_reasons(facts))
-        plots = present(
-            _reasons_plot(facts),
-            _shares_plot(facts),
-            plane,
-            thresholds,
-            uncertainty_plot(facts),
-            _training_plot(facts),
-        )
-        if thresholds is None:
-            notes.append(f"Policy {policy} has no thresholds.")
-        if plane is None:
-            notes.append(f"Policy {policy} does not use the student's uncertainty.")
-        if not facts.config.student.validation_fraction:
-            notes.append("There is no validation score: student.validation_fraction is 0.")
-        findings = _findings(facts)
-    return Section(
-        key="selection",
-        title="Was the selection sensible?",
-        short="Selection",
-        lead=f"Policy {policy}." if facts.epochs else "",
-        notes=notes,
-        plots=plots,
-        findings=findings,
-        answer=("What did selection leave out?", left_out(facts)),
+        section.note("No epoch is trained yet.")
+        return section
+    policy = facts.config.selection.policy
+    section.lead = f"Policy {policy}."
+    thresholds, plane = _thresholds_plot(facts), plane_plot(facts, _has_reasons(facts))
+    section.plots = present(
+        _reasons_plot(facts),
+        _shares_plot(facts),
+        plane,
+        thresholds,
+        uncertainty_plot(facts),
+        _training_plot(facts),
     )
+    if thresholds is None:
+        section.note(f"Policy {policy} has no thresholds.")
+    if plane is None:
+        section.note(f"Policy {policy} does not use the student's uncertainty.")
+    if not facts.config.student.validation_fraction:
+        section.note("There is no validation score: student.validation_fraction is 0.")
+    if (facts.ever_selected_c == 0).any():
+        section.find("bad", _shares_reading(facts))
+    selected_c = facts.epochs["visits_ce"][:, 1:].sum(axis=1)
+    few = [facts.names[i] for i in np.flatnonzero((selected_c > 0) & (selected_c < MIN_ROWS))]
+    if few:
+        section.find("warn", f"Fewer than {MIN_ROWS} rows were trained on for {listed(few)}.")
+    return section
 
 
 def left_out(facts: Facts) -> str:
@@ -89,8 +87,8 @@ def left_out(facts: Facts) -> str:
             f"was not confident enough, and {percent(last[STUDENT_SURE])} because the student was "
             "already certain."
         )
-    ever_c = facts.ever_selected_c
-    if np.isfinite(ever_c).any() and never > 0:
+    if never > 0:
+        ever_c = facts.ever_selected_c
         least = int(np.nanargmin(ever_c))
         text += (
             f" {quoted(facts.names[least])} was used least: {percent(float(ever_c[least]))} of its "
@@ -108,18 +106,6 @@ def _reasons_e4(facts: Facts) -> np.ndarray:
 def _has_reasons(facts: Facts) -> bool:
     """Whether thresholds left out any row."""
     return bool(_reasons_e4(facts)[:, [TEACHER_UNSURE, STUDENT_SURE]].any())
-
-
-def _findings(facts: Facts) -> list[Finding]:
-    selected_c, findings = facts.epochs["visits_ce"][:, 1:].sum(axis=1), []
-    if (facts.ever_selected_c == 0).any():
-        findings.append(Finding("bad", _shares_reading(facts)))
-    few = np.flatnonzero((selected_c > 0) & (selected_c < MIN_ROWS))
-    if len(few):
-        names = listed([facts.names[i] for i in few])
-        text = f"Fewer than {MIN_ROWS} rows were trained on for {names}."
-        findings.append(Finding("warn", text))
-    return findings
 
 
 def _reasons_plot(facts: Facts) -> Plot:
@@ -177,8 +163,6 @@ def _shares_plot(facts: Facts) -> Plot:
 
 def _shares_reading(facts: Facts) -> str:
     ever_c = facts.ever_selected_c
-    if not np.isfinite(ever_c).any():
-        return "No label has rows."
     none = [facts.names[i] for i in np.flatnonzero(ever_c == 0)]
     if none:
         what = "this label" if len(none) == 1 else "these labels"
@@ -200,7 +184,7 @@ def _thresholds_plot(facts: Facts) -> Plot | None:
         thresholds_ec = np.array(
             [stats["thresholds"][f"{signal}_c"] for stats in facts.stats], dtype=float
         )
-        if thresholds_ec.size and np.isfinite(thresholds_ec).any():
+        if np.isfinite(thresholds_ec).any():
             figures[name] = _threshold_lines(facts, thresholds_ec)
     if not figures:
         return None

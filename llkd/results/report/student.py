@@ -30,7 +30,7 @@ from llkd.results.report.evaluations import (
     reliability_diagram,
 )
 from llkd.results.report.facts import Facts, Tested
-from llkd.results.report.parts import Finding, Plot, Section, Table, cell, present
+from llkd.results.report.parts import Plot, Section, Table, cell, present
 from llkd.results.report.passes import BOTH, NEITHER, STUDENT_ALONE, TEACHER_ALONE
 from llkd.results.report.words import count, listed, percent, points, quoted
 
@@ -42,54 +42,38 @@ MIN_TEST_ROWS = 200
 
 def student_section(facts: Facts) -> Section:
     """The student against the teacher on the test set."""
-    tested = facts.tested
-    notes, plots, lead = list[str](), list[Plot](), ""
+    section, tested = Section("student", "Is the student better?", "Student"), facts.tested
+    section.tables = [_class_table(facts)]
     if tested is not None:
-        lead = _comparison(tested)
-        plots = [
+        section.lead = _comparison(tested)
+        section.plots = [
             _classes_plot(tested, facts.names),
             _reliability_plot(tested),
             confusion_plot("student", tested.student, facts.names, "test set"),
         ]
+        _add_findings(section, tested, facts.names)
     elif facts.config.test is None:
-        notes = ["There is no test set (test.path), so nothing is measured."]
+        section.note("There is no test set (test.path), so nothing is measured.")
+        section.find("warn", "Without a test set, the student's quality is unknown.")
     else:
-        notes = ["The student has not been measured on the test set yet."]
-    return Section(
-        key="student",
-        title="Is the student better?",
-        short="Student",
-        lead=lead,
-        notes=notes,
-        plots=plots,
-        tables=[_class_table(facts)],
-        findings=_findings(facts),
-    )
+        section.note("The student has not been measured on the test set yet.")
+    return section
 
 
 def labels_section(facts: Facts) -> Section:
     """The labels for which more or better labelled rows would help most."""
-    doubts = _doubts(facts)
-    answer, notes, plots = "This shows once a student is trained.", list[str](), list[Plot]()
-    lead = ""
+    section = Section("labels", "Where would more labels help?", "More labels")
+    doubts, answer = _doubts(facts), "This shows once a student is trained."
     if facts.tested is not None:
-        answer = lead = _needed(facts.tested, facts.names)
-        plots = present(_outcomes_plot(facts.tested, facts.names))
+        answer = section.lead = _needed(facts.tested, facts.names)
+        section.plots = present(_outcomes_plot(facts.tested, facts.names))
     elif doubts:
         answer = _most_doubtful(facts, doubts[0])
-        plots = [_doubts_plot(doubts, facts.names, answer)]
+        section.plots = [_doubts_plot(doubts, facts.names, answer)]
     else:
-        notes = [answer]
-    title = "Where would more labels help?"
-    return Section(
-        key="labels",
-        title=title,
-        short="More labels",
-        lead=lead,
-        notes=notes,
-        plots=plots,
-        answer=(title, answer),
-    )
+        section.note(answer)
+    section.answer = (section.title, answer)
+    return section
 
 
 def paired_z(outcome_c4: np.ndarray) -> float:
@@ -114,23 +98,17 @@ def _comparison(tested: Tested) -> str:
     )
 
 
-def _findings(facts: Facts) -> list[Finding]:
-    if facts.config.test is None:
-        return [Finding("warn", "Without a test set, the student's quality is unknown.")]
-    if facts.tested is None:
-        return []
-    student, z = facts.tested.student, paired_z(facts.tested.outcome_c4)
+def _add_findings(section: Section, tested: Tested, names: Sequence[str]) -> None:
+    z, per_class, rows = paired_z(tested.outcome_c4), tested.student.per_class, tested.student.rows
     kind = "note" if abs(z) < MAX_CHANCE else "good" if z > 0 else "bad"
-    findings = [Finding(kind, _comparison(facts.tested))]
-    per_class = student.per_class
+    section.find(kind, section.lead)
     weak = np.flatnonzero((per_class["support"] >= 10) & (per_class["f1"] < 0.5))
     if len(weak):
-        text = f"The student's F1 is below 0.5 for {listed([facts.names[i] for i in weak])}."
-        findings.append(Finding("warn", text))
-    if student.rows < MIN_TEST_ROWS:
-        text = f"The test set has only {count(student.rows, 'row')}: its figures are imprecise."
-        findings.append(Finding("note", text))
-    return findings
+        text = f"The student's F1 is below 0.5 for {listed([names[i] for i in weak])}."
+        section.find("warn", text)
+    if rows < MIN_TEST_ROWS:
+        text = f"The test set has only {count(rows, 'row')}: its figures are imprecise."
+        section.find("note", text)
 
 
 def _classes_plot(tested: Tested, names: Sequence[str]) -> Plot:

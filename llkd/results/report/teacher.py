@@ -33,7 +33,7 @@ from llkd.results.report.evaluations import (
     reliability_diagram,
 )
 from llkd.results.report.facts import Facts, Judged
-from llkd.results.report.parts import NONE, Finding, Plot, Section, Table, present
+from llkd.results.report.parts import NONE, Plot, Section, Table, present
 from llkd.results.report.totals import BINS
 from llkd.results.report.words import listed, percent, quoted
 
@@ -47,34 +47,27 @@ MIN_LABEL_MASS = 0.05
 
 def teacher_section(facts: Facts) -> Section:
     """Labels, confidence and, given gold, correctness."""
-    gold, notes = facts.gold, list[str]()
-    plots, tables = list[Plot](), list[Table]()
+    section, gold = Section("teacher", "Is the teacher any good?", "Teacher"), facts.gold
+    section.answer = ("Which labels does the teacher confuse?", confused_labels(facts))
     if not facts.corpus:
-        notes.append("No row is labelled yet.")
+        section.note("No row is labelled yet.")
     else:
-        plots = [_labels_plot(facts), _confidence_plot(facts)]
+        section.plots = [_labels_plot(facts), _confidence_plot(facts)]
+        section.tables = present(_teachers_table(facts))
         if gold is not None:
             confused = confusion_plot("teacher", gold.calibrated, facts.names, gold.where)
-            plots = [confused, *plots, _reliability_plot(facts, gold), _risk_plot(facts, gold)]
+            measured = [_reliability_plot(facts, gold), _risk_plot(facts, gold)]
+            section.plots = [confused, *section.plots, *measured]
         else:
-            tables.append(_hesitation_table(facts))
-            notes.append(
+            section.tables = [_hesitation_table(facts), *section.tables]
+            section.note(
                 "Without gold (corpus.label_column or a labelled test set), the teacher's accuracy, "
                 "reliability and confusions are unknown."
             )
         if not facts.calibrated:
-            notes.append("The labels are not calibrated yet.")
-        tables += present(_teachers_table(facts))
-    return Section(
-        key="teacher",
-        title="Is the teacher any good?",
-        short="Teacher",
-        notes=notes,
-        plots=plots,
-        tables=tables,
-        findings=_findings(facts),
-        answer=("Which labels does the teacher confuse?", confused_labels(facts)),
-    )
+            section.note("The labels are not calibrated yet.")
+    _add_findings(section, facts)
+    return section
 
 
 def confused_labels(facts: Facts) -> str:
@@ -123,33 +116,30 @@ def _teachers_table(facts: Facts) -> Table | None:
     return Table(("teacher", "#rows", "#rows/s", "#label mass"), lines, caption)
 
 
-def _findings(facts: Facts) -> list[Finding]:
-    findings = []
+def _add_findings(section: Section, facts: Facts) -> None:
     if facts.corpus:
         unused = [facts.names[i] for i in np.flatnonzero(facts.corpus["rows_c"] == 0)]
         if unused:
-            findings.append(Finding("bad", f"The teacher gave no row the label {listed(unused)}."))
+            section.find("bad", f"The teacher gave no row the label {listed(unused)}.")
     mass = facts.labelled.get("label_mass")
     if mass is not None and mass < MIN_LABEL_MASS and not facts.teachers:
         text = (
             f"The teacher puts only {percent(mass)} of its probability on the labels: it would "
             "rather answer something else. Check the prompt (jobs/plan.py shows it)."
         )
-        findings.append(Finding("warn", text))
+        section.find("warn", text)
     if facts.gold is None:
-        return findings
+        return
     raw, calibrated = facts.gold.raw, facts.gold.calibrated
     if calibrated.auroc < MIN_AUROC:
-        findings.append(Finding("bad", _confidence_reading(facts)))
+        section.find("bad", _confidence_reading(facts))
     gap = confidence_gap(calibrated)
     if abs(gap) > MAX_GAP:
         word = "overconfident" if gap > 0 else "underconfident"
-        text = f"The teacher is {word}: its {gap_reading(calibrated)}."
-        findings.append(Finding("warn", text))
+        section.find("warn", f"The teacher is {word}: its {gap_reading(calibrated)}.")
     if calibrated.accuracy < raw.accuracy - 0.01:
         text = f"{_calibration_effect(facts.gold)}. Are the labels equally frequent? See teacher.prior."
-        findings.append(Finding("bad", text))
-    return findings
+        section.find("bad", text)
 
 
 def _labels_plot(facts: Facts) -> Plot:

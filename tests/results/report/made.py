@@ -137,8 +137,7 @@ def distilled(config: RunConfig, epochs: int) -> None:
 
 def tested(config: RunConfig, probs: Sequence[np.ndarray]) -> None:
     """Writes the student's distributions on the test set, (N, C) for each shard."""
-    folder = Folder(RunLayout(config.run_dir).test_predictions)
-    predicted(config, folder, probs)
+    predicted(config, Folder(RunLayout(config.run_dir).test_predictions), probs)
 
 
 def predicted(config: RunConfig, folder: Folder, probs: Sequence[np.ndarray]) -> None:

@@ -68,6 +68,21 @@ def finished(run_dir: Path, **sections: Any) -> RunConfig:
     return config
 
 
+def trained(
+    run_dir: Path,
+    probs: list[np.ndarray] | None = None,
+    uncertainty: list[np.ndarray] = UNSURE,
+    epochs: int = 2,
+    **sections: Any,
+) -> Facts:
+    """A labelled corpus and a few epochs, without a test set."""
+    config = config_of(run_dir, test=None, **sections)
+    labelled(config, probs)
+    for epoch in range(epochs):
+        made.trained(config, epoch, uncertainty)
+    return gather(config)
+
+
 def findings(facts: Facts) -> list[tuple[str, str]]:
     """(kind, text), the gravest first."""
     return [(finding.kind, finding.text) for _, finding in findings_of(sections_of(facts))]
@@ -106,17 +121,13 @@ def test_figures_of_a_finished_run(tmp_path: Path) -> None:
 
 
 def test_selected_rows_and_reasons_for_the_others(tmp_path: Path) -> None:
-    config = config_of(
-        tmp_path / "run", test=None,
+    sure = teacher_probs()
+    sure[0][0] = [0.6, 0.2, 0.2]  # below the threshold
+    facts = trained(
+        tmp_path / "run", sure,
         selection={"thresholds": "fixed", "confidence_threshold": 0.7, "uncertainty_threshold": 0.5,
                    "class_floor": 0.0},
     )  # fmt: skip
-    sure = teacher_probs()
-    sure[0][0] = [0.6, 0.2, 0.2]  # below the threshold
-    labelled(config, sure)
-    for epoch in range(2):
-        made.trained(config, epoch, UNSURE)
-    facts = gather(config)
     # selected, teacher unsure, student sure, other; the first epoch asks the teacher alone. In the
     # second rows 0.5 and 0.6 of the first shard, 0.5, 0.6 and 0.7 of the second are unsure enough.
     assert facts.epochs["why_ec4"].sum(axis=1).tolist() == [[11, 1, 0, 0], [5, 1, 6, 0]]
@@ -209,13 +220,9 @@ def test_damage_is_reported_and_the_rest_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["all", "random", "freematch", "refined", "small_loss"])
 def test_policies_without_thresholds_show_none(tmp_path: Path, policy: str) -> None:
-    config = config_of(
-        tmp_path / "run", test=None, selection={"policy": policy, "class_floor": 0.0}
-    )
-    labelled(config)
-    for epoch in range(2):
-        made.trained(config, epoch, [made.answers(part, 0.7, 3) for part in STUDENT])
-    facts = gather(config)
+    student = [made.answers(part, 0.7, 3) for part in STUDENT]
+    selection = {"policy": policy, "class_floor": 0.0}
+    facts = trained(tmp_path / "run", None, student, selection=selection)
     assert not facts.epochs["why_ec4"][:, :, [1, 2]].any()
     assert "left out because" not in left_out(facts)
     # The student's distributions are kept: where both are sure and differ the teacher may be wrong.
@@ -242,15 +249,13 @@ def test_findings(tmp_path: Path) -> None:
 
 
 def test_a_label_that_is_never_selected_comes_first(tmp_path: Path) -> None:
-    config = config_of(
-        tmp_path / "run", test=None, student={"model": "s", "epochs": 1},
-        selection={"thresholds": "fixed", "confidence_threshold": 0.7, "class_floor": 0.0},
-    )  # fmt: skip
     sure = teacher_probs()
     sure[0][:2] = [0.5, 0.25, 0.25]  # all rows labelled sport
-    labelled(config, sure)
-    made.trained(config, 0, UNSURE)
-    assert findings(gather(config))[0] == (
+    facts = trained(
+        tmp_path / "run", sure, epochs=1, student={"model": "s", "epochs": 1},
+        selection={"thresholds": "fixed", "confidence_threshold": 0.7, "class_floor": 0.0},
+    )  # fmt: skip
+    assert findings(facts)[0] == (
         "bad", "No row of “sport” was ever selected: the student cannot learn this label.",
     )  # fmt: skip
 
