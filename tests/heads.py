@@ -320,7 +320,8 @@ def _start(
              f"--temp-dir={scratch}", *arguments],
             env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    while not answers(ports[1]):
+    # The dashboard may answer before Ray gives up on the node.
+    while not ("Ray runtime started" in log.read_text() and answers(ports[1])):
         if process.poll() is not None and "timed out during startup" in log.read_text():
             raise SlowMachineError(log.read_text())
         assert process.poll() is None, log.read_text()
