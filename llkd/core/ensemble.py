@@ -1,20 +1,20 @@
-"""Several teachers' distributions made one."""
+"""Combines the distributions of several teachers."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 SMALLEST_PROB = 1e-12
-"""A teacher that rules a label out altogether is not given the last word."""
+"""Lower bound of probabilities: a teacher's zero must not veto a label."""
 
 
 def combine_distributions(
     probs_tnc: Sequence[np.ndarray], weight_t: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The normalised weighted geometric mean, and how much the teachers disagree.
+    """The normalised weighted geometric mean, and the teachers' disagreement.
 
-    The disagreement is the generalised Jensen-Shannon divergence (Lin, 1991), the entropy of the
-    weighted arithmetic mean less the weighted mean of the entropies, divided by log C.
+    The disagreement is the generalised Jensen-Shannon divergence (Lin, 1991): the entropy of the
+    weighted arithmetic mean minus the weighted mean of the entropies, divided by log C.
 
     Args:
         probs_tnc: T arrays of distributions, each of shape (N, C).

@@ -1,4 +1,4 @@
-"""How good labels and their confidence are, from counts that merge over shards."""
+"""Quality of labels and of their confidence, from counts that merge over shards."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ class Evaluation:
 
     @property
     def rows(self) -> int:
-        """Rows measured."""
+        """Number of rows."""
         return int(self.confusion_cc.sum())
 
     @property
@@ -77,8 +77,8 @@ class Evaluation:
 
     @property
     def auroc(self) -> float:
-        """Probability that a correct row has more confidence than a wrong one, ties half;
-        NaN if all are correct or all wrong. Exact up to confidence bins of 1/RANK_BINS."""
+        """Probability that a correct row has higher confidence than a wrong one, ties counting
+        half; NaN if all are correct or all wrong. Exact up to confidence bins of 1/RANK_BINS."""
         wrong_r, right_r = self.ranks_2r.astype(np.float64)
         pairs = wrong_r.sum() * right_r.sum()
         if pairs == 0:
@@ -87,9 +87,9 @@ class Evaluation:
         return float((right_r * (below_r + wrong_r / 2)).sum() / pairs)
 
     def risk_at(self, coverage: float) -> float:
-        """Share of wrong rows among the most confident ones, which make up `coverage` of all.
+        """Error rate among the most confident rows, a share `coverage` of all.
 
-        A point of the risk-coverage curve (arXiv 1705.08500). Ties at the edge count in part.
+        A point of the risk-coverage curve (arXiv 1705.08500). Ties at the edge count in proportion.
         """
         wrong_r, right_r = self.ranks_2r[:, ::-1].astype(np.float64)
         rows_r = wrong_r + right_r
@@ -102,7 +102,7 @@ class Evaluation:
 
 
 def evaluate(probs_nc: np.ndarray, gold_n: np.ndarray) -> Evaluation:
-    """Count one shard.
+    """The evaluation of one shard.
 
     Args:
         probs_nc: predicted distributions, shape (N, C).

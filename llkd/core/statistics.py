@@ -1,4 +1,4 @@
-"""What crosses shards: small sums by pseudo-label that merge by addition."""
+"""Statistics of shards by pseudo-label, which merge by addition."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE_BINS = 256
-"""Bins of the confidence histogram. They grow finer towards 1, where a strong teacher's rows are:
+"""Bins of the confidence histogram. They are finer towards 1, where a strong teacher's rows lie:
 bin b holds confidences with -log2(1 - c) in [b, b + 1) / BINS_PER_BIT."""
 BINS_PER_BIT = 16
 
 GRID = 2.0**-24
-"""Signals are whole multiples of it, as all float32 numbers from 0.5 to 1 are anyway. Sums of them
-are then exact up to 2**29 rows a class: the same in whatever order and cut of the corpus."""
+"""Signals are integer multiples of it, as all float32 numbers in [0.5, 1] are anyway. Their sums are
+exact up to 2**29 rows per class, and so independent of the order and sharding of the corpus."""
 
 
 def on_grid(signal_n: np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ class ClassStatistics:
     confidence_c: np.ndarray
     """Sum of the teacher's confidence, shape (C,), float64."""
     uncertainty_c: np.ndarray
-    """Sum of the student's uncertainty, shape (C,), float64; zeros where it was not measured."""
+    """Sum of the student's uncertainty, shape (C,), float64; zeros if not measured."""
     histogram_cb: np.ndarray
     """Rows by confidence bin, shape (C, B), int64."""
 
@@ -42,7 +42,7 @@ class ClassStatistics:
         )
 
     def __sub__(self, other: "ClassStatistics") -> "ClassStatistics":
-        """Of these rows without some of them."""
+        """The statistics of these rows without a subset of them."""
         return ClassStatistics(
             self.rows_c - other.rows_c,
             self.confidence_c - other.confidence_c,
@@ -102,10 +102,10 @@ def class_statistics(
 
 
 def confidence_of_top(histogram_cb: np.ndarray, wanted_c: np.ndarray) -> np.ndarray:
-    """The confidence at or above which a class has at least its wanted rows: shape (C,).
+    """The confidence that at least the wanted rows of each class reach: shape (C,).
 
-    It is the lower edge of a bin, so a few more rows than wanted can pass. Where a class has
-    fewer rows than wanted it is 0; where none are wanted it is infinite.
+    It is the lower edge of a bin, so slightly more rows can reach it. It is 0 for a class with
+    fewer rows than wanted, and infinite if none are wanted.
     """
     bins = histogram_cb.shape[1]
     from_top_cb = np.cumsum(histogram_cb[:, ::-1], axis=1)

@@ -105,9 +105,9 @@ class Prompter:
                 tokens += self.texts([example.text], self.teacher.max_text_tokens)[0]
         return tokens, self._shortened(encode(self.tokenizer, after))
 
-    def texts(self, texts: Sequence[str], most_tokens: int) -> list[list[int]]:
+    def texts(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Tokens of each row's text, truncated to the budget by `teacher.truncation`."""
-        most = min(most_tokens, self.teacher.max_text_tokens)
+        most = min(max_tokens, self.teacher.max_text_tokens)
         if self.teacher.truncation == "head":
             return self._heads(texts, most)
         head, tail = most - most // 2, most // 2
@@ -175,7 +175,7 @@ def make_prompter(
     teacher: TeacherConfig,
     task: TaskConfig,
     tokenizer: Any,
-    most_tokens: int = MAX_TOKENS_AT_ONCE,
+    max_tokens: int = MAX_TOKENS_AT_ONCE,
 ) -> Prompter:
     """Make a prompter with the verbalizer that `teacher.verbalizer` selects.
 
@@ -183,7 +183,7 @@ def make_prompter(
         teacher: settings of the teacher.
         task: the labelling task.
         tokenizer: a transformers tokenizer.
-        most_tokens: maximum tokens that the engine scores in one request.
+        max_tokens: maximum tokens that the engine scores in one request.
 
     Raises:
         TeacherError: `chat` is set but the model has no chat template, or the labels cannot be
@@ -198,12 +198,12 @@ def make_prompter(
         wanted, reason = _choose(words)
     if wanted == "code":
         codes, tokens, cut = _single_token_codes(teacher, task, tokenizer)
-        verbalizer = first_token_verbalizer("code", tokens, most_tokens)
+        verbalizer = first_token_verbalizer("code", tokens, max_tokens)
         return Prompter(teacher, task, tokenizer, verbalizer, reason, codes, cut, nearest)
     if wanted == "word":
-        verbalizer = first_token_verbalizer("word", words, most_tokens)
+        verbalizer = first_token_verbalizer("word", words, max_tokens)
     else:
-        verbalizer = sequence_verbalizer(words, tokenizer.eos_token_id, most_tokens)
+        verbalizer = sequence_verbalizer(words, tokenizer.eos_token_id, max_tokens)
     return Prompter(teacher, task, tokenizer, verbalizer, reason, None, cut, nearest)
 
 

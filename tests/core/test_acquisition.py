@@ -10,7 +10,7 @@ from llkd.core.acquisition import (
     digit_counts,
     draw_limit,
     draws,
-    find_bars,
+    find_thresholds,
     priorities,
     quotas,
     round_sizes,
@@ -27,13 +27,15 @@ def chosen(
     parts = np.array_split(np.arange(len(stratum_n)), shards)
     passes = []
 
-    def count(bar_s: np.ndarray, digit: int) -> np.ndarray:
+    def count(threshold_s: np.ndarray, digit: int) -> np.ndarray:
         passes.append(digit)
-        found = [digit_counts(stratum_n[p], priority_n[p], bar_s, digit) for p in reversed(parts)]
+        found = [
+            digit_counts(stratum_n[p], priority_n[p], threshold_s, digit) for p in reversed(parts)
+        ]
         return np.sum(found, axis=0)
 
-    bar_s = find_bars(count, rows, cells)
-    return priority_n >= bar_s[stratum_n], len(passes)
+    threshold_s = find_thresholds(count, rows, cells)
+    return priority_n >= threshold_s[stratum_n], len(passes)
 
 
 def sorted_choice(
@@ -154,7 +156,9 @@ def test_without_uncertainty_the_rows_are_a_random_slice() -> None:
     draw_n = draws(np.arange(5000), seed=3)
     priority_n = priorities(np.zeros(5000), draw_n)
     stratum_n = np.zeros(5000, dtype=np.int64)
-    bar_s = find_bars(lambda bars, digit: digit_counts(stratum_n, priority_n, bars, digit), 600, 1)
-    taken_n = priority_n >= bar_s[0]
+    threshold_s = find_thresholds(
+        lambda known_s, digit: digit_counts(stratum_n, priority_n, known_s, digit), 600, 1
+    )
+    taken_n = priority_n >= threshold_s[0]
     assert np.array_equal(np.flatnonzero(taken_n), np.sort(np.argsort(draw_n)[:600]))
-    assert np.array_equal(RandomSlice(3, draw_limit(bar_s[0])).rows(np.arange(5000)), taken_n)
+    assert np.array_equal(RandomSlice(3, draw_limit(threshold_s[0])).rows(np.arange(5000)), taken_n)

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from llkd.core.acquisition import (
     digit_counts,
     draws,
-    find_bars,
+    find_thresholds,
     priorities,
     round_sizes,
     water_fill,
@@ -62,10 +62,10 @@ def test_acquisition_takes_what_is_wanted_and_no_more(
     uncertainty_n = data.draw(arrays(np.float32, rows, elements=st.floats(0, 1, width=32)))
     priority_n = priorities(uncertainty_n, draws(np.arange(rows), seed=wanted))
 
-    def count(bar_s: np.ndarray, digit: int) -> np.ndarray:
-        return digit_counts(stratum_n, priority_n, bar_s, digit)
+    def count(threshold_s: np.ndarray, digit: int) -> np.ndarray:
+        return digit_counts(stratum_n, priority_n, threshold_s, digit)
 
-    taken_n = priority_n >= find_bars(count, wanted, cells)[stratum_n]
+    taken_n = priority_n >= find_thresholds(count, wanted, cells)[stratum_n]
     assert taken_n.sum() == min(wanted, rows)
     repeated_n = stratum_n >= cells
     assert not (taken_n & repeated_n).any() or taken_n[~repeated_n].all()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llkd.core.holdout import MOST_ROWS, draw_holdout
+from llkd.core.holdout import MAX_ROWS, draw_holdout
 from llkd.core.policies import Signals
 from llkd.core.statistics import ClassStatistics, class_statistics
 
@@ -49,7 +49,7 @@ def test_a_large_corpus_gives_no_more_than_are_needed_from_a_few_shards() -> Non
     assert holdout is not None
     assert len(holdout.shards) == 64
     # one shard has a 1000th of the rows: 100,000, and half of them are confident
-    assert holdout.rows(signals).sum() * 64 == pytest.approx(MOST_ROWS, rel=0.15)
+    assert holdout.rows(signals).sum() * 64 == pytest.approx(MAX_ROWS, rel=0.15)
 
 
 def test_a_small_class_gives_none_and_no_share_means_none() -> None:

@@ -1,4 +1,4 @@
-"""Which rows the student trains on in an epoch, as what, and with what weight."""
+"""Selection policies: the rows, labels and weights that the student trains on in an epoch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -38,11 +38,11 @@ _SIDES: dict[str, Sides] = {"teacher_confidence": "teacher", "student_uncertaint
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """What policies can be told; each takes what concerns it."""
+    """Settings of all policies; each policy uses some of them."""
 
     rule: Rule = field(default_factory=Rule)
     sides: Sides = "both"
-    """For `llkd`: which signals have to reach their thresholds."""
+    """For `llkd`: the signals that must reach their thresholds."""
     warmup_epochs: int = 1
     class_floor: float = 0.0
     beta: float = 1.0
@@ -53,7 +53,7 @@ class PolicySettings:
 
 
 def make_policy(name: PolicyName, settings: PolicySettings | None = None) -> Policy:
-    """The policy of a name in `selection.policy`."""
+    """The policy that `selection.policy` names."""
     s = settings or PolicySettings()
     momentum, warmup, floor = s.rule.momentum, s.warmup_epochs, s.class_floor
     match name:
