@@ -18,7 +18,7 @@ from llkd.config.run import RunConfig
 from llkd.lab.benchmarks.object_store import ObjectStore
 from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
-from llkd.teacher.stage import CONTENT_FREE
+from llkd.teacher.actor import CONTENT_FREE
 from tests.conftest import ROOT, MakeConfig, config_maker
 from tests.heads import ENDED, HEAD_TYPE, Head, SharedHead, head, node_type, wait_until
 

@@ -18,6 +18,7 @@ from itertools import pairwise
 import numpy as np
 
 from llkd.core.draws import uniform_by_position
+from llkd.core.statistics import count_by
 
 UNCERTAINTY_BITS = 16
 DRAW_BITS = 47
@@ -119,9 +120,8 @@ def digit_counts(
         above = shift + np.uint64(DIGIT_BITS)
         tied_n = (priority_n >> above) == (threshold_s[stratum_n] >> above)
         stratum_n, priority_n = stratum_n[tied_n], priority_n[tied_n]
-    value_n = ((priority_n >> shift) & np.uint64(VALUES - 1)).astype(np.int64)
-    flat = np.bincount(stratum_n * VALUES + value_n, minlength=len(threshold_s) * VALUES)
-    return flat.reshape(len(threshold_s), VALUES).astype(np.int64)
+    value_n = (priority_n >> shift) & np.uint64(VALUES - 1)
+    return count_by((len(threshold_s), VALUES), stratum_n, value_n)
 
 
 def find_thresholds(

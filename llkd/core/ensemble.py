@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llkd.core.uncertainty import p_log_p
+
 SMALLEST_PROB = 1e-12
 """Lower bound of probabilities: a teacher's zero must not veto a label."""
 
@@ -35,4 +37,4 @@ def combine_distributions(
 
 
 def _entropy(probs_nc: np.ndarray) -> np.ndarray:
-    return np.asarray(-(probs_nc * np.log(probs_nc)).sum(axis=1))
+    return np.asarray(-p_log_p(probs_nc).sum(axis=1))

@@ -1,9 +1,12 @@
 """Quality of labels and of their confidence, from counts that merge over shards."""
 
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 import numpy as np
+
+from llkd.core.statistics import count_by
 
 ECE_BINS = 15
 """Equal-width confidence bins of the expected calibration error."""
@@ -27,9 +30,7 @@ class Evaluation:
     """Rows by (wrong or right, fine confidence bin), shape (2, RANK_BINS), int64."""
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
-        return Evaluation(
-            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
-        )
+        return Evaluation(*map(add, vars(self).values(), vars(other).values()))
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists; `from_json` reads them back."""
@@ -115,9 +116,9 @@ def evaluate(probs_nc: np.ndarray, gold_n: np.ndarray) -> Evaluation:
     bin_n = np.minimum((confidence_n * ECE_BINS).astype(np.int64), ECE_BINS - 1)
     rank_n = np.minimum((confidence_n * RANK_BINS).astype(np.int64), RANK_BINS - 1)
     return Evaluation(
-        np.bincount(gold_n * classes + predicted_n, minlength=classes**2).reshape(classes, classes),
+        count_by((classes, classes), gold_n, predicted_n),
         np.bincount(bin_n, weights=confidence_n, minlength=ECE_BINS),
         np.bincount(bin_n, minlength=ECE_BINS),
         np.bincount(bin_n, weights=correct_n, minlength=ECE_BINS).astype(np.int64),
-        np.bincount(correct_n * RANK_BINS + rank_n, minlength=2 * RANK_BINS).reshape(2, RANK_BINS),
+        count_by((2, RANK_BINS), correct_n, rank_n),
     )

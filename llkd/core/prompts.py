@@ -18,7 +18,9 @@ class Turn:
 
 
 TEXT_SLOT = "\x00"
-"""Placeholder for a text: of each example, and last of the row. Ingest rejects texts with NUL."""
+"""Placeholder of a text: of each example, and last of the row. Ingest rejects texts with NUL."""
+CHARACTERS_PER_TOKEN = 32
+"""Upper bound in running text: a long text's first tokens are found without tokenising all of it."""
 
 
 def instructions(

@@ -1,6 +1,9 @@
 """Statistics of shards by pseudo-label, which merge by addition."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import add, sub
 from typing import Any
 
 import numpy as np
@@ -34,21 +37,11 @@ class ClassStatistics:
     """Rows by confidence bin, shape (C, B), int64."""
 
     def __add__(self, other: "ClassStatistics") -> "ClassStatistics":
-        return ClassStatistics(
-            self.rows_c + other.rows_c,
-            self.confidence_c + other.confidence_c,
-            self.uncertainty_c + other.uncertainty_c,
-            self.histogram_cb + other.histogram_cb,
-        )
+        return ClassStatistics(*map(add, vars(self).values(), vars(other).values()))
 
     def __sub__(self, other: "ClassStatistics") -> "ClassStatistics":
         """The statistics of these rows without a subset of them."""
-        return ClassStatistics(
-            self.rows_c - other.rows_c,
-            self.confidence_c - other.confidence_c,
-            self.uncertainty_c - other.uncertainty_c,
-            self.histogram_cb - other.histogram_cb,
-        )
+        return ClassStatistics(*map(sub, vars(self).values(), vars(other).values()))
 
     @property
     def mean_confidence_c(self) -> np.ndarray:
@@ -75,6 +68,14 @@ class ClassStatistics:
         )
 
 
+def count_by(shape: tuple[int, ...], *index_n: Iterable[int]) -> np.ndarray:
+    """Number of rows with each combination of indices: int64, of that shape."""
+    flat_n = np.zeros((), dtype=np.int64)
+    for size, each_n in zip(shape, index_n, strict=True):
+        flat_n = flat_n * size + np.asarray(each_n, dtype=np.int64)
+    return np.bincount(flat_n, minlength=math.prod(shape)).reshape(shape)
+
+
 def class_statistics(
     label_n: np.ndarray, confidence_n: np.ndarray, uncertainty_n: np.ndarray | None, classes: int
 ) -> ClassStatistics:
@@ -88,16 +89,13 @@ def class_statistics(
     """
     bits_n = -np.log2(np.maximum(1.0 - confidence_n.astype(np.float64), 2.0**-60))
     bin_n = np.minimum((bits_n * BINS_PER_BIT).astype(np.int64), CONFIDENCE_BINS - 1)
-    flat = np.bincount(
-        label_n.astype(np.int64) * CONFIDENCE_BINS + bin_n, minlength=classes * CONFIDENCE_BINS
-    )
     return ClassStatistics(
         np.bincount(label_n, minlength=classes).astype(np.int64),
         np.bincount(label_n, weights=confidence_n, minlength=classes),
         np.zeros(classes)
         if uncertainty_n is None
         else np.bincount(label_n, weights=uncertainty_n, minlength=classes),
-        flat.reshape(classes, CONFIDENCE_BINS).astype(np.int64),
+        count_by((classes, CONFIDENCE_BINS), label_n, bin_n),
     )
 
 

@@ -99,7 +99,7 @@ def test_dropout_passes_of_a_student_without_dropout_are_refused(tiny_student: s
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    with pytest.raises(StudentError, match=r"mc_dropout .* this student has none"):
+    with pytest.raises(StudentError, match=r"mc_dropout needs a student with dropout"):
         Scorer(tokenizer, model, max_length=32, dropout_passes=4)
 
 

@@ -28,8 +28,9 @@ from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import MANIFEST, Manifest
 from llkd.store.schema import RunLayout, shard_name
+from llkd.teacher.actor import CONTENT_FREE
 from llkd.teacher.calibrate import calibrate
-from llkd.teacher.stage import CONTENT_FREE, label, manifest_of
+from llkd.teacher.stage import label, manifest_of
 from tests.conftest import MakeConfig, SilentTracker
 from tests.fakes import KeywordTeacher, text_key
 from tests.helpers import calls_in, logprobs_of

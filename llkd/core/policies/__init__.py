@@ -11,11 +11,9 @@ from llkd.core.policies.base import (
     Policy,
     Signals,
     State,
-    filled,
-    select_rows,
-    settle,
 )
 from llkd.core.policies.baselines import SelectAll, SelectRandom
+from llkd.core.policies.driver import select, select_rows
 from llkd.core.policies.label_noise import ConfidentLearning, SmallLoss
 from llkd.core.policies.refine import Refined
 from llkd.core.policies.student_confidence import FreeMatch, SoftMatch
@@ -23,7 +21,7 @@ from llkd.core.policies.threshold import Rule, ThresholdKind, ThresholdPolicy, W
 
 __all__ = [
     "ROWS", "SMALLEST_WEIGHT", "Choice", "Policy", "PolicyName", "PolicySettings", "Rule", "Signals",
-    "State", "ThresholdKind", "WeightKind", "filled", "make_policy", "select_rows", "settle",
+    "State", "ThresholdKind", "WeightKind", "make_policy", "select", "select_rows",
     "uniform_by_position",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The interface of selection policies, and the driver that runs them.
+"""The interface of selection policies; llkd/core/policies/driver.py runs them.
 
 A policy sees a shard only through its signals. It works in two steps: it determines its parameters
 from mergeable statistics of all shards, then selects the rows of each shard on its own.
@@ -12,11 +12,8 @@ from mergeable statistics of all shards, then selects the rows of each shard on 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
-from typing import TypeVar
 
 import numpy as np
 
@@ -166,129 +163,6 @@ class Policy(ABC):
             thresholds: the thresholds that selected them.
         """
         return None
-
-
-Chosen = TypeVar("Chosen")
-
-Measure = Callable[[str, Thresholds], Tally]
-"""The total of `Policy.measure` over all shards, for a question and thresholds."""
-
-
-def settle(
-    policy: Policy,
-    epoch: int,
-    statistics: ClassStatistics,
-    previous: Thresholds | None,
-    measure: Measure,
-) -> State:
-    """A policy's state once all its questions of an epoch are answered; see `Policy.begin`."""
-    state = policy.begin(epoch, statistics, previous)
-    asked: list[str] = []
-    while (question := policy.question(epoch, state, asked)) is not None:
-        state = policy.learn(epoch, question, measure(question, state.thresholds), state)
-        asked.append(question)
-    return state
-
-
-def filled(
-    policy: Policy,
-    state: State,
-    selected_c: np.ndarray,
-    measure_held: Callable[[Thresholds], Tally] | None,
-) -> Thresholds | None:
-    """Wider thresholds if a class fell short of its floor, else None; see `Policy.fill`.
-
-    Args:
-        policy: the policy.
-        state: its state when it selected.
-        selected_c: selected trainable rows, shape (C,).
-        measure_held: the total of `Policy.measure` over the held-out rows, for the question ROWS;
-            None without held-out rows. Called only if a class may have fallen short.
-    """
-    wider = policy.fill(state.statistics, selected_c, state.thresholds)
-    if wider is None or measure_held is None:
-        return wider
-    trainable = state.statistics - statistics_of(measure_held(state.thresholds))
-    return policy.fill(trainable, selected_c, state.thresholds)
-
-
-def select(
-    policy: Policy,
-    epoch: int,
-    statistics: ClassStatistics,
-    previous: Thresholds | None,
-    *,
-    measure: Measure,
-    choose: Callable[[Thresholds], tuple[Chosen, np.ndarray]],
-    measure_held: Callable[[Thresholds], Tally] | None,
-) -> tuple[State, Chosen]:
-    """The selection of an epoch, for shards in memory or in storage.
-
-    Args:
-        policy: the policy.
-        epoch: from 0.
-        statistics: see `Policy.begin`.
-        previous: see `Policy.begin`.
-        measure: the pass over all shards that answers a question.
-        choose: the pass that selects by thresholds; returns its result and the number of selected
-            trainable rows, shape (C,). Called again if a class fell short of its floor.
-        measure_held: see `filled`.
-
-    Returns:
-        The state with the final thresholds, and the result of the last `choose`.
-    """
-    state = settle(policy, epoch, statistics, previous, measure)
-    chosen, selected_c = choose(state.thresholds)
-    wider = filled(policy, state, selected_c, measure_held)
-    if wider is None:
-        return state, chosen
-    return replace(state, thresholds=wider), choose(wider)[0]
-
-
-def select_rows(
-    policy: Policy,
-    epoch: int,
-    parts: Sequence[Signals],
-    statistics: ClassStatistics,
-    previous: Thresholds | None,
-    held: Sequence[np.ndarray] | None = None,
-) -> tuple[State, list[Choice]]:
-    """`select` with the signals of all shards in memory.
-
-    Args:
-        policy: the policy.
-        epoch: from 0.
-        parts: the signals of each shard.
-        statistics: see `Policy.begin`.
-        previous: see `Policy.begin`.
-        held: mask of each shard's held-out rows, bool, shape (N,).
-
-    Returns:
-        The state, and each shard's choice.
-    """
-
-    def measure(question: str, thresholds: Thresholds) -> Tally:
-        return reduce(add, (policy.measure(epoch, question, p, thresholds) for p in parts))
-
-    def choose(thresholds: Thresholds) -> tuple[list[Choice], np.ndarray]:
-        choices = [policy.choose(epoch, part, thresholds) for part in parts]
-        if held is not None:
-            choices = [choice.without(held_n) for choice, held_n in zip(choices, held, strict=True)]
-        return choices, reduce(add, (choice.counts(len(statistics.rows_c)) for choice in choices))
-
-    def measure_held(thresholds: Thresholds) -> Tally:
-        parts_held = [part.of(held_n) for part, held_n in zip(parts, held or (), strict=True)]
-        return reduce(add, (policy.measure(epoch, ROWS, p, thresholds) for p in parts_held))
-
-    return select(
-        policy,
-        epoch,
-        statistics,
-        previous,
-        measure=measure,
-        choose=choose,
-        measure_held=None if held is None else measure_held,
-    )
 
 
 class FilledPolicy(Policy):

@@ -8,6 +8,7 @@ import numpy as np
 from llkd.core.mixture import Mixture, fit_two_normals
 from llkd.core.policies.base import ROWS, Signals, State
 from llkd.core.policies.student_confidence import StudentConfidencePolicy
+from llkd.core.statistics import count_by
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
 
@@ -106,8 +107,7 @@ class ConfidentLearning(StudentConfidencePolicy):
         assert signals.student_nc is not None
         classes = len(thresholds.floor_c)
         bin_n = loss_bins(self.view(epoch, signals, thresholds).confidence_n)
-        flat_n = signals.label_n.astype(np.int64) * LOSS_BINS + bin_n
-        losses_cb = np.bincount(flat_n, minlength=classes * LOSS_BINS).reshape(classes, LOSS_BINS)
+        losses_cb = count_by((classes, LOSS_BINS), signals.label_n, bin_n)
         joint_cc = confident_joint(
             signals.label_n, signals.student_nc, thresholds.parameters["self_confidence"]
         )
@@ -146,8 +146,8 @@ def confident_joint(
     reached_nc = probs_nc >= threshold_c - 1e-6  # cleanlab's own tolerance
     reached_n = reached_nc.sum(axis=1)
     true_n = np.where(reached_n > 1, probs_nc.argmax(axis=1), reached_nc.argmax(axis=1))
-    flat_n = (label_n.astype(np.int64) * classes + true_n)[reached_n > 0]
-    return np.bincount(flat_n, minlength=classes**2).reshape(classes, classes)
+    confident_n = reached_n > 0
+    return count_by((classes, classes), label_n[confident_n], true_n[confident_n])
 
 
 def wrong_by_class(joint_cc: np.ndarray, rows_c: np.ndarray) -> np.ndarray:

@@ -19,10 +19,28 @@ from llkd.core.thresholds import Thresholds, no_thresholds
 
 class StudentConfidencePolicy(FilledPolicy):
     """Selects by the student's probability of the teacher's label; during the warm-up it selects
-    all rows with weight 1."""
+    all rows with weight 1.
+
+    Args:
+        momentum: of the moving averages over epochs, in [0, 1).
+        class_floor: see FilledPolicy.
+        warmup_epochs: see FilledPolicy.
+        seed: unused.
+    """
 
     uses_student_probs = True
     uses_uncertainty = True  # it comes with the student's distribution
+
+    def __init__(
+        self,
+        *,
+        momentum: float = 0.0,
+        class_floor: float = 0.0,
+        warmup_epochs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(class_floor=class_floor, warmup_epochs=warmup_epochs, seed=seed)
+        self.momentum = momentum
 
     def is_warm(self, epoch: int) -> bool:
         """Whether the warm-up is over."""
@@ -56,25 +74,7 @@ class StudentConfidencePolicy(FilledPolicy):
 
 class FreeMatch(StudentConfidencePolicy):
     """Self-adaptive thresholds (arXiv 2205.07246): rows with q(a) >= g · l(a) / max l, where g is
-    the mean of q(a) over the corpus and l(y) the mean of q(y), both moving averages over epochs.
-
-    Args:
-        momentum: of g and l, in [0, 1).
-        class_floor: see FilledPolicy.
-        warmup_epochs: see FilledPolicy.
-        seed: unused.
-    """
-
-    def __init__(
-        self,
-        *,
-        momentum: float = 0.0,
-        class_floor: float = 0.0,
-        warmup_epochs: int = 1,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(class_floor=class_floor, warmup_epochs=warmup_epochs, seed=seed)
-        self.momentum = momentum
+    the mean of q(a) over the corpus and l(y) the mean of q(y), both moving averages over epochs."""
 
     def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
         """See Policy.measure."""
@@ -97,17 +97,7 @@ class FreeMatch(StudentConfidencePolicy):
 
 class SoftMatch(StudentConfidencePolicy):
     """Every row, weighted by the truncated Gaussian of q(a) (arXiv 2301.10921): 1 at or above the
-    mean, decreasing below it. Mean and variance are moving averages over epochs.
-
-    Args:
-        momentum: of mean and variance, in [0, 1).
-        warmup_epochs: see FilledPolicy.
-        seed: unused.
-    """
-
-    def __init__(self, *, momentum: float = 0.0, warmup_epochs: int = 1, seed: int = 0) -> None:
-        super().__init__(warmup_epochs=warmup_epochs, seed=seed)
-        self.momentum = momentum
+    mean, decreasing below it. Mean and variance are moving averages over epochs."""
 
     def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
         """See Policy.measure."""

@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 
 from llkd.core.policies.base import ROWS, SMALLEST_WEIGHT, FilledPolicy, Signals, State
-from llkd.core.statistics import ClassStatistics, confidence_of_top
+from llkd.core.statistics import ClassStatistics, confidence_of_top, count_by
 from llkd.core.tally import Tally, grid_sum
 from llkd.core.thresholds import Thresholds, moving_average, no_thresholds
+from llkd.core.uncertainty import p_log_p
 
 ThresholdKind = Literal["class_mean", "freematch", "quantile", "fixed"]
 WeightKind = Literal["none", "product", "sum", "softmatch"]
@@ -216,9 +217,7 @@ def freematch_threshold(mean: float, class_c: np.ndarray) -> np.ndarray:
 
 def entropy_terms(probs_nc: np.ndarray) -> np.ndarray:
     """−q log q / log C of each class, whose sum is the entropy: shape (N, C)."""
-    probs_nc = probs_nc.astype(np.float64)
-    logs_nc = np.log(np.where(probs_nc > 0, probs_nc, 1.0))
-    return np.asarray(-probs_nc * logs_nc / np.log(probs_nc.shape[1]))
+    return np.asarray(-p_log_p(probs_nc) / np.log(probs_nc.shape[1]))
 
 
 def uncertainty_histogram(
@@ -227,9 +226,7 @@ def uncertainty_histogram(
     """Rows by pseudo-label and uncertainty bin, int64, shape (C, UNCERTAINTY_BINS)."""
     bin_n = (uncertainty_n.astype(np.float64) * UNCERTAINTY_BINS).astype(np.int64)
     bin_n = np.minimum(bin_n, UNCERTAINTY_BINS - 1)
-    flat_n = label_n.astype(np.int64) * UNCERTAINTY_BINS + bin_n
-    counts = np.bincount(flat_n, minlength=classes * UNCERTAINTY_BINS)
-    return counts.reshape(classes, UNCERTAINTY_BINS)
+    return count_by((classes, UNCERTAINTY_BINS), label_n, bin_n)
 
 
 def uncertainty_of_top(histogram_cb: np.ndarray, wanted_c: np.ndarray) -> np.ndarray:

@@ -26,9 +26,9 @@ from llkd.core.metrics import evaluate
 from llkd.core.verbalizers import Verbalizer, label_tree
 from llkd.errors import ConfigError, DataError, TeacherError
 from llkd.ingest.sources import as_text, check_columns, count_rows, list_files, read_rows
+from llkd.teacher.actor import CONTENT_FREE
 from llkd.teacher.examples import with_drawn_examples
 from llkd.teacher.prompting import Prompter, make_prompter
-from llkd.teacher.stage import CONTENT_FREE
 
 RAW = "first token"
 """What is usual: the first token of each label, as it is; labels that share it cannot be told
@@ -81,7 +81,7 @@ def measure_labels(
         for name in verbalizers:
             try:
                 prompter = _prompter(config, name, engine.prompter.tokenizer)
-                engine.speak(prompter)
+                engine.use_prompter(prompter)
             except TeacherError as error:
                 say(f"{config.run_dir} {name}: {error}")
                 continue

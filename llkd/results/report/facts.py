@@ -198,7 +198,9 @@ def gather(config: RunConfig) -> Facts:
     corpus = part(None, teacher_pass, config, "corpus", calibration)
     test_labels = part(None, teacher_pass, config, "test", calibration) if tested else None
     stats = part(list[dict[str, Any]](), _trained, config)
-    epochs = part(None, _epochs, config, stats)
+    shards, lost = part(([], []), _selected_shards, config, stats)
+    errors.extend(lost)
+    epochs = part(None, epochs_pass, config, stats, shards)
     last = stats[-1]["epoch"] if stats else None
     test = part(None, test_pass, config, calibration) if tested else None
     agreement = part(None, corpus_pass, config, calibration, last)
@@ -254,9 +256,21 @@ def _trained(config: RunConfig) -> list[dict[str, Any]]:
     return found
 
 
-def _epochs(config: RunConfig, stats: list[dict[str, Any]]) -> Totals | None:
-    shards = Folder(RunLayout(config.run_dir).pseudo_labels).shards()
-    return epochs_pass(config, stats, sorted(shards))
+def _selected_shards(config: RunConfig, stats: list[dict[str, Any]]) -> tuple[list[int], list[str]]:
+    """(the shards that every epoch's selection has, what the other selections have lost)."""
+    layout = RunLayout(config.run_dir)
+    shards, lost = Folder(layout.pseudo_labels).shards(), []
+    missing = {
+        entry["epoch"]: shards - Folder(layout.selection(entry["epoch"])).shards()
+        for entry in stats
+    }
+    for epoch, absent in missing.items():
+        if absent:
+            lost.append(
+                f"{len(absent)} of {len(shards)} shards of the selection of epoch {epoch + 1} are "
+                "lost. The figures of all epochs leave these shards out."
+            )
+    return sorted(shards.difference(*missing.values())), lost
 
 
 def _rejects(layout: RunLayout) -> dict[str, Totals]:

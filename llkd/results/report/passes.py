@@ -17,6 +17,7 @@ from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration, no_calibration
 from llkd.core.metrics import evaluate
+from llkd.core.statistics import count_by
 from llkd.core.thresholds import TOLERANCE, Thresholds
 from llkd.distill.selection_counts import COUNTS, Counts
 from llkd.results.report.totals import (
@@ -24,7 +25,6 @@ from llkd.results.report.totals import (
     CELLS,
     Totals,
     bins_of,
-    count_by,
     evaluation_sums,
     top_rows,
 )
@@ -126,13 +126,14 @@ def epochs_pass(
     """
     if not stats:
         return None
-    means = [_mean_weight(config, epoch_stats["epoch"]) for epoch_stats in stats]
-    return _total(partial(_epochs_shard, config, stats, means), shards)
+    epochs, layout = [epoch_stats["epoch"] for epoch_stats in stats], RunLayout(config.run_dir)
+    means = [_mean_weight(layout, epoch) for epoch in epochs]
+    scored = [Folder(layout.uncertainty(epoch)).shards() for epoch in epochs]
+    return _total(partial(_epochs_shard, config, stats, means, scored), shards)
 
 
-def _mean_weight(config: RunConfig, epoch: int) -> float:
-    folder = Folder(RunLayout(config.run_dir).selection(epoch))
-    counts = Counts.from_json(folder.read_json(COUNTS))
+def _mean_weight(layout: RunLayout, epoch: int) -> float:
+    counts = Counts.from_json(Folder(layout.selection(epoch)).read_json(COUNTS))
     return counts.weight_sum / max(int(counts.selected_s.sum()), 1)
 
 
@@ -150,7 +151,7 @@ class _Epoch:
     label_n: np.ndarray
     confidence_n: np.ndarray
     uncertainty_n: np.ndarray | None
-    """None in an epoch that scored no rows."""
+    """None if the epoch did not score the shard, or its file is lost."""
     selected_n: np.ndarray
     """Booleans."""
 
@@ -186,7 +187,11 @@ class _Epoch:
 
 
 def _epochs_shard(
-    config: RunConfig, stats: Sequence[dict[str, Any]], means: Sequence[float], shard: int
+    config: RunConfig,
+    stats: Sequence[dict[str, Any]],
+    means: Sequence[float],
+    scored: Sequence[Collection[int]],
+    shard: int,
 ) -> Totals:
     layout, classes = RunLayout(config.run_dir), len(config.task.labels)
     table = Folder(layout.pseudo_labels).read_shard(shard, [ROW, LABEL, CONFIDENCE])
@@ -194,14 +199,17 @@ def _epochs_shard(
     confidence_n = table[CONFIDENCE].to_numpy()
     score_n, visits_n = np.zeros(len(row_n)), np.zeros(len(row_n), dtype=np.int64)
     epochs = []
-    for epoch_stats, mean in zip(stats, means, strict=True):
+    for epoch_stats, mean, scored_shards in zip(stats, means, scored, strict=True):
         chosen = Folder(layout.selection(epoch_stats["epoch"])).read_shard(shard, [ROW, WEIGHT])
         place_n = np.searchsorted(row_n, chosen[ROW].to_numpy())
         selected_n = np.zeros(len(row_n), dtype=bool)
         selected_n[place_n] = True
         visits_n += selected_n
         score_n[place_n] += chosen[WEIGHT].to_numpy() / max(mean, 1e-30)
-        uncertainty_n = _uncertainty(layout, epoch_stats, shard)
+        uncertainty_n = None
+        if shard in scored_shards:
+            uncertainty = Folder(layout.uncertainty(epoch_stats["epoch"]))
+            uncertainty_n = uncertainty.read_shard(shard, [UNCERTAINTY])[UNCERTAINTY].to_numpy()
         epochs.append(_Epoch(epoch_stats, label_n, confidence_n, uncertainty_n, selected_n))
     sums = {
         "why_ec4": np.stack([epoch.reasons(classes) for epoch in epochs]),
@@ -218,14 +226,6 @@ def _epochs_shard(
         "unsure": top_rows(np.where(visits_n == 0, -confidence_n, -np.inf), shard, columns),
     }
     return Totals(sums, rows)
-
-
-def _uncertainty(layout: RunLayout, stats: dict[str, Any], shard: int) -> np.ndarray | None:
-    """The student's uncertainty, shape (N,); None in an epoch that scored no rows."""
-    if all(label_stats["mean_uncertainty"] is None for label_stats in stats["classes"].values()):
-        return None
-    table = Folder(layout.uncertainty(stats["epoch"])).read_shard(shard, [UNCERTAINTY])
-    return table[UNCERTAINTY].to_numpy()
 
 
 def test_pass(config: RunConfig, calibration: Calibration | None) -> Totals | None:

@@ -46,7 +46,8 @@ def selection_section(facts: Facts) -> Section:
     plots, notes, findings = list[Plot](), [], list[Finding]()
     policy = facts.config.selection.policy
     if facts.epochs is None:
-        notes.append("No epoch is trained yet.")
+        trained = "The selections of the epochs cannot be read."
+        notes.append(trained if facts.stats else "No epoch is trained yet.")
     else:
         thresholds, plane = _thresholds_plot(facts), plane_plot(facts, _has_reasons(facts))
         plots = present(
