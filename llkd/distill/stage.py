@@ -51,7 +51,7 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         ResourceError: the workers do not fit on this cluster.
         StudentError: training failed more often than `student.max_failures`.
     """
-    from llkd.student.checkpoints import checkpoint_name, delete_checkpoints
+    from llkd.student.checkpoints import delete_checkpoints
 
     started = time.monotonic()
     layout = RunLayout(config.run_dir)
@@ -70,27 +70,38 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
     prepare_epochs(selector, calibration)
     tracker.doing.remote("the training workers start")
     epochs = _train(config, selector, labelled.results["rows"], resources, max_workers, tracker)
-    stats = [read_stats(config, epoch) for epoch in range(epochs)]
-    rows = sum(labelled.results["rows"])
-    visits = sum(entry["selected"] - entry["dropped"] for entry in stats)
-    best = _chosen_epoch(config, epochs)
-    finished = manifest.finished(
-        {
-            "checkpoint": checkpoint_name(best),
-            "epoch": best,
-            "epochs": epochs,
-            "rows": rows,
-            "row_visits_fraction": visits / (rows * epochs),
-            "unique_rows_fraction": selector.unique_rows(epochs) / rows,
-            "stats": stats,  # a copy, in case a file is lost
-            "seconds": time.monotonic() - started,
-        }
-    )
+    results = _results(selector, sum(labelled.results["rows"]), epochs)
+    finished = manifest.finished({**results, "seconds": time.monotonic() - started})
     for epoch in range(epochs):
         record_epoch(layout, epoch)
     write_manifest(folder, finished)
-    delete_checkpoints(Folder(layout.checkpoints), [checkpoint_name(best)])
+    delete_checkpoints(Folder(layout.checkpoints), [results["checkpoint"]])
     return finished
+
+
+def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
+    """The results of a finished training.
+
+    Args:
+        selector: of the run.
+        rows: labelled rows.
+        epochs: trained epochs.
+    """
+    from llkd.student.checkpoints import checkpoint_name
+
+    config = selector.config
+    stats = [read_stats(config, epoch) for epoch in range(epochs)]
+    visits = sum(entry["selected"] - entry["dropped"] for entry in stats)
+    best = _chosen_epoch(config, epochs)
+    return {
+        "checkpoint": checkpoint_name(best),
+        "epoch": best,
+        "epochs": epochs,
+        "rows": rows,
+        "row_visits_fraction": visits / (rows * epochs),
+        "unique_rows_fraction": selector.unique_rows(epochs) / rows,
+        "stats": stats,  # a copy, in case a file is lost
+    }
 
 
 def _chosen_epoch(config: RunConfig, epochs: int) -> int:

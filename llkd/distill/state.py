@@ -52,7 +52,7 @@ def _complete_selection(selector: Selector, epoch: int) -> None:
     layout, policy = RunLayout(selector.config.run_dir), policy_of(selector.config)
     folder = Folder(layout.selection(epoch))
     missing = set(range(selector.shards)) - folder.shards()
-    if policy.uses_uncertainty:
+    if missing and policy.uses_uncertainty:
         missing &= Folder(layout.uncertainty(epoch)).shards()
     counted = folder.exists(COUNTS)
     if counted and not missing:

@@ -1,4 +1,4 @@
-"""Which rows are asked about: numbers by hand, and the same rows whatever the cut of the corpus."""
+"""Acquisition: numbers worked out by hand, and the same rows for any sharding of the corpus."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from llkd.core.uncertainty import MEASURES
 def chosen(
     stratum_n: np.ndarray, priority_n: np.ndarray, rows: int, cells: int, shards: int = 1
 ) -> tuple[np.ndarray, int]:
-    """(which rows are taken, passes over them), their histograms added up over shards."""
+    """(mask of the rows taken, number of passes), with histograms added up over shards."""
     parts = np.array_split(np.arange(len(stratum_n)), shards)
     passes = []
 
@@ -41,7 +41,7 @@ def chosen(
 def sorted_choice(
     stratum_n: np.ndarray, priority_n: np.ndarray, rows: int, cells: int
 ) -> np.ndarray:
-    """The same by sorting each stratum."""
+    """The same rows, by sorting each stratum."""
     taken_n = np.zeros(len(stratum_n), dtype=bool)
     for stratum, quota in enumerate(quotas(np.bincount(stratum_n, minlength=2 * cells), rows)):
         here = np.flatnonzero(stratum_n == stratum)
@@ -145,7 +145,7 @@ def test_degenerate_cases() -> None:
     for measure in MEASURES.values():
         priority_n = priorities(measure(probs_nc), np.array([0.9, 0.1, 0.5]))
         assert np.argsort(priority_n)[::-1].tolist() == [0, 2, 1]
-    # Rows that nothing tells apart are left: never more than wanted.
+    # Rows of equal priority are not taken: never more than wanted.
     same = np.repeat(one, 5)
     taken_n, passes = chosen(np.zeros(5, dtype=np.int64), same, 3, 1)
     assert (taken_n.sum(), passes) == (0, DIGITS)

@@ -15,7 +15,7 @@ from llkd.core.acquisition import (
     round_sizes,
     water_fill,
 )
-from llkd.core.metrics import RANK_BINS, evaluate
+from llkd.core.metrics import RANK_BINS, Evaluation, evaluate
 from llkd.core.uncertainty import MEASURES
 from tests.strategies import distributions
 
@@ -45,6 +45,8 @@ def test_metrics_are_within_bounds_and_those_of_scikit_learn(
     other = parts[0] + parts[1] + parts[2]
     assert np.array_equal(other.confusion_cc, found.confusion_cc)
     assert other.ece == pytest.approx(found.ece, abs=1e-12)
+    again = Evaluation.from_json(found.to_json())
+    assert (again.ece, again.macro_f1) == (found.ece, found.macro_f1)
 
 
 @given(st.data(), st.sampled_from(list(MEASURES)), st.sampled_from([np.float16, np.float32]))

@@ -50,6 +50,10 @@ def distilled(config: RunConfig, tracker: Any) -> dict[str, Any]:
     return dict(distill(config, calibrate(config), live_tracker()).results)
 
 
+def selector_of(config: RunConfig, shards: int = 7) -> Selector:
+    return Selector(config, shard_starts([420 // shards] * shards))
+
+
 def live_tracker() -> Any:
     """Workers need a tracker that pickles."""
     from llkd.cluster.progress import ProgressTracker
@@ -58,7 +62,7 @@ def live_tracker() -> Any:
 
 
 def selected_rows(config: RunConfig, epoch: int) -> dict[str, tuple[int, float]]:
-    """text -> (label, weight) of what an epoch selected."""
+    """(label, weight) of the rows that an epoch selected, by text."""
     layout = RunLayout(config.run_dir)
     rows, selection = Folder(layout.rows("corpus")), Folder(layout.selection(epoch))
     found = {}
@@ -132,7 +136,7 @@ def test_an_epoch_leaves_what_the_design_says(finished: Finished) -> None:
 
 def test_selection_follows_the_thresholds_written_down(finished: Finished) -> None:
     config, _ = finished
-    selector = Selector(config, shard_starts([60] * 7))
+    selector = selector_of(config)
     for epoch in range(3):
         stats = read_stats(config, epoch)
         thresholds = stats["thresholds"]
@@ -174,7 +178,7 @@ def test_the_same_selection_for_1_2_and_7_shards(
             corpus={"rows_per_shard": 420 // shards}, selection={"policy": policy},
         )  # fmt: skip
         labelled(config, tracker)
-        selector = Selector(config, shard_starts([420 // shards] * shards))
+        selector = selector_of(config, shards)
         make_pseudo_labels(selector.config, selector.shards, calibrate(config))
         layout = RunLayout(config.run_dir)
         # The student's uncertainty, as if scored: a number that depends on the text alone.
@@ -200,7 +204,7 @@ def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
         selection={"policy": "teacher_confidence", "class_floor": 0.6},
     )  # fmt: skip
     labelled(config, tracker)
-    selector = Selector(config, shard_starts([60] * 7))
+    selector = selector_of(config)
     calibration = calibrate(config)
     make_pseudo_labels(selector.config, selector.shards, calibration)
     holdout = holdout_of(config, selector)
@@ -255,7 +259,7 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
     )  # fmt: skip
     distilled(config, tracker)
     layout = RunLayout(config.run_dir)
-    selector, policy = Selector(config, shard_starts([60] * 7)), policy_of(config)
+    selector, policy = selector_of(config), policy_of(config)
     found = []
     for epoch in (1, 2):
         stats = read_stats(config, epoch)
@@ -274,12 +278,7 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
         expected = seen.teacher_nc[chosen["row"].to_numpy()]
         assert matrix(chosen["probs"]) == pytest.approx(expected, abs=1e-6)
         found.append(selected_rows(config, epoch))
-    # As after a kill between the last epoch's scoring and its selection.
-    manifest = Folder(layout.epochs).read_json("manifest.json")
-    Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})
-    shutil.rmtree(layout.selection(2))
-    Path(layout.epoch(2), "stats.json").unlink()
-    forget_last_checkpoint(config)
+    lose_last_epoch(config)
     distill(config, calibrate(config), live_tracker())
     assert selected_rows(config, 2) == found[1]
 
@@ -314,14 +313,9 @@ def test_a_run_that_lost_its_last_epoch_goes_on_from_the_checkpoint(
     layout = RunLayout(config.run_dir)
     first = [read_stats(config, epoch) for epoch in (0, 1)]
     kept = {p: p.stat().st_mtime_ns for p in Path(layout.epochs).glob("0[01]/*/part-*")}
-    # As after a kill between the last epoch's scoring and its selection.
-    manifest = Folder(layout.epochs).read_json("manifest.json")
-    Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})
-    shutil.rmtree(layout.selection(2))
-    Path(layout.epoch(2), "stats.json").unlink()
+    lose_last_epoch(config)
     Path(layout.uncertainty(2), "part-00003.parquet").unlink()
     scored = {p: p.stat().st_mtime_ns for p in Path(layout.uncertainty(2)).glob("part-*")}
-    forget_last_checkpoint(config)
     # As a kill in the middle of Ray Train's own record leaves it.
     Path(layout.checkpoints, "checkpoint_manager_snapshot.json").write_text("")
     distill(config, calibrate(config), live_tracker())
@@ -331,12 +325,17 @@ def test_a_run_that_lost_its_last_epoch_goes_on_from_the_checkpoint(
     assert Folder(layout.selection(2)).shards() == set(range(7))
 
 
-def forget_last_checkpoint(config: RunConfig) -> None:
-    """Make the third epoch's checkpoint the second's, as if only that had been left."""
-    folder = Path(RunLayout(config.run_dir).checkpoints)
-    (folder / "epoch-0002").rename(folder / "epoch-0001")
-    state = json.loads((folder / "epoch-0001/state.json").read_text())
-    (folder / "epoch-0001/state.json").write_text(json.dumps({**state, "epoch": 1}))
+def lose_last_epoch(config: RunConfig) -> None:
+    """The run as after a kill between the third epoch's scoring and its selection."""
+    layout = RunLayout(config.run_dir)
+    manifest = Folder(layout.epochs).read_json("manifest.json")
+    Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})
+    shutil.rmtree(layout.selection(2))
+    Path(layout.epoch(2), "stats.json").unlink()
+    checkpoints = Path(layout.checkpoints)
+    (checkpoints / "epoch-0002").rename(checkpoints / "epoch-0001")
+    state = json.loads((checkpoints / "epoch-0001/state.json").read_text())
+    (checkpoints / "epoch-0001/state.json").write_text(json.dumps({**state, "epoch": 1}))
 
 
 @pytest.mark.usefixtures("in_process")
@@ -383,7 +382,7 @@ def test_settings_that_change_the_student_are_refused(
 def test_rows_held_out_are_never_trained_on_and_choose_the_student(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
-    """Two of the epochs to come are not needed: no patience is left after the best."""
+    """Training stops after `patience` epochs without improvement."""
     config = make_config(
         test=None, corpus={"label_column": "label"},
         student={

@@ -1,4 +1,4 @@
-"""What is printed of an epoch."""
+"""The console lines of an epoch."""
 
 from llkd.distill.epoch_stats import notes
 

@@ -1,4 +1,4 @@
-"""Labels made elsewhere."""
+"""Labels from a table."""
 
 from pathlib import Path
 from typing import Any
