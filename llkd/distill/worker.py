@@ -58,7 +58,7 @@ def run_worker(loop_config: dict[str, Any]) -> None:
 
 
 class EpochLoop:
-    """The epochs as one worker runs them."""
+    """One worker's epochs."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class EpochLoop:
         student = config.student
         if self.device.type == "cpu":
             torch.set_num_threads(_threads(context.get_local_world_size()))
-        torch.manual_seed(config.seed)  # the head starts the same everywhere
+        torch.manual_seed(config.seed)  # the same initial head on every worker
         self.tokenizer, whole = load_student(student, config.task.label_names)
         bfloat16 = use_bfloat16(student.precision, self.device)
         self._scored = scoring_copy(whole, bfloat16).to(self.device)
@@ -99,7 +99,7 @@ class EpochLoop:
             config, selector, shard_rows, self.scorer, queue, tracker, self.rank, self.workers
         )
         self.model = parallel_model(whole, student.parallel, self.workers, self.device)
-        self._weights = whole  # inside what makes it parallel
+        self._weights = whole  # without the parallel wrapper
         self.trainer = Trainer(self.model, student, self.device, bfloat16)
         self.holdout: Holdout | None = holdout_of(config, selector)
         self.validation = read_validation(config)
@@ -135,7 +135,7 @@ class EpochLoop:
             "select": selected - scored,
             "train": time.monotonic() - selected,
         }
-        # An epoch's time runs from here to here, so it includes storing the previous checkpoint.
+        # Measured from report to report, so it includes storing the previous checkpoint.
         stats["waiting"] = self._waiting(time.monotonic() - self._begun)
         self._begun, self.waits = time.monotonic(), Waits()
         with self.waits.on("checkpoint"):

@@ -45,7 +45,7 @@ def made(model: str, dropout: bool = False, **settings: Any) -> tuple[torch.nn.M
 def differ(left: torch.nn.Module, right: torch.nn.Module) -> float:
     """The largest difference of any weight."""
     pairs = zip(left.parameters(), right.parameters(), strict=True)
-    return max(float((a - b).abs().max()) for a, b in pairs)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

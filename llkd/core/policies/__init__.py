@@ -1,7 +1,7 @@
 """Selection policies: the rows, labels and weights that the student trains on in an epoch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from llkd.core.draws import uniform_by_position
 from llkd.core.policies.base import (
@@ -53,32 +53,28 @@ class PolicySettings:
 def make_policy(name: PolicyName, settings: PolicySettings | None = None) -> Policy:
     """The policy that `selection.policy` names."""
     s = settings or PolicySettings()
-    momentum, warmup, floor = s.rule.momentum, s.warmup_epochs, s.class_floor
+    momentum = s.rule.momentum
+    common: dict[str, Any] = {"warmup_epochs": s.warmup_epochs, "seed": s.seed}
+    filled = {**common, "class_floor": s.class_floor}
     match name:
         case "all":
             return SelectAll(s.seed)
         case "random":
             return SelectRandom(s.rule.fraction, s.seed)
         case "softmatch":
-            return SoftMatch(momentum=momentum, warmup_epochs=warmup, seed=s.seed)
+            return SoftMatch(momentum=momentum, **common)
         case "freematch":
-            return FreeMatch(
-                momentum=momentum, class_floor=floor, warmup_epochs=warmup, seed=s.seed
-            )
+            return FreeMatch(momentum=momentum, **filled)
         case "small_loss":
-            return SmallLoss(
-                clean_probability=s.clean_probability, class_floor=floor, warmup_epochs=warmup,
-                seed=s.seed,
-            )  # fmt: skip
+            return SmallLoss(clean_probability=s.clean_probability, **filled)
         case "confident_learning":
-            return ConfidentLearning(class_floor=floor, warmup_epochs=warmup, seed=s.seed)
+            return ConfidentLearning(**filled)
         case "refined":
             return Refined(
-                beta=s.beta, parts=s.parts, keep=s.keep, weights=s.rule.weights, momentum=momentum,
-                warmup_epochs=warmup, class_floor=floor, seed=s.seed,
+                beta=s.beta, parts=s.parts, keep=s.keep, weights=s.rule.weights,
+                momentum=momentum, **filled,
             )  # fmt: skip
     sides = _SIDES.get(name, s.sides)
     return ThresholdPolicy(
-        teacher_side=sides != "student", student_side=sides != "teacher", rule=s.rule,
-        warmup_epochs=warmup, class_floor=floor, seed=s.seed,
-    )  # fmt: skip
+        teacher_side=sides != "student", student_side=sides != "teacher", rule=s.rule, **filled
+    )

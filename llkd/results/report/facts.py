@@ -198,7 +198,7 @@ def gather(config: RunConfig) -> Facts:
     corpus = part(None, teacher_pass, config, "corpus", calibration)
     test_labels = part(None, teacher_pass, config, "test", calibration) if tested else None
     stats = part(list[dict[str, Any]](), _trained, config)
-    shards, lost = part(([], []), _selected_shards, config, stats)
+    shards, lost = part((list[int](), list[str]()), _selected_shards, config, stats)
     errors.extend(lost)
     epochs = part(None, epochs_pass, config, stats, shards)
     last = stats[-1]["epoch"] if stats else None
