@@ -29,10 +29,11 @@ from llkd.results.save_student import export
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import begun
-from llkd.store.schema import RunLayout, shard_starts
+from llkd.store.schema import UNCERTAINTY_SCHEMA, RunLayout, shard_starts, with_probs
 from llkd.teacher.calibrate import calibrate
 from llkd.teacher.stage import label
 from tests.conftest import MakeConfig, SilentTracker, config_maker
+from tests.fakes import text_key
 from tests.in_process import in_process
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -184,7 +185,7 @@ def test_the_same_selection_for_1_2_and_7_shards(
         # The student's uncertainty, as if scored: a number that depends on the text alone.
         for shard in range(shards):
             texts = Folder(layout.rows("corpus")).read_shard(shard)["text"].to_pylist()
-            values = on_grid(np.array([(hash_of(text) % 1000) / 1000 for text in texts]))
+            values = on_grid(np.array([int(text_key(text), 16) % 1000 / 1000 for text in texts]))
             write_uncertainty(config, 1, shard, values)
         sums = selector.uncertainty_sums(range(shards), 1)
         selector.select(1, teacher_statistics(selector.config), sums, None)
@@ -230,15 +231,7 @@ def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
     assert cheap._epoch(0, cheap.signals, None)[0]["classes"] == stats["classes"]
 
 
-def hash_of(text: str) -> int:
-    from tests.fakes import text_key
-
-    return int(text_key(text), 16)
-
-
 def write_uncertainty(config: RunConfig, epoch: int, shard: int, values: np.ndarray) -> None:
-    from llkd.store.schema import UNCERTAINTY_SCHEMA, with_probs
-
     columns = {"row": np.arange(len(values), dtype=np.int32), "uncertainty": values}
     schema = UNCERTAINTY_SCHEMA
     if policy_of(config).uses_student_probs:
