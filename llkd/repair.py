@@ -6,7 +6,7 @@ kill. The table at `EpochsRepair` lists the consequences of damage to an epoch.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from llkd.cluster.integrity import damaged_files, forget, record_shards
+from llkd.cluster.integrity import damaged_files, forget, read_record, record_shards
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import STATS
 from llkd.distill.policy import policy_of
@@ -21,7 +21,7 @@ from llkd.teacher.calibrate import CALIBRATION
 
 Print = Callable[[str], None]
 
-REDONE, DROPPED = "made again", "dropped: no longer needed"
+REDONE, DROPPED, LOST = "made again", "dropped: no longer needed", "lost"
 
 
 def reopen_damaged(folder: Folder, name: str, say: Print, rejects: Folder | None = None) -> bool:
@@ -67,11 +67,15 @@ def _delete_damaged(
 ) -> list[str]:
     """Delete the damaged files of a folder; returns the names of damaged and of missing expected files."""
     bad = damaged_files(folder, expected)
+    _delete(folder, bad, name, say, then)
+    return bad
+
+
+def _delete(folder: Folder, bad: Sequence[str], name: str, say: Print, then: str) -> None:
     if bad:
         say(_line(name, bad, then))
     for file in bad:
         folder.delete_file(file)
-    return bad
 
 
 def _line(name: str, bad: Sequence[str], then: str = REDONE) -> str:
@@ -126,7 +130,7 @@ class EpochsRepair:
     | validation                | dropped                      | selected and trained again      |
     | selection                 | selected by its thresholds   | selected by its thresholds      |
     | uncertainty               | dropped                      | dropped if trained, else scored |
-    | selection and uncertainty | stays incomplete             | scored and trained again        |
+    | selection and uncertainty | lost: stays incomplete       | scored and trained again        |
     """
 
     def __init__(self, config: RunConfig, shards: int, say: Print) -> None:
@@ -202,8 +206,7 @@ class EpochsRepair:
         name = f"epoch {epoch + 1}"
         validation = Folder(self._layout.validation_of(epoch))
         _delete_damaged(validation, (), f"{name} validation", self._say, DROPPED)
-        bad = self._delete_selection(epoch)
-        if self._delete_scores(epoch, needed=bool(bad), trained=True) and bad:
+        if self._delete_selection(epoch, finished=True):
             self._say(
                 f"{name}: its selection stays incomplete, because its uncertainty is damaged too"
             )
@@ -219,28 +222,44 @@ class EpochsRepair:
             f"{name} validation",
             self._say,
         )
-        bad = self._delete_selection(epoch)
-        unscored = self._delete_scores(epoch, needed=bool(lost or bad), trained=trained)
-        if lost or (bad and unscored):
+        if self._delete_selection(epoch, rescored=bool(lost) or not trained) or lost:
             folder.delete_file(STATS)
         return not trained or folder.exists(STATS)
 
-    def _delete_selection(self, epoch: int) -> list[str]:
-        """Delete the damaged files of a selection; returns their names."""
-        folder, name = Folder(self._layout.selection(epoch)), f"epoch {epoch + 1} selection"
-        expected = self._shards if Folder(self._layout.epoch(epoch)).exists(STATS) else ()
-        bad = _delete_damaged(folder, expected, name, self._say)
-        return bad + _drop_unreadable(folder, [COUNTS], name, self._say)
+    def _delete_selection(
+        self, epoch: int, *, finished: bool = False, rescored: bool = False
+    ) -> list[str]:
+        """Delete the damaged files of an epoch's selection and uncertainty.
 
-    def _delete_scores(self, epoch: int, needed: bool, trained: bool) -> list[str]:
-        """Delete the damaged shards of an epoch's uncertainty; returns their names."""
-        folder = Folder(self._layout.uncertainty(epoch))
-        expected = self._shards if needed and policy_of(self._config).uses_uncertainty else ()
-        then = DROPPED if trained and not needed else REDONE
-        bad = _delete_damaged(folder, expected, f"epoch {epoch + 1} uncertainty", self._say, then)
-        if bad and trained:
-            record_shards(folder)
-        return bad
+        Args:
+            epoch: from 0.
+            finished: whether the student is finished: its epochs are not scored again.
+            rescored: whether the epoch is scored again in any case.
+
+        Returns:
+            The shards that have lost both: selection needs the uncertainty.
+        """
+        name, say = f"epoch {epoch + 1}", self._say
+        selection = Folder(self._layout.selection(epoch))
+        uncertainty = Folder(self._layout.uncertainty(epoch))
+        selected = Folder(self._layout.epoch(epoch)).exists(STATS)
+        recorded = finished and read_record(selection) is not None
+        bad = damaged_files(selection, self._shards if selected and not recorded else ())
+        scored = policy_of(self._config).uses_uncertainty
+        unscored = damaged_files(uncertainty, bad if scored else ())
+        lost = [shard for shard in bad if shard in unscored]
+        then = LOST if finished else REDONE
+        _delete(selection, lost, f"{name} selection", say, then)
+        _delete(uncertainty, lost, f"{name} uncertainty", say, then)
+        _delete(selection, [n for n in bad if n not in lost], f"{name} selection", say, REDONE)
+        unneeded = [shard for shard in unscored if shard not in lost]
+        then = REDONE if rescored else DROPPED
+        _delete(uncertainty, unneeded, f"{name} uncertainty", say, then)
+        _drop_unreadable(selection, [COUNTS], f"{name} selection", say)
+        for folder, gone in ((uncertainty, unscored), (selection, lost)):
+            if gone and read_record(folder) is not None:
+                record_shards(folder)
+        return lost
 
     def _go_back(self, epoch: int) -> None:
         """Reopen the training at an epoch, or earlier if the previous checkpoint no longer exists."""

@@ -32,9 +32,10 @@ from llkd.store.manifest import (
 )
 from llkd.store.schema import RunLayout
 from llkd.teacher.acquire import choose, is_chosen
+from llkd.teacher.actor import CONTENT_FREE_ITEM
 from llkd.teacher.calibrate import RANDOM_SLICE, calibrate
 from llkd.teacher.merge_rounds import merge
-from llkd.teacher.stage import CONTENT_FREE_ITEM, label
+from llkd.teacher.stage import label
 from llkd.teacher.stage import manifest_of as label_manifest
 
 

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from rich.console import Console
 
 from llkd.config.run import RunConfig
+from llkd.config.student import StudentConfig
 from llkd.pipeline import run_stage
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
@@ -119,3 +121,17 @@ def logprobs_of(uri: Path | str) -> dict[int, np.ndarray]:
 def calls_in(path: Path) -> Counter[str]:
     """Number of times `KeywordTeacher` labelled each text, by its hash, from the file `calls`."""
     return Counter(line.split()[0] for line in path.read_text().splitlines())
+
+
+def student_of(student: StudentConfig, labels: Sequence[str], dropout: bool = True) -> Any:
+    """The model of a student, with the same new weights each time."""
+    import torch
+
+    from llkd.student.model import load_student
+
+    torch.manual_seed(0)
+    _, model = load_student(student, labels)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and not dropout:
+            module.p = 0.0  # for good: a trainer turns dropout on
+    return model

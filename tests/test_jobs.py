@@ -21,7 +21,8 @@ from llkd.ingest.stage import ingest
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.lock import held
-from llkd.teacher.stage import CONTENT_FREE, label
+from llkd.teacher.actor import CONTENT_FREE
+from llkd.teacher.stage import label
 from tests.conftest import ROOT, MakeConfig, SilentTracker, config_maker
 from tests.heads import free_port
 from tests.helpers import (

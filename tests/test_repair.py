@@ -144,8 +144,8 @@ def test_epochs_are_trained_again_from_the_first_that_is_damaged(
 ) -> None:
     run_dir = copied(finished, tmp_path)
     reopen(Folder(f"{run_dir}/epochs"))
-    cut(run_dir / "epochs/00/selection/part-00002.parquet")
-    cut(run_dir / "epochs/00/uncertainty/part-00004.parquet")
+    for part in ("selection", "uncertainty"):
+        cut(run_dir / f"epochs/00/{part}/part-00004.parquet")
     output = run(finished, run_dir)
     assert "epoch 1 uncertainty: 1 damaged shard (part-00004.parquet) is made again" in output
     assert "epoch 1 and those after it are trained again" in output

@@ -17,7 +17,7 @@ import yaml
 from llkd.config.run import RunConfig
 from llkd.lab.chaos.verify import problems
 from llkd.store.folder import Folder
-from llkd.teacher.stage import CONTENT_FREE
+from llkd.teacher.actor import CONTENT_FREE
 from tests.conftest import ROOT, MakeConfig, config_maker
 from tests.heads import ENDED, HEAD_TYPE, Head, SharedHead, head, node_type, wait_until
 from tests.object_store import ObjectStore

@@ -1,13 +1,11 @@
 """From raw label log-probabilities to a distribution over the labels.
 
-A language model prefers some label words whatever the text says. `batch` calibration removes
-that: it looks for the per-class bias b under which the corpus mean of
-p_i ∝ exp(logprob_i − b) equals a prior (uniform by default). One step of it, dividing by the
-mean and normalising again, is batch calibration (arXiv 2309.17249); repeated to its fixed point
-it holds the marginals exactly.
+A language model prefers some label words regardless of the text. `batch` calibration removes this
+bias: it finds the per-class bias b under which the corpus mean of p_i ∝ exp(logprob_i − b) equals a
+prior (uniform by default). One step, dividing by the mean and renormalising, is batch calibration
+(arXiv 2309.17249); iterated to its fixed point, it matches the prior exactly.
 
-All of it is a function of the stored log-probabilities, so it can be done again at any time
-without labelling again.
+Calibration is a function of the stored log-probabilities: changing it needs no new labels.
 """
 
 from collections.abc import Callable
@@ -16,7 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 LOWEST_LOGPROB = -100.0
-"""Log-probabilities below this are raised to it, so that -inf never meets arithmetic."""
+"""Lower bound of log-probabilities, which keeps -inf out of arithmetic."""
+MAX_TEMPERATURE = 100.0
+"""Bound of the temperature, and of its inverse: if gold is always or never the most probable label,
+the likelihood has no maximum."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Marginal:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How raw log-probabilities become a distribution: p_i ∝ exp((logprob_i − bias) / temperature)."""
+    """Maps raw log-probabilities to a distribution: p_i ∝ exp((logprob_i − bias) / temperature)."""
 
     bias_c: np.ndarray
     """Log bias of each class, shape (C,)."""
     temperature: float = 1.0
-    """Above 1 the distribution is less sure than the model, below 1 surer."""
+    """Above 1 makes the distribution flatter than the model's, below 1 sharper."""
 
     @property
     def classes(self) -> int:
@@ -65,7 +66,7 @@ class Calibration:
 
 
 def no_calibration(classes: int) -> Calibration:
-    """Log-probabilities are normalised over the labels, and no more."""
+    """Only normalises log-probabilities over the labels."""
     return Calibration(np.zeros(classes))
 
 
@@ -75,41 +76,37 @@ def marginal(logprobs_nc: np.ndarray, bias_c: np.ndarray) -> Marginal:
 
 
 def contextual_bias(logprobs_mc: np.ndarray) -> np.ndarray:
-    """The bias, shape (C,), that makes the mean answer to texts without content uniform.
+    """The bias, shape (C,), under which the mean distribution of content-free texts is uniform.
 
     Contextual calibration (arXiv 2102.09690).
 
     Args:
-        logprobs_mc: raw label log-probabilities of M texts without content, shape (M, C).
+        logprobs_mc: raw label log-probabilities of M content-free texts, shape (M, C).
     """
     bias_c = np.log(np.maximum(marginal(logprobs_mc, np.zeros(logprobs_mc.shape[1])).mean_c, 1e-12))
     return np.asarray(bias_c - bias_c.mean())
 
 
 def fit_temperature(logprobs_nc: np.ndarray, bias_c: np.ndarray, gold_n: np.ndarray) -> float:
-    """The temperature under which gold labels are most probable (arXiv 1706.04599).
+    """The temperature that maximises the likelihood of the gold labels (arXiv 1706.04599).
 
-    The mean negative log-likelihood is convex in 1 / temperature; its derivative, mean of
-    E_p[logit] − logit of gold, is brought to zero by bisection within [1/MOST, MOST].
+    The mean negative log-likelihood is convex in 1 / temperature; bisection finds the zero of its
+    derivative, the mean of E_p[logit] − logit of gold, in [1 / MAX_TEMPERATURE, MAX_TEMPERATURE].
 
     Args:
         logprobs_nc: raw label log-probabilities, shape (N, C).
-        bias_c: subtracted before, shape (C,).
+        bias_c: the bias to subtract first, shape (C,).
         gold_n: gold classes, integers, shape (N,).
     """
     logits_nc = np.maximum(logprobs_nc.astype(np.float64), LOWEST_LOGPROB) - bias_c
     gold_logit = logits_nc[np.arange(len(gold_n)), gold_n].mean()
-    low, high = -np.log(MOST_TEMPERATURE), np.log(MOST_TEMPERATURE)
+    low, high = -np.log(MAX_TEMPERATURE), np.log(MAX_TEMPERATURE)
     for _ in range(50):
         middle = (low + high) / 2
         probs_nc = Calibration(bias_c, float(np.exp(middle))).apply(logprobs_nc)
-        too_sure = (probs_nc * logits_nc).sum(axis=1).mean() > gold_logit
-        low, high = (middle, high) if too_sure else (low, middle)
+        overconfident = (probs_nc * logits_nc).sum(axis=1).mean() > gold_logit
+        low, high = (middle, high) if overconfident else (low, middle)
     return float(np.exp((low + high) / 2))
-
-
-MOST_TEMPERATURE = 100.0
-"""Where gold is always, or never, the likeliest label, no temperature is best: it ends here."""
 
 
 def fit_batch_bias(
@@ -121,10 +118,10 @@ def fit_batch_bias(
     """The bias, shape (C,), under which the corpus marginal equals a prior.
 
     Args:
-        corpus_marginal: the marginal of the whole corpus under a bias; called once a pass.
+        corpus_marginal: the marginal of the whole corpus under a bias; called once per pass.
         prior_c: the share of each class, shape (C,), sums to 1.
-        tolerance: stop when no class's mean differs from its prior by more than this share of it.
-        max_passes: stop after so many passes in any case.
+        tolerance: relative error of each class's mean at which to stop.
+        max_passes: maximum number of passes.
     """
     bias_c = np.zeros(len(prior_c))
     for _ in range(max_passes):
@@ -132,5 +129,5 @@ def fit_batch_bias(
         if np.all(np.abs(ratio_c - 1) <= tolerance):
             break
         bias_c += np.log(np.maximum(ratio_c, 1e-12))
-        bias_c -= bias_c.mean()  # a constant changes nothing: keep the numbers small
+        bias_c -= bias_c.mean()  # a constant cancels: keep the numbers small
     return bias_c

@@ -1,10 +1,10 @@
-"""Random numbers that belong to positions in the corpus, not to shards or processes."""
+"""Random numbers as a function of the position in the corpus, independent of shards and processes."""
 
 import numpy as np
 
 
 def uniform_by_position(position_n: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), one a position, by the SplitMix64 mixer: shape (N,)."""
+    """Uniform numbers in [0, 1), one per position, by the SplitMix64 mixer: shape (N,)."""
     with np.errstate(over="ignore"):
         key = _mix(_mix(np.uint64(seed) + _GOLDEN) + np.uint64(epoch) * _GOLDEN)
         mixed_n = _mix(position_n.astype(np.uint64) * _GOLDEN + key)

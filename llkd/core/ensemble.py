@@ -1,20 +1,22 @@
-"""Several teachers' distributions made one."""
+"""Combines the distributions of several teachers."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from llkd.core.uncertainty import p_log_p
+
 SMALLEST_PROB = 1e-12
-"""A teacher that rules a label out altogether is not given the last word."""
+"""Lower bound of probabilities: a teacher's zero must not veto a label."""
 
 
 def combine_distributions(
     probs_tnc: Sequence[np.ndarray], weight_t: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The normalised weighted geometric mean, and how much the teachers disagree.
+    """The normalised weighted geometric mean, and the teachers' disagreement.
 
-    The disagreement is the generalised Jensen-Shannon divergence (Lin, 1991), the entropy of the
-    weighted arithmetic mean less the weighted mean of the entropies, divided by log C.
+    The disagreement is the generalised Jensen-Shannon divergence (Lin, 1991): the entropy of the
+    weighted arithmetic mean minus the weighted mean of the entropies, divided by log C.
 
     Args:
         probs_tnc: T arrays of distributions, each of shape (N, C).
@@ -35,4 +37,4 @@ def combine_distributions(
 
 
 def _entropy(probs_nc: np.ndarray) -> np.ndarray:
-    return np.asarray(-(probs_nc * np.log(probs_nc)).sum(axis=1))
+    return np.asarray(-p_log_p(probs_nc).sum(axis=1))

@@ -1,9 +1,12 @@
-"""How good labels and their confidence are, from counts that merge over shards."""
+"""Quality of labels and of their confidence, from counts that merge over shards."""
 
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 import numpy as np
+
+from llkd.core.statistics import count_by
 
 ECE_BINS = 15
 """Equal-width confidence bins of the expected calibration error."""
@@ -27,9 +30,7 @@ class Evaluation:
     """Rows by (wrong or right, fine confidence bin), shape (2, RANK_BINS), int64."""
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
-        return Evaluation(
-            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
-        )
+        return Evaluation(*map(add, vars(self).values(), vars(other).values()))
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists; `from_json` reads them back."""
@@ -42,7 +43,7 @@ class Evaluation:
 
     @property
     def rows(self) -> int:
-        """Rows measured."""
+        """Number of rows."""
         return int(self.confusion_cc.sum())
 
     @property
@@ -77,8 +78,8 @@ class Evaluation:
 
     @property
     def auroc(self) -> float:
-        """Probability that a correct row has more confidence than a wrong one, ties half;
-        NaN if all are correct or all wrong. Exact up to confidence bins of 1/RANK_BINS."""
+        """Probability that a correct row has higher confidence than a wrong one, ties counting
+        half; NaN if all are correct or all wrong. Exact up to confidence bins of 1/RANK_BINS."""
         wrong_r, right_r = self.ranks_2r.astype(np.float64)
         pairs = wrong_r.sum() * right_r.sum()
         if pairs == 0:
@@ -87,9 +88,9 @@ class Evaluation:
         return float((right_r * (below_r + wrong_r / 2)).sum() / pairs)
 
     def risk_at(self, coverage: float) -> float:
-        """Share of wrong rows among the most confident ones, which make up `coverage` of all.
+        """Error rate among the most confident rows, a share `coverage` of all.
 
-        A point of the risk-coverage curve (arXiv 1705.08500). Ties at the edge count in part.
+        A point of the risk-coverage curve (arXiv 1705.08500). Ties at the edge count in proportion.
         """
         wrong_r, right_r = self.ranks_2r[:, ::-1].astype(np.float64)
         rows_r = wrong_r + right_r
@@ -102,7 +103,7 @@ class Evaluation:
 
 
 def evaluate(probs_nc: np.ndarray, gold_n: np.ndarray) -> Evaluation:
-    """Count one shard.
+    """The evaluation of one shard.
 
     Args:
         probs_nc: predicted distributions, shape (N, C).
@@ -115,9 +116,9 @@ def evaluate(probs_nc: np.ndarray, gold_n: np.ndarray) -> Evaluation:
     bin_n = np.minimum((confidence_n * ECE_BINS).astype(np.int64), ECE_BINS - 1)
     rank_n = np.minimum((confidence_n * RANK_BINS).astype(np.int64), RANK_BINS - 1)
     return Evaluation(
-        np.bincount(gold_n * classes + predicted_n, minlength=classes**2).reshape(classes, classes),
+        count_by((classes, classes), gold_n, predicted_n),
         np.bincount(bin_n, weights=confidence_n, minlength=ECE_BINS),
         np.bincount(bin_n, minlength=ECE_BINS),
         np.bincount(bin_n, weights=correct_n, minlength=ECE_BINS).astype(np.int64),
-        np.bincount(correct_n * RANK_BINS + rank_n, minlength=2 * RANK_BINS).reshape(2, RANK_BINS),
+        count_by((2, RANK_BINS), correct_n, rank_n),
     )

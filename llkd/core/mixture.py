@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mixture:
-    """Two components, the one of the smaller mean first."""
+    """Two components, the one with the smaller mean first."""
 
     share_2: np.ndarray
     """Share of the rows, shape (2,), sums to 1."""
@@ -17,21 +17,22 @@ class Mixture:
     """Shape (2,), positive."""
 
     def first(self, value_n: np.ndarray) -> np.ndarray:
-        """The probability that a value is of the first component: shape (N,)."""
+        """Posterior probability of the first component: shape (N,)."""
         return np.asarray(_posterior(value_n, self.share_2, self.mean_2, self.variance_2)[0])
 
 
 def fit_two_normals(
     value_b: np.ndarray, count_b: np.ndarray, steps: int = 100, tolerance: float = 1e-4
 ) -> Mixture:
-    """Expectation maximisation from the lower and the upper half of the rows.
+    """Expectation maximisation, initialised with the lower and the upper half of the rows.
 
-    A component's variance is at least that within a bin, so that neither shrinks to a point.
+    The variance within a bin bounds a component's variance from below, so that none collapses to a
+    point.
 
     Args:
         value_b: the centres of B equal bins, shape (B,), ascending.
-        count_b: rows of each, shape (B,), not all zero.
-        steps: most of them.
+        count_b: rows in each bin, shape (B,), not all zero.
+        steps: maximum number of steps.
         tolerance: stop when no mean moves by more than this share of the range.
     """
     width = value_b[1] - value_b[0]
@@ -40,7 +41,7 @@ def fit_two_normals(
     below_b = np.cumsum(weight_b) - weight_b / 2
     lower_b = np.where(below_b < 0.5, 1.0, 0.0)
     if not 1e-9 < (weight_b * lower_b).sum() < 1 - 1e-9:
-        lower_b = np.full(len(value_b), 0.5)  # all rows in one bin: there is nothing to tell apart
+        lower_b = np.full(len(value_b), 0.5)  # all rows in one bin: one component
     post_2b = np.stack([lower_b, 1 - lower_b])
     mean_2 = np.zeros(2)
     for _ in range(steps):
@@ -49,9 +50,9 @@ def fit_two_normals(
         away_2b = (value_b - moved_2[:, None]) ** 2
         variance_2 = np.maximum((post_2b * weight_b * away_2b).sum(axis=1) / share_2, least)
         share_2 = share_2 / share_2.sum()
-        settled = np.abs(moved_2 - mean_2).max() <= tolerance * width * len(value_b)
+        converged = np.abs(moved_2 - mean_2).max() <= tolerance * width * len(value_b)
         mean_2 = moved_2
-        if settled:
+        if converged:
             break
         post_2b = _posterior(value_b, share_2, mean_2, variance_2)
     order = np.argsort(mean_2, kind="stable")

@@ -1,8 +1,8 @@
-"""What the teacher is asked, as conversation turns or as plain text.
+"""The teacher's prompt, as conversation turns or as plain text.
 
-Everything that is the same for every row comes first, so that the engine computes it once
-(prefix caching); the row's own text comes last. Texts are not written into it here but into
-slots: they are put in as tokens later, so that no text can forge the prompt's structure.
+The part that all rows share comes first, so that the engine computes it once (prefix caching); the
+row's own text comes last. The prompt holds slots instead of texts. Texts are inserted later, as
+tokens, so that no text can forge the prompt's structure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,19 +18,20 @@ class Turn:
 
 
 TEXT_SLOT = "\x00"
-"""Stands where a text goes: an example's, or last the row's. NUL cannot occur in text that ingest
-accepts."""
+"""Placeholder of a text: of each example, and last of the row. Ingest rejects texts with NUL."""
+CHARACTERS_PER_TOKEN = 32
+"""Upper bound in running text: a long text's first tokens are found without tokenising all of it."""
 
 
 def instructions(
     instruction: str, labels: Mapping[str, str | None], codes: Mapping[str, str] | None = None
 ) -> str:
-    """The question and the labels, with their descriptions where there are any.
+    """The question and the labels, with their descriptions if given.
 
     Args:
         instruction: the question.
-        labels: name: description or None.
-        codes: name: what the model is to answer in its place; None for the names themselves.
+        labels: the description of each label by its name, or None.
+        codes: the answer that stands for each label; None if the names are the answers.
     """
     lines = []
     for name, description in labels.items():
@@ -45,8 +46,8 @@ def chat_turns(system: str, answers: Sequence[str]) -> list[Turn]:
     """The conversation up to the row's answer, with a slot for each example and for the row.
 
     Args:
-        system: what `instructions` gave.
-        answers: what the model is to answer to each example.
+        system: the result of `instructions`.
+        answers: the expected answer to each example.
     """
     question = Turn("user", f"Text: {TEXT_SLOT}\nLabel:")
     turns = [Turn("system", system)]
@@ -56,12 +57,12 @@ def chat_turns(system: str, answers: Sequence[str]) -> list[Turn]:
 
 
 def without_system(turns: Sequence[Turn]) -> list[Turn]:
-    """The same conversation for a template that knows no system role."""
+    """The same conversation for a chat template without a system role."""
     system, first, *rest = turns
     return [Turn("user", f"{system.content}\n\n{first.content}"), *rest]
 
 
 def completion_text(system: str, answers: Sequence[str]) -> str:
-    """A plain prompt up to the answer, for models without a chat template."""
+    """A plain-text prompt up to the row's answer, for models without a chat template."""
     shown = "".join(f"Text: {TEXT_SLOT}\nLabel: {answer}\n\n" for answer in answers)
     return f"{system}\n\n{shown}Text: {TEXT_SLOT}\nLabel:"

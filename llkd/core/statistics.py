@@ -1,18 +1,21 @@
-"""What crosses shards: small sums by pseudo-label that merge by addition."""
+"""Statistics of shards by pseudo-label, which merge by addition."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import add, sub
 from typing import Any
 
 import numpy as np
 
 CONFIDENCE_BINS = 256
-"""Bins of the confidence histogram. They grow finer towards 1, where a strong teacher's rows are:
+"""Bins of the confidence histogram. They are finer towards 1, where a strong teacher's rows lie:
 bin b holds confidences with -log2(1 - c) in [b, b + 1) / BINS_PER_BIT."""
 BINS_PER_BIT = 16
 
 GRID = 2.0**-24
-"""Signals are whole multiples of it, as all float32 numbers from 0.5 to 1 are anyway. Sums of them
-are then exact up to 2**29 rows a class: the same in whatever order and cut of the corpus."""
+"""Signals are integer multiples of it, as all float32 numbers in [0.5, 1] are anyway. Their sums are
+exact up to 2**29 rows per class, and so independent of the order and sharding of the corpus."""
 
 
 def on_grid(signal_n: np.ndarray) -> np.ndarray:
@@ -29,26 +32,16 @@ class ClassStatistics:
     confidence_c: np.ndarray
     """Sum of the teacher's confidence, shape (C,), float64."""
     uncertainty_c: np.ndarray
-    """Sum of the student's uncertainty, shape (C,), float64; zeros where it was not measured."""
+    """Sum of the student's uncertainty, shape (C,), float64; zeros if not measured."""
     histogram_cb: np.ndarray
     """Rows by confidence bin, shape (C, B), int64."""
 
     def __add__(self, other: "ClassStatistics") -> "ClassStatistics":
-        return ClassStatistics(
-            self.rows_c + other.rows_c,
-            self.confidence_c + other.confidence_c,
-            self.uncertainty_c + other.uncertainty_c,
-            self.histogram_cb + other.histogram_cb,
-        )
+        return ClassStatistics(*map(add, vars(self).values(), vars(other).values()))
 
     def __sub__(self, other: "ClassStatistics") -> "ClassStatistics":
-        """Of these rows without some of them."""
-        return ClassStatistics(
-            self.rows_c - other.rows_c,
-            self.confidence_c - other.confidence_c,
-            self.uncertainty_c - other.uncertainty_c,
-            self.histogram_cb - other.histogram_cb,
-        )
+        """The statistics of these rows without a subset of them."""
+        return ClassStatistics(*map(sub, vars(self).values(), vars(other).values()))
 
     @property
     def mean_confidence_c(self) -> np.ndarray:
@@ -75,6 +68,14 @@ class ClassStatistics:
         )
 
 
+def count_by(shape: tuple[int, ...], *index_n: Iterable[int]) -> np.ndarray:
+    """Number of rows with each combination of indices: int64, of that shape."""
+    flat_n = np.zeros((), dtype=np.int64)
+    for size, each_n in zip(shape, index_n, strict=True):
+        flat_n = flat_n * size + np.asarray(each_n, dtype=np.int64)
+    return np.bincount(flat_n, minlength=math.prod(shape)).reshape(shape)
+
+
 def class_statistics(
     label_n: np.ndarray, confidence_n: np.ndarray, uncertainty_n: np.ndarray | None, classes: int
 ) -> ClassStatistics:
@@ -88,24 +89,21 @@ def class_statistics(
     """
     bits_n = -np.log2(np.maximum(1.0 - confidence_n.astype(np.float64), 2.0**-60))
     bin_n = np.minimum((bits_n * BINS_PER_BIT).astype(np.int64), CONFIDENCE_BINS - 1)
-    flat = np.bincount(
-        label_n.astype(np.int64) * CONFIDENCE_BINS + bin_n, minlength=classes * CONFIDENCE_BINS
-    )
     return ClassStatistics(
         np.bincount(label_n, minlength=classes).astype(np.int64),
         np.bincount(label_n, weights=confidence_n, minlength=classes),
         np.zeros(classes)
         if uncertainty_n is None
         else np.bincount(label_n, weights=uncertainty_n, minlength=classes),
-        flat.reshape(classes, CONFIDENCE_BINS).astype(np.int64),
+        count_by((classes, CONFIDENCE_BINS), label_n, bin_n),
     )
 
 
 def confidence_of_top(histogram_cb: np.ndarray, wanted_c: np.ndarray) -> np.ndarray:
-    """The confidence at or above which a class has at least its wanted rows: shape (C,).
+    """The confidence that at least the wanted rows of each class reach: shape (C,).
 
-    It is the lower edge of a bin, so a few more rows than wanted can pass. Where a class has
-    fewer rows than wanted it is 0; where none are wanted it is infinite.
+    It is the lower edge of a bin, so slightly more rows can reach it. It is 0 for a class with
+    fewer rows than wanted, and infinite if none are wanted.
     """
     bins = histogram_cb.shape[1]
     from_top_cb = np.cumsum(histogram_cb[:, ::-1], axis=1)

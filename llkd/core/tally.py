@@ -1,4 +1,4 @@
-"""Named sums over rows that merge by addition: what crosses shards beside ClassStatistics."""
+"""Named sums over rows that merge by addition: statistics beside ClassStatistics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from llkd.core.statistics import GRID
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts and sums by name, arrays of any shape. They are whole numbers or sums of multiples of
-    the grid, so that the total does not depend on the order or cut of the rows."""
+    """Counts and sums by name, arrays of any shape. They are integers or multiples of the grid, so
+    that the total does not depend on the order or sharding of the rows."""
 
     values: Mapping[str, np.ndarray]
 
@@ -36,5 +36,5 @@ class Tally:
 
 
 def grid_sum(values: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """The sum of values, each rounded to the grid: exact, whatever their order."""
+    """The sum of values, each rounded to the grid: exact, in any order."""
     return np.asarray((np.rint(values.astype(np.float64) / GRID) * GRID).sum(axis=axis))

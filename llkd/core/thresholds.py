@@ -7,71 +7,71 @@ from typing import Any
 import numpy as np
 
 TOLERANCE = 1e-6
-"""A signal this little below its threshold still passes: a mean of equal numbers, or of the
-same numbers summed in another order, must not push them out."""
+"""A signal this close below its threshold still passes: rounding in the mean of equal numbers must
+not exclude them."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """A row of class y passes when its signals reach these; C classes, -inf means no bar."""
+    """A row of class y passes if its signals reach these; C classes, -inf means no threshold."""
 
     confidence_c: np.ndarray
-    """For the teacher's confidence, shape (C,)."""
+    """Minimum of the teacher's confidence, shape (C,)."""
     uncertainty_c: np.ndarray
-    """For the student's uncertainty, shape (C,)."""
+    """Minimum of the student's uncertainty, shape (C,)."""
     floor_c: np.ndarray
-    """Confidence from which a row passes whatever else, shape (C,): how a class that would fall
-    short of its floor is filled. Infinite where no filling is needed."""
+    """Confidence from which a row passes regardless of the other thresholds, shape (C,): fills a
+    class up to its floor. Infinite for a class that needs no filling."""
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What else a policy learnt of the epoch, by name: finite arrays of any shape."""
+    """Further parameters of a policy in this epoch, by name: finite arrays of any shape."""
 
     def passes(
         self, label_n: np.ndarray, confidence_n: np.ndarray, uncertainty_n: np.ndarray | None
     ) -> np.ndarray:
-        """Which rows are selected: shape (N,), bool."""
-        chosen_n = confidence_n >= self.confidence_c[label_n] - TOLERANCE
+        """Mask of the rows that pass: shape (N,), bool."""
+        passes_n = confidence_n >= self.confidence_c[label_n] - TOLERANCE
         if uncertainty_n is not None:
-            chosen_n &= uncertainty_n >= self.uncertainty_c[label_n] - TOLERANCE
-        return chosen_n | self.fills(label_n, confidence_n)
+            passes_n &= uncertainty_n >= self.uncertainty_c[label_n] - TOLERANCE
+        return passes_n | self.fills(label_n, confidence_n)
 
     def fills(self, label_n: np.ndarray, confidence_n: np.ndarray) -> np.ndarray:
-        """Which rows fill a class up to its floor, whatever else: shape (N,), bool."""
+        """Mask of the rows that fill a class up to its floor: shape (N,), bool."""
         return confidence_n >= self.floor_c[label_n] - TOLERANCE
 
     def with_floor(self, floor_c: np.ndarray) -> "Thresholds":
-        """The same thresholds with classes filled down to these confidences."""
+        """The same thresholds, with classes filled down to these confidences."""
         return replace(self, floor_c=np.minimum(self.floor_c, floor_c))
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, null for infinite; `from_json` reads them back."""
-        bars = {
+        thresholds = {
             name: [float(x) if np.isfinite(x) else None for x in getattr(self, name)]
             for name in ("confidence_c", "uncertainty_c", "floor_c")
         }
         if not self.parameters:
-            return bars
-        kept = {name: np.asarray(value).tolist() for name, value in self.parameters.items()}
-        return {**bars, "parameters": kept}
+            return thresholds
+        parameters = {name: np.asarray(value).tolist() for name, value in self.parameters.items()}
+        return {**thresholds, "parameters": parameters}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Thresholds":
         """The inverse of `to_json`."""
 
-        def bars(name: str, empty: float) -> np.ndarray:
-            return np.array([empty if x is None else x for x in data[name]], dtype=np.float64)
+        def read(name: str, infinite: float) -> np.ndarray:
+            return np.array([infinite if x is None else x for x in data[name]], dtype=np.float64)
 
         parameters = {
             name: np.asarray(value, dtype=np.float64)
             for name, value in data.get("parameters", {}).items()
         }
         return Thresholds(
-            bars("confidence_c", -np.inf), bars("uncertainty_c", -np.inf),
-            bars("floor_c", np.inf), parameters,
+            read("confidence_c", -np.inf), read("uncertainty_c", -np.inf),
+            read("floor_c", np.inf), parameters,
         )  # fmt: skip
 
 
 def no_thresholds(classes: int) -> Thresholds:
-    """Everything passes."""
+    """Thresholds that every row passes."""
     return Thresholds(
         np.full(classes, -np.inf), np.full(classes, -np.inf), np.full(classes, np.inf)
     )
@@ -82,8 +82,8 @@ def moving_average(
 ) -> np.ndarray:
     """x <- m x + (1 - m) x_new by class, shape (C,).
 
-    A class not observed (NaN) keeps its value; one not seen before takes the observation.
-    A class never seen is NaN.
+    A class without observation (NaN) keeps its value; a class without a previous value takes the
+    observation. A class never observed is NaN.
     """
     if previous_c is None:
         return observed_c

@@ -7,9 +7,13 @@ import numpy as np
 
 def entropy(probs_nc: np.ndarray) -> np.ndarray:
     """Shannon entropy of each row, divided by log C: shape (N,), in [0, 1]."""
+    return np.clip(-p_log_p(probs_nc).sum(axis=1) / np.log(probs_nc.shape[1]), 0.0, 1.0)
+
+
+def p_log_p(probs_nc: np.ndarray) -> np.ndarray:
+    """p log p of each probability, 0 for p = 0: float64, shape (N, C)."""
     probs_nc = probs_nc.astype(np.float64)
-    terms_nc = probs_nc * np.log(np.where(probs_nc > 0, probs_nc, 1.0))
-    return np.clip(-terms_nc.sum(axis=1) / np.log(probs_nc.shape[1]), 0.0, 1.0)
+    return np.asarray(probs_nc * np.log(np.where(probs_nc > 0, probs_nc, 1.0)))
 
 
 def least_confidence(probs_nc: np.ndarray) -> np.ndarray:

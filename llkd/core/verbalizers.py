@@ -1,9 +1,9 @@
-"""How labels are said in tokens, and how their log-probabilities are put together.
+"""Labels as tokens, and their log-probabilities from those of the tokens.
 
-A label is a sequence of tokens after the prompt, and its log-probability is the sum of its
-tokens' by the chain rule. All labels together are a tree of tokens. At every inner node of it the
-model is asked once for the log-probabilities of the node's children; a label is the sum along its
-way. Words that differ in their first token, and codes of one token, are the case of one node.
+A label is a sequence of tokens after the prompt; by the chain rule, its log-probability is the sum
+of theirs. All labels together form a tree of tokens. Each inner node is one question to the model:
+the log-probabilities of its children. A label's log-probability is the sum along its path. Words
+with distinct first tokens, and single-token codes, form a tree with one inner node.
 
     labels            tree                  questions                   label = sum of
     "card lost"       card ─┬─ lost         after ""    : card, cash    (0, card) + (1, lost)
@@ -28,8 +28,8 @@ CODES = (
     *map(str, range(1, 1000)),
     *map("".join, product(ascii_uppercase, repeat=2)),
 )
-"""What can stand for labels under `code`, the best first. A tokenizer that cuts numbers into
-digits has most pairs of letters as one token, and the other way round."""
+"""Candidate answers of the verbalizer `code`, in order of preference. Tokenizers that split numbers
+into digits usually have pairs of letters as single tokens, and vice versa."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Verbalizer:
-    """What to ask of the model for C labels, and how the answers make their log-probabilities."""
+    """The questions for C labels, and how their answers add up to log-probabilities."""
 
     name: VerbalizerName
     questions: tuple[Question, ...]
     parts: tuple[tuple[tuple[int, int], ...], ...]
-    """For each label the (question, token within it) whose log-probabilities it sums."""
+    """For each label, the (question, index of the token) pairs to sum."""
 
     @property
     def classes(self) -> int:
@@ -69,14 +69,14 @@ class Verbalizer:
 
 
 def first_token_verbalizer(
-    name: VerbalizerName, label_tokens: Mapping[str, Sequence[int]], most_tokens: int
+    name: VerbalizerName, label_tokens: Mapping[str, Sequence[int]], max_tokens: int
 ) -> Verbalizer:
-    """Each label by its first token alone.
+    """A verbalizer by the first token of each label.
 
     Args:
-        name: what it is called.
+        name: its name.
         label_tokens: the tokens of each label after the prompt, by its name.
-        most_tokens: tokens that the engine can be asked for at once.
+        max_tokens: maximum tokens that the engine scores in one request.
 
     Raises:
         TeacherError: two labels begin with the same token.
@@ -89,35 +89,35 @@ def first_token_verbalizer(
             "Use auto, code or sequence, or rename one of them in task.labels.",
         )
     return label_tree(
-        name, {label: tokens[:1] for label, tokens in label_tokens.items()}, most_tokens
+        name, {label: tokens[:1] for label, tokens in label_tokens.items()}, max_tokens
     )
 
 
 def sequence_verbalizer(
-    label_tokens: Mapping[str, Sequence[int]], end_token: int | None, most_tokens: int
+    label_tokens: Mapping[str, Sequence[int]], end_token: int | None, max_tokens: int
 ) -> Verbalizer:
-    """Each label by all of its tokens.
+    """A verbalizer by all tokens of each label.
 
-    Where one label is the beginning of another, the shorter would always win; all labels then
-    end with `end_token`, the token with which the model ends its answer.
+    If one label is a prefix of another, it would always be at least as probable. All labels then
+    end with `end_token`, which ends the model's answer.
 
     Args:
         label_tokens: the tokens of each label after the prompt, by its name.
-        end_token: ends an answer; None if the model has no such token.
-        most_tokens: tokens that the engine can be asked for at once.
+        end_token: the token that ends an answer; None if the model has none.
+        max_tokens: maximum tokens that the engine scores in one request.
 
     Raises:
         TeacherError: a label begins another and there is no end token, or two have the same tokens.
     """
     sequences = {label: tuple(tokens) for label, tokens in label_tokens.items()}
     ordered = sorted(sequences.items(), key=lambda item: item[1])
-    begins = [
+    prefixes = [
         (short, long)
         for (short, first), (long, second) in pairwise(ordered)
         if second[: len(first)] == first
     ]
-    if begins:
-        short, long = begins[0]
+    if prefixes:
+        short, long = prefixes[0]
         if sequences[short] == sequences[long]:
             raise TeacherError(
                 f"Labels {short!r} and {long!r} are the same tokens for this teacher",
@@ -130,7 +130,7 @@ def sequence_verbalizer(
                 "Use teacher.verbalizer code, or rename one of them in task.labels.",
             )
         sequences = {label: (*tokens, end_token) for label, tokens in sequences.items()}
-    return label_tree("sequence", sequences, most_tokens)
+    return label_tree("sequence", sequences, max_tokens)
 
 
 def clashing_labels(label_tokens: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
@@ -144,14 +144,14 @@ def clashing_labels(label_tokens: Mapping[str, Sequence[int]]) -> tuple[str, str
 
 
 def label_tree(
-    name: VerbalizerName, sequences: Mapping[str, Sequence[int]], most_tokens: int
+    name: VerbalizerName, sequences: Mapping[str, Sequence[int]], max_tokens: int
 ) -> Verbalizer:
-    """The questions of the tree's inner nodes; one with many children is asked in several.
+    """The verbalizer of a tree: a question per inner node, several if it has many children.
 
     Args:
-        name: what the verbalizer is called.
-        sequences: the tokens of each label; labels with the same tokens get the same number.
-        most_tokens: tokens that the engine can be asked for at once.
+        name: name of the verbalizer.
+        sequences: the tokens of each label; equal sequences share their log-probability.
+        max_tokens: maximum tokens that the engine scores in one request.
     """
     children: dict[tuple[int, ...], dict[int, None]] = {}
     for tokens in sequences.values():
@@ -161,8 +161,8 @@ def label_tree(
     place: dict[tuple[tuple[int, ...], int], tuple[int, int]] = {}
     for path, below in children.items():
         asked = list(below)
-        for start in range(0, len(asked), most_tokens):
-            part = tuple(asked[start : start + most_tokens])
+        for start in range(0, len(asked), max_tokens):
+            part = tuple(asked[start : start + max_tokens])
             place |= {(path, token): (len(questions), i) for i, token in enumerate(part)}
             questions.append(Question(path, part))
     parts = tuple(

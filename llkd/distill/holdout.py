@@ -1,7 +1,7 @@
-"""The rows held out of training, by which the student of each epoch is measured.
+"""The validation split: rows held out of training, on which each epoch's student is measured.
 
-They are rows of which the teacher is confident, with its labels: no gold is read here. The
-student's predictions of them are kept, to be compared with gold later where there is any.
+They are rows with confident teacher labels; gold is not read here. The student's predictions for
+them are stored, for a later comparison with gold if the corpus has any.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from llkd.cluster.shard_tasks import run_on_shards
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout, draw_holdout
 from llkd.core.metrics import evaluate
+from llkd.core.prompts import CHARACTERS_PER_TOKEN
 from llkd.distill.pseudo_labels import teacher_statistics
 from llkd.distill.selection import Selector
 from llkd.errors import DataError
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import LABEL, PROBS, ROW, TEXT, RunLayout
-from llkd.student.tokens import CHARACTERS_PER_TOKEN
 
 
 def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:
-    """The rule that holds rows out; None if none are."""
+    """The rule that determines the held-out rows; None without validation split."""
     return draw_holdout(
         config.student.validation_fraction,
         teacher_statistics(selector.config),
@@ -38,31 +38,32 @@ def make_validation(config: RunConfig, selector: Selector) -> None:
     """Write the held-out rows of each shard that has any; existing shards are kept.
 
     Raises:
-        DataError: the corpus is too small to hold any out.
+        DataError: the corpus is too small for a validation split.
     """
     holdout = holdout_of(config, selector)
     if holdout is None:
         return
-    layout, chosen = RunLayout(config.run_dir), holdout
-    folder, most = Folder(layout.validation), config.student.max_length * CHARACTERS_PER_TOKEN
+    layout = RunLayout(config.run_dir)
+    folder = Folder(layout.validation)
+    max_characters = config.student.max_length * CHARACTERS_PER_TOKEN
 
     def work(shard: int) -> dict[str, Any]:
         row_n, signals = selector.signals(shard, None)
-        held_n = np.flatnonzero(chosen.rows(signals))
+        held_n = np.flatnonzero(holdout.rows(signals))
         texts = Folder(layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
-        read = texts.take(pa.array(row_n[held_n]))
+        held_texts = texts.take(pa.array(row_n[held_n]))
         columns = {
             ROW: row_n[held_n],
             LABEL: signals.label_n[held_n],
-            TEXT: pc.utf8_slice_codeunits(read, 0, most),
+            TEXT: pc.utf8_slice_codeunits(held_texts, 0, max_characters),
         }
         folder.write_shard(shard, pa.table(columns))
         return {}
 
-    missing = sorted(chosen.shards - folder.shards())
+    missing = sorted(holdout.shards - folder.shards())
     for _ in run_on_shards(work, missing):
         pass
-    if not any(folder.shard_rows(shard) for shard in sorted(chosen.shards)):
+    if not any(folder.shard_rows(shard) for shard in sorted(holdout.shards)):
         raise DataError(
             f"student.validation_fraction = {config.student.validation_fraction} holds "
             "out no row of this corpus",
@@ -72,7 +73,7 @@ def make_validation(config: RunConfig, selector: Selector) -> None:
 
 @dataclass(frozen=True)
 class Validation:
-    """The rows held out: V rows, C classes."""
+    """The validation split: V rows, C classes."""
 
     texts: list[str]
     label_v: np.ndarray
@@ -80,12 +81,12 @@ class Validation:
     classes: int
 
     def part(self, rank: int, workers: int) -> slice:
-        """The rows that a worker measures: parts that differ by at most one row."""
+        """The rows that a worker scores; parts differ by at most one row."""
         rows = len(self.texts)
         return slice(rows * rank // workers, rows * (rank + 1) // workers)
 
     def measure(self, probs_vc: np.ndarray) -> dict[str, Any]:
-        """How far a student agrees with the teacher's confident labels.
+        """The agreement of a student with the teacher's confident labels.
 
         Args:
             probs_vc: the student's distributions, shape (V, C).
@@ -101,7 +102,7 @@ class Validation:
 
 
 def read_validation(config: RunConfig) -> Validation | None:
-    """The rows held out, in the order of their shards; None if there are none."""
+    """The validation split, in the order of its shards; None if there is none."""
     if config.student.validation_fraction == 0:
         return None
     folder = Folder(RunLayout(config.run_dir).validation)
@@ -124,5 +125,5 @@ def read_predictions(config: RunConfig, epoch: int) -> np.ndarray:
 
 
 def best_epoch(scores: list[float]) -> int:
-    """The first epoch of the highest score."""
+    """The first epoch with the highest score."""
     return int(np.argmax(scores))

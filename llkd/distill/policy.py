@@ -12,7 +12,7 @@ def policy_of(config: RunConfig) -> Policy:
     """The policy that the config names.
 
     Raises:
-        ConfigError: a class of the user's cannot be imported, or is no policy.
+        ConfigError: the user's class cannot be imported, or is not a policy.
     """
     selection = config.selection
     rule = Rule(

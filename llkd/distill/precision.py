@@ -10,7 +10,7 @@ from llkd.store.schema import RunLayout
 
 
 def chosen_precision(config: RunConfig, resources: connection.Resources) -> str:
-    """`bfloat16` or `float32`: chosen once, for all later stages of the run."""
+    """`bfloat16` or `float32`: chosen once per run, for all later stages."""
 
     def decide() -> dict[str, Any]:
         import torch

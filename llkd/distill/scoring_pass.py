@@ -1,4 +1,4 @@
-"""The uncertainty pass of an epoch, as each training worker runs it: the student scores the corpus.
+"""The scoring pass of an epoch, as each training worker runs it: the student scores the corpus.
 
 Workers take pieces of shards from one queue (dynamic load balancing); the worker that finishes a
 shard's last piece writes its sidecar. Existing shards are not scored again.
@@ -33,7 +33,7 @@ from llkd.store.schema import (
 
 
 class UncertaintyPass:
-    """One worker's part of it."""
+    """One worker's part of the scoring pass."""
 
     def __init__(
         self,
@@ -51,32 +51,32 @@ class UncertaintyPass:
             config: the run.
             selector: of the run.
             shard_rows: labelled rows of each shard.
-            scorer: the student, as it is now; see llkd.student.scoring.Scorer.
+            scorer: the current student; see llkd.student.scoring.Scorer.
             queue: the ShardQueue of all workers.
             tracker: the progress tracker.
             rank: of this worker, in [0, workers).
-            workers: how many share the corpus.
+            workers: number of workers.
         """
         self._config, self._selector, self._shard_rows = config, selector, shard_rows
         self._scorer, self._queue, self._tracker = scorer, queue, tracker
         self._rank, self._workers = rank, workers
         self._layout, self._policy = RunLayout(config.run_dir), selector.policy
         self._labels: dict[int, pa.Table] = {}
-        """The pseudo-labels of shards that are read but not yet written."""
+        """Pseudo-labels of the shards that are read but not yet written."""
         self._since = time.monotonic()
 
     def begin(self, epoch: int, name: str) -> None:
-        """Fill the queue with the shards that are missing: done by rank 0, before any `run`.
+        """Fill the queue with the missing shards: rank 0 does it, before any `run`.
 
         Args:
             epoch: from 0.
-            name: what the tracker calls the pass.
+            name: name of the pass for the tracker.
         """
         if self._rank != 0:
             return
-        rows, there = self._shard_rows, Folder(self._layout.uncertainty(epoch)).shards()
-        missing = sorted(set(range(len(rows))) - there)
-        # Dropout draws by piece, so the pieces must not depend on the workers' timing.
+        rows, existing = self._shard_rows, Folder(self._layout.uncertainty(epoch)).shards()
+        missing = sorted(set(range(len(rows))) - existing)
+        # The seed of dropout depends on the piece, so pieces must not depend on timing.
         workers = 1 if self._config.selection.mc_dropout else self._workers
         announce(self._tracker, self._work(epoch), missing)
         ray.get(self._queue.begin.remote(list(rows), missing, workers))
@@ -97,13 +97,13 @@ class UncertaintyPass:
             self._tracker.update.remote(f"{epoch}/{self._rank}", done)
             if whole_n is not None:
                 self._write(epoch, piece.shard, whole_n)
-        self._labels.clear()  # those that another worker has written
+        self._labels.clear()  # of shards that another worker has written
 
     def _work(self, epoch: int) -> Work:
         return Work(self._layout.name, "score", "corpus", epoch)
 
     def merged(self, epoch: int) -> np.ndarray:
-        """Sums of uncertainty by class over the corpus, shape (C,); after all workers have run."""
+        """Sums of uncertainty by class over the corpus, shape (C,); call it after all workers ran."""
         scored, sum_c = ray.get(self._queue.sums.remote())
         earlier = [shard for shard in range(len(self._shard_rows)) if shard not in scored]
         return np.asarray(self._selector.uncertainty_sums(earlier, epoch) + sum_c)
@@ -123,26 +123,27 @@ class UncertaintyPass:
     def _read_labels(self, shard: int) -> pa.Table:
         return Folder(self._layout.pseudo_labels).read_shard(shard, [ROW, LABEL])
 
-    def _write(self, epoch: int, shard: int, found: np.ndarray) -> None:
+    def _write(self, epoch: int, shard: int, scores: np.ndarray) -> None:
         """Write a shard's uncertainty, and report its sums by class.
 
         Args:
             epoch: from 0.
             shard: its number.
-            found: uncertainty, shape (N,); or, with the student's distribution, (N, 1 + C).
+            scores: uncertainty, shape (N,); or, with the student's distribution, (N, 1 + C).
         """
         kept = self._labels.pop(shard, None)
         labels = self._read_labels(shard) if kept is None else kept
         folder = Folder(self._layout.uncertainty(epoch))
-        uncertainty_n = found if found.ndim == 1 else np.ascontiguousarray(found[:, 0])
+        uncertainty_n = scores if scores.ndim == 1 else np.ascontiguousarray(scores[:, 0])
         columns, schema = {ROW: labels[ROW], UNCERTAINTY: uncertainty_n}, UNCERTAINTY_SCHEMA
-        if found.ndim == 2:
-            columns[PROBS] = fixed_lists(found[:, 1:], np.float16)
+        if scores.ndim == 2:
+            columns[PROBS] = fixed_lists(scores[:, 1:], np.float16)
             schema = with_probs(schema, pa.float16(), self._selector.classes)
         folder.write_shard(shard, pa.table(columns, schema=schema))
         sums_c = sums_by_class(labels[LABEL].to_numpy(), uncertainty_n, self._selector.classes)
         ray.get(self._queue.scored.remote(shard, sums_c))
-        # A worker scores one shard after another, but for pieces of those of others.
+        # The time since the previous shard: apart from the last pieces, a worker scores one shard
+        # at a time.
         now = time.monotonic()
         self._tracker.shard.remote(
             ShardDone(self._work(epoch), shard, len(uncertainty_n), now - self._since)

@@ -15,11 +15,11 @@ import pyarrow as pa
 from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
-from llkd.core.policies.base import ROWS, Policy, Signals, select
+from llkd.core.policies import Policy, Signals, select
 from llkd.core.statistics import ClassStatistics
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
-from llkd.distill.selection_counts import COUNTS, Counts, Sums
+from llkd.distill.selection_counts import COUNTS, Counts
 from llkd.errors import StorageError
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
@@ -48,7 +48,7 @@ class Selector:
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """Number of shards."""
         return len(self.starts)
 
     @property
@@ -72,11 +72,11 @@ class Selector:
 
         Args:
             shard: its number.
-            epoch: whose uncertainty is wanted; None: without it.
+            epoch: the epoch whose uncertainty to read; None to read none.
             distributions: whether to read the distributions that the policy and the loss need.
 
         Raises:
-            StorageError: the sidecars do not belong together.
+            StorageError: the sidecars have different rows.
         """
         folder = Folder(self._layout.pseudo_labels)
         teacher = distributions and self.keeps_teacher_probs
@@ -103,15 +103,16 @@ class Selector:
     def uncertainty_sums(self, shards: Sequence[int], epoch: int) -> np.ndarray:
         """Sums of the uncertainties of scored shards by pseudo-label, shape (C,)."""
 
-        def work(shard: int) -> Sums:
+        def work(shard: int) -> Tally:
             _, signals = self.signals(shard, epoch)
             assert signals.uncertainty_n is not None
-            return Sums(sums_by_class(signals.label_n, signals.uncertainty_n, self.classes))
+            sum_c = sums_by_class(signals.label_n, signals.uncertainty_n, self.classes)
+            return Tally({"sum_c": sum_c})
 
         if not shards:
             return np.zeros(self.classes)
-        total: Sums = sum_over_shards(Sums, work, sorted(shards), reserve=False)
-        return total.sum_c
+        total: Tally = sum_over_shards(Tally, work, sorted(shards), reserve=False)
+        return total["sum_c"]
 
     def select(
         self,
@@ -121,28 +122,24 @@ class Selector:
         previous: Thresholds | None,
         holdout: Holdout | None = None,
     ) -> dict[str, Any]:
-        """Write the epoch's selection, and return its stats (see stats.json in the README).
+        """Write the selection of an epoch; returns its `epoch_stats`.
 
         Args:
             epoch: from 0.
-            statistics: of the teacher's side.
-            uncertainty_c: sums of the student's uncertainty by class, shape (C,); None where the
-                policy does without.
-            previous: the thresholds of the epoch before.
-            holdout: rows that are not to be trained on; no class's floor counts them.
+            statistics: the teacher's statistics.
+            uncertainty_c: sums of the student's uncertainty by class, shape (C,); None if the
+                policy does not use it.
+            previous: the thresholds of the previous epoch.
+            holdout: the rows held out of training; class floors do not count them.
         """
         if uncertainty_c is not None:
             statistics = replace(statistics, uncertainty_c=uncertainty_c)
 
-        def measure(question: str, thresholds: Thresholds) -> Tally:
-            work = partial(_measure_shard, self, epoch, question, thresholds)
-            total: Tally = sum_over_shards(Tally, work, range(self.shards), reserve=False)
-            return total
-
-        def measure_held(thresholds: Thresholds) -> Tally:
-            assert holdout is not None
-            work = partial(_measure_shard, self, epoch, ROWS, thresholds, holdout=holdout)
-            total: Tally = sum_over_shards(Tally, work, sorted(holdout.shards), reserve=False)
+        def measure(question: str, thresholds: Thresholds, held: bool = False) -> Tally:
+            only = holdout if held else None
+            shards = range(self.shards) if only is None else sorted(only.shards)
+            work = partial(_measure_shard, self, epoch, question, thresholds, only)
+            total: Tally = sum_over_shards(Tally, work, shards, reserve=False)
             return total
 
         def choose(thresholds: Thresholds) -> tuple[Counts, np.ndarray]:
@@ -150,13 +147,7 @@ class Selector:
             return counts, counts.selected_c
 
         state, counts = select(
-            self.policy,
-            epoch,
-            statistics,
-            previous,
-            measure=measure,
-            choose=choose,
-            measure_held=None if holdout is None else measure_held,
+            self.policy, epoch, statistics, previous, measure, choose, holdout is not None
         )
         Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
         scored = uncertainty_c is not None
@@ -165,8 +156,21 @@ class Selector:
         )
 
     def counts(self, epoch: int) -> Counts:
-        """What an epoch selected."""
+        """The stored counts of an epoch's selection."""
         return Counts.from_json(Folder(self._layout.selection(epoch)).read_json(COUNTS))
+
+    def recount(self, epoch: int) -> Counts:
+        """The counts of an epoch's selection, from its shards; a missing shard has no rows."""
+        folder = Folder(self._layout.selection(epoch))
+        existing = folder.shards()
+
+        def work(shard: int) -> Counts:
+            if shard not in existing:
+                return Counts(np.zeros(self.classes, np.int64), np.zeros(1, np.int64), 0.0)
+            return _counts_of(folder.read_shard(shard, [LABEL, WEIGHT]), self.classes)
+
+        counts: Counts = sum_over_shards(Counts, work, range(self.shards), reserve=False)
+        return counts
 
     def select_by(
         self,
@@ -175,25 +179,25 @@ class Selector:
         holdout: Holdout | None,
         shards: Sequence[int] | None = None,
     ) -> Counts:
-        """Write the rows that thresholds select of all shards, or of some; returns their counts."""
+        """Write the rows that thresholds select, of all shards or of some; returns their counts."""
         work = partial(_select_shard, self, epoch, thresholds, holdout)
-        # The training workers hold the CPUs, and wait for this.
+        # Without a reservation: the training workers reserve the CPUs and wait for this.
         wanted = range(self.shards) if shards is None else shards
         counts: Counts = sum_over_shards(Counts, work, wanted, reserve=False)
         return counts
 
     def unique_rows(self, epochs: int) -> int:
-        """How many rows were selected in at least one epoch."""
+        """Number of rows selected in at least one epoch."""
 
-        def work(shard: int) -> Sums:
+        def work(shard: int) -> Tally:
             chosen = [
                 Folder(self._layout.selection(epoch)).read_shard(shard, [ROW])[ROW].to_numpy()
                 for epoch in range(epochs)
             ]
-            return Sums(np.array([len(np.unique(np.concatenate(chosen)))]))
+            return Tally({"rows": np.asarray(len(np.unique(np.concatenate(chosen))))})
 
-        total: Sums = sum_over_shards(Sums, work, range(self.shards))
-        return int(total.sum_c[0])
+        total: Tally = sum_over_shards(Tally, work, range(self.shards))
+        return int(total["rows"])
 
 
 def epoch_stats(
@@ -204,14 +208,14 @@ def epoch_stats(
     thresholds: Thresholds,
     scored: bool,
 ) -> dict[str, Any]:
-    """What stats.json tells of an epoch's selection.
+    """The part of stats.json about an epoch's selection.
 
     Args:
         config: the run.
         epoch: from 0.
-        statistics: of the labels and confidences that the policy goes by.
-        selected_c: rows selected by label, shape (C,).
-        thresholds: that they were selected by.
+        statistics: of the labels and confidences that the policy uses.
+        selected_c: selected rows by label, shape (C,).
+        thresholds: the thresholds that selected them.
         scored: whether the student's uncertainty was measured.
     """
     rows, chosen = int(statistics.rows_c.sum()), int(selected_c.sum())
@@ -245,10 +249,10 @@ def _measure_shard(
     epoch: int,
     question: str,
     thresholds: Thresholds,
+    holdout: Holdout | None,
     shard: int,
-    holdout: Holdout | None = None,
 ) -> Tally:
-    """See Policy.measure; of the rows that are held out, if it is said which these are."""
+    """See Policy.measure; restricted to the held-out rows if `holdout` is given."""
     policy = selector.policy
     _, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, True)
     if holdout is not None:
@@ -278,10 +282,15 @@ def _select_shard(
         schema = with_probs(schema, pa.float32(), selector.classes)
     table = pa.table(columns, schema=schema)
     Folder(RunLayout(selector.config.run_dir).selection(epoch)).write_shard(shard, table)
+    return _counts_of(table, selector.classes)
+
+
+def _counts_of(table: pa.Table, classes: int) -> Counts:
+    """The counts of one shard of a selection."""
     return Counts(
-        np.bincount(label_n, minlength=selector.classes),
-        np.array([len(chosen_n)]),
-        float(weight_n.sum(dtype=np.float64)),
+        np.bincount(table[LABEL].to_numpy(), minlength=classes),
+        np.array([len(table)]),
+        float(table[WEIGHT].to_numpy().sum(dtype=np.float64)),
     )
 
 

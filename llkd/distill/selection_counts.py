@@ -1,4 +1,4 @@
-"""The statistics of a pass over shards, merged by addition."""
+"""The numbers of selected rows, which merge by addition."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ COUNTS = "counts.json"
 
 @dataclass(frozen=True)
 class Counts:
-    """What a pass selected; C classes, S shards."""
+    """The numbers of selected rows; C classes, S shards."""
 
     selected_c: np.ndarray
     """Rows by class, shape (C,), int64."""
@@ -20,7 +20,7 @@ class Counts:
     weight_sum: float
 
     def __add__(self, other: "Counts") -> "Counts":
-        """Of these shards and those after them."""
+        """The counts of these shards, followed by those of `other`."""
         return Counts(
             self.selected_c + other.selected_c,
             np.concatenate([self.selected_s, other.selected_s]),
@@ -43,22 +43,3 @@ class Counts:
             np.asarray(data["selected_s"], np.int64),
             float(data["weight_sum"]),
         )
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums by class over rows, that merge by addition: shape (C,)."""
-
-    sum_c: np.ndarray
-
-    def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.sum_c + other.sum_c)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists; `from_json` reads them back."""
-        return {"sum_c": self.sum_c.tolist()}
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Sums":
-        """The inverse of `to_json`."""
-        return Sums(np.asarray(data["sum_c"]))

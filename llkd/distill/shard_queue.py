@@ -1,4 +1,4 @@
-"""Distributes the corpus over the workers that score it, piece by piece."""
+"""Distributes the corpus over the workers that score it, in pieces of shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,9 @@ import ray
 from llkd.errors import LLKDError
 
 PIECE_ROWS = 1024
-"""Most rows a worker scores at a time: a window that is sorted by length."""
+"""Maximum rows of a piece: a window that is sorted by length."""
 SMALLEST_PIECE = 64
-"""Least rows of a piece: smaller ones cost more padding than the idle time they save."""
+"""Minimum rows of a piece: smaller ones cost more padding than the idle time they save."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class Piece:
 
 @dataclass
 class _Open:
-    """A shard that was begun: rows [start, stop) are not taken yet."""
+    """A shard in progress: rows [start, stop) are not taken yet."""
 
     start: int
     stop: int
     missing: int
-    """Rows whose values are not there yet."""
+    """Rows whose values have not arrived yet."""
     parts: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 class PieceQueue:
-    """Whole shards go to one worker each, so that each is read once. When there are none left,
-    workers that are free take pieces of the shards that others are busy with.
+    """Assigns each shard to one worker, so that it is read once. When no shards are left, free
+    workers take pieces of the shards of busy ones.
 
-    The fewer rows are left, the smaller are the pieces of several workers, so that all end at
+    With several workers, pieces shrink with the number of rows left, so that all workers finish at
     about the same time: guided self-scheduling (Polychronopoulos and Kuck 1987).
     """
 
@@ -51,10 +51,10 @@ class PieceQueue:
         self._of_worker: dict[int, int] = {}
 
     def take(self, worker: int) -> Piece | None:
-        """The next piece for a worker; None when there is none left."""
-        mine = self._of_worker.get(worker)
-        if mine in self._open and self._open[mine].start < self._open[mine].stop:
-            return self._first(mine)
+        """The next piece for a worker; None when no rows are left."""
+        own = self._of_worker.get(worker)
+        if own in self._open and self._open[own].start < self._open[own].stop:
+            return self._first(own)
         if self._waiting:
             shard = self._waiting.pop()
             self._open[shard] = _Open(0, self._rows[shard], self._rows[shard])
@@ -64,7 +64,7 @@ class PieceQueue:
         fullest = max(untaken, key=untaken.__getitem__, default=None)
         if fullest is None or not untaken[fullest]:
             return None
-        self._of_worker[worker] = fullest  # it reads the shard for more than one piece
+        self._of_worker[worker] = fullest  # reading the shard pays off for several pieces
         return self._first(fullest)
 
     def done(self, piece: Piece, values_n: np.ndarray) -> np.ndarray | None:
@@ -83,13 +83,13 @@ class PieceQueue:
         return Piece(shard, entry.start - size, entry.start)
 
     def _size(self, shard: int) -> int:
-        """Rows of the next piece of a shard: its pieces are of like size."""
-        most = PIECE_ROWS
+        """Rows of the next piece of a shard; a shard's pieces have similar sizes."""
+        limit = PIECE_ROWS
         if self._workers > 1:
             share = -(-self._left // (2 * self._workers))
-            most = min(most, max(share, SMALLEST_PIECE))
+            limit = min(limit, max(share, SMALLEST_PIECE))
         untaken = self._open[shard].stop - self._open[shard].start
-        size = -(-untaken // max(-(-untaken // most), 1))
+        size = -(-untaken // max(-(-untaken // limit), 1))
         self._left -= size
         return size
 
@@ -113,8 +113,8 @@ class ShardQueue:
 
         Args:
             shard_rows: labelled rows of every shard of the corpus.
-            shards: those to score.
-            workers: how many share them.
+            shards: the shards to score.
+            workers: number of workers.
         """
         self._pieces = PieceQueue(shard_rows, shards, workers)
         self._scored, self._sum_c = set(), 0.0
@@ -128,13 +128,13 @@ class ShardQueue:
         return self._pieces.done(piece, values_n)
 
     def scored(self, shard: int, sum_c: np.ndarray) -> None:
-        """A shard's sums of uncertainty by class."""
+        """Add a shard's sums of uncertainty by class."""
         if shard not in self._scored:
             self._scored.add(shard)
-            self._sum_c = self._sum_c + sum_c  # exact, in whatever order they come
+            self._sum_c = self._sum_c + sum_c  # exact in any order
 
     def sums(self) -> tuple[set[int], np.ndarray | float]:
-        """The shards that were scored in this pass, and the sums over them."""
+        """The shards scored in this pass, and the sums over them."""
         return self._scored, self._sum_c
 
     def fail(self, error: LLKDError) -> None:
@@ -142,13 +142,13 @@ class ShardQueue:
         self._failure = error
 
     def failure(self) -> LLKDError | None:
-        """The typed error that ended the training; None while there is none."""
+        """The typed error that ended the training; None without one."""
         return self._failure
 
     def trouble(self, error: LLKDError) -> None:
-        """Keep a typed error that a restart of the group may survive."""
+        """Keep a typed error that a restart of the group may resolve."""
         self._trouble = error
 
     def last_trouble(self) -> LLKDError | None:
-        """The last of them; None if there was none."""
+        """The last error of `trouble`; None without one."""
         return self._trouble

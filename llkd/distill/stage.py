@@ -16,14 +16,14 @@ import ray
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
-from llkd.distill.epoch_stats import read_stats
+from llkd.distill.epoch_stats import read_stats, scores_until
 from llkd.distill.holdout import best_epoch
 from llkd.distill.policy import policy_of
 from llkd.distill.precision import chosen_precision
 from llkd.distill.selection import Selector
 from llkd.distill.shard_queue import ShardQueue
 from llkd.distill.state import prepare_epochs, record_epoch, trained_epochs
-from llkd.distill.worker import run_worker, scores_until
+from llkd.distill.worker import run_worker
 from llkd.errors import LLKDError, ResourceError, StudentError
 from llkd.store.filesystems import filesystem
 from llkd.store.folder import Folder
@@ -38,7 +38,7 @@ middle of an epoch. The size is chosen whenever the group starts."""
 
 
 def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manifest:
-    """Train the student; epochs that are done are not done again.
+    """Train the student; finished epochs are kept.
 
     Args:
         config: the run.
@@ -46,14 +46,14 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         tracker: the progress tracker.
 
     Returns:
-        The manifest, whose results hold the checkpoint of the chosen epoch and the selection's
+        The manifest. Its results hold the checkpoint of the chosen epoch and the selection's
         figures.
 
     Raises:
-        ResourceError: workers and selection can never run beside each other on this cluster.
+        ResourceError: the workers do not fit on this cluster.
         StudentError: training failed more often than `student.max_failures`.
     """
-    from llkd.student.checkpoints import checkpoint_name, delete_checkpoints
+    from llkd.student.checkpoints import delete_checkpoints
 
     started = time.monotonic()
     layout = RunLayout(config.run_dir)
@@ -68,35 +68,46 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         prepare_epochs(selector, calibration)
         delete_checkpoints(Folder(layout.checkpoints), [manifest.results["checkpoint"]])
         return manifest
-    resources, most = worker_resources(config)
+    resources, max_workers = worker_resources(config)
     prepare_epochs(selector, calibration)
     tracker.doing.remote("the training workers start")
-    epochs = _train(config, selector, labelled.results["rows"], resources, most, tracker)
-    stats = [read_stats(config, epoch) for epoch in range(epochs)]
-    rows = sum(labelled.results["rows"])
-    visits = sum(entry["selected"] - entry["dropped"] for entry in stats)
-    best = _chosen_epoch(config, epochs)
-    finished = manifest.finished(
-        {
-            "checkpoint": checkpoint_name(best),
-            "epoch": best,
-            "epochs": epochs,
-            "rows": rows,
-            "row_visits_fraction": visits / (rows * epochs),
-            "unique_rows_fraction": selector.unique_rows(epochs) / rows,
-            "stats": stats,  # a copy, should a file of them be lost
-            "seconds": time.monotonic() - started,
-        }
-    )
+    epochs = _train(config, selector, labelled.results["rows"], resources, max_workers, tracker)
+    results = _results(selector, sum(labelled.results["rows"]), epochs)
+    finished = manifest.finished({**results, "seconds": time.monotonic() - started})
     for epoch in range(epochs):
         record_epoch(layout, epoch)
     write_manifest(folder, finished)
-    delete_checkpoints(Folder(layout.checkpoints), [checkpoint_name(best)])
+    delete_checkpoints(Folder(layout.checkpoints), [results["checkpoint"]])
     return finished
 
 
+def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
+    """The results of a finished training.
+
+    Args:
+        selector: of the run.
+        rows: labelled rows.
+        epochs: trained epochs.
+    """
+    from llkd.student.checkpoints import checkpoint_name
+
+    config = selector.config
+    stats = [read_stats(config, epoch) for epoch in range(epochs)]
+    visits = sum(entry["selected"] - entry["dropped"] for entry in stats)
+    best = _chosen_epoch(config, epochs)
+    return {
+        "checkpoint": checkpoint_name(best),
+        "epoch": best,
+        "epochs": epochs,
+        "rows": rows,
+        "row_visits_fraction": visits / (rows * epochs),
+        "unique_rows_fraction": selector.unique_rows(epochs) / rows,
+        "stats": stats,  # a copy, in case a file is lost
+    }
+
+
 def _chosen_epoch(config: RunConfig, epochs: int) -> int:
-    """The epoch whose student is the result."""
+    """The epoch whose student is kept."""
     if config.student.validation_fraction > 0 and config.student.keep == "best":
         return best_epoch(scores_until(config, epochs))
     return epochs - 1
@@ -106,13 +117,13 @@ _WITHOUT_EFFECT = {
     "model", "revision", "workers", "resources", "max_failures", "micro_batch_size",
     "gradient_checkpointing", "parallel", "compile",
 }  # fmt: skip
-"""They change the speed and the memory, not what the student learns; the model has a setting of
-its own."""
+"""Settings that change speed and memory use, but not the student; the model is recorded by its
+identity instead."""
 
 
 def manifest_of(config: RunConfig, labelled: Manifest) -> Manifest:
-    """What determines the student. The number of workers is not in it: equal work in equal
-    global batches is meant to give the same student."""
+    """The manifest of the student: the settings that determine it. The number of workers is not one
+    of them: the global batches are the same for any number."""
     student = config.student.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
     settings = {
         **calibration_settings(config),
@@ -127,10 +138,10 @@ def manifest_of(config: RunConfig, labelled: Manifest) -> Manifest:
 
 
 def worker_resources(config: RunConfig) -> tuple[connection.Resources, int]:
-    """The resources of each worker, and the most workers that fit.
+    """The resources of each worker, and the maximum number of workers.
 
     Raises:
-        ResourceError: fewer than the config asks for.
+        ResourceError: fewer workers fit than the config requires.
     """
     student, nodes = config.student, connection.nodes()
     cpus = [node.get("CPU", 0) for node in nodes]
@@ -157,8 +168,8 @@ def worker_resources(config: RunConfig) -> tuple[connection.Resources, int]:
 
 
 def largest_share(nodes: Sequence[float], workers: int) -> float:
-    """Most CPUs per worker with which all workers fit: whole ones, or a half, a quarter, ..., since
-    Ray adds shares in floating point and loses a worker with other fractions."""
+    """Maximum CPUs per worker with which all workers fit: an integer, or 1/2, 1/4, ...: Ray adds
+    shares in floating point, and with other fractions one worker might not fit."""
     shares = {_exact(node / k) for node in nodes for k in range(1, workers + 1) if node > 0}
     return max(
         (
@@ -179,7 +190,7 @@ def _train(
     selector: Selector,
     shard_rows: Sequence[int],
     resources: connection.Resources,
-    most_workers: int,
+    max_workers: int,
     tracker: Any,
 ) -> int:
     """Run the worker group to its end; returns the number of epochs."""
@@ -195,7 +206,7 @@ def _train(
         "queue": queue,
         "tracker": tracker,
     }
-    trainer = _trainer(config, loop_config, resources, most_workers)
+    trainer = _trainer(config, loop_config, resources, max_workers)
     # Ray Train's own record of checkpoints is not written atomically, and ours suffice.
     Folder(layout.checkpoints).delete_file("checkpoint_manager_snapshot.json")
     _fit(trainer, queue)
@@ -206,7 +217,7 @@ def _trainer(
     config: RunConfig,
     loop_config: dict[str, Any],
     resources: connection.Resources,
-    most_workers: int,
+    max_workers: int,
 ) -> Any:
     """Ray Train's trainer; the worker group starts with its `fit`."""
     from ray.train import (
@@ -228,7 +239,7 @@ def _trainer(
         train_loop_config=loop_config,
         torch_config=LoopbackTorchConfig() if connection.is_local() else TorchConfig(),
         scaling_config=ScalingConfig(
-            num_workers=workers if isinstance(workers, int) else (workers[0], most_workers),
+            num_workers=workers if isinstance(workers, int) else (workers[0], max_workers),
             elastic_resize_monitor_interval_s=NEVER_SECONDS,
             use_gpu=resources.get("GPU", 0) > 0,
             resources_per_worker=dict(resources),
@@ -245,7 +256,7 @@ def _trainer(
 
 
 def _fit(trainer: Any, queue: Any) -> None:
-    """Run the worker group to its end, and end its queue.
+    """Run the worker group to its end, then kill its queue.
 
     Raises:
         LLKDError: the typed error of a worker, or a StudentError with Ray's text.
@@ -255,7 +266,7 @@ def _fit(trainer: Any, queue: Any) -> None:
     try:
         trainer.fit()
         failure = _error_in(queue.failure)
-    except SystemExit as error:  # Ray Train turns an interrupt into this
+    except SystemExit as error:  # Ray Train's response to an interrupt
         raise KeyboardInterrupt from error
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failure = (

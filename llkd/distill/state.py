@@ -1,4 +1,4 @@
-"""The state of a run's epochs: which are begun or trained, and the inputs that they share."""
+"""The state of a run's epochs: those begun, those trained, and the inputs that all share."""
 
 from llkd.cluster.integrity import read_record, record_shards
 from llkd.core.calibration import Calibration
@@ -37,24 +37,34 @@ def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
     make_pseudo_labels(selector.config, selector.shards, calibration, selector.keeps_teacher_probs)
     make_validation(selector.config, selector)
     for epoch in begun_epochs(layout):
-        folder = Folder(layout.selection(epoch))
-        missing = sorted(set(range(selector.shards)) - folder.shards())
-        counted = folder.exists(COUNTS)
-        if not Folder(layout.epoch(epoch)).exists(STATS) or (counted and not missing):
-            continue
+        if Folder(layout.epoch(epoch)).exists(STATS):
+            _complete_selection(selector, epoch)
+
+
+def _complete_selection(selector: Selector, epoch: int) -> None:
+    """Make the missing files of an epoch's selection by its thresholds.
+
+    Epochs of a finished student are not scored again: a shard that has lost its uncertainty too
+    stays missing, and the counts have no rows of it.
+    """
+    layout = RunLayout(selector.config.run_dir)
+    folder = Folder(layout.selection(epoch))
+    missing = set(range(selector.shards)) - folder.shards()
+    if missing and selector.policy.uses_uncertainty:
+        missing &= Folder(layout.uncertainty(epoch)).shards()
+    counted = folder.exists(COUNTS)
+    if counted and not missing:
+        return
+    if missing:
         thresholds = Thresholds.from_json(read_stats(selector.config, epoch)["thresholds"])
-        if selector.policy.uses_uncertainty:
-            wanted = set(missing) if counted else set(range(selector.shards))
-            if wanted - Folder(layout.uncertainty(epoch)).shards():
-                continue  # of a finished student, whose epochs are not scored again
         holdout = holdout_of(selector.config, selector)
-        counts = selector.select_by(epoch, thresholds, holdout, missing if counted else None)
-        if not counted:
-            folder.write_json(COUNTS, counts.to_json(), indent=None)
-        if read_record(folder) is not None:
-            record_epoch(layout, epoch)
+        selector.select_by(epoch, thresholds, holdout, sorted(missing))
+    if not counted:
+        folder.write_json(COUNTS, selector.recount(epoch).to_json(), indent=None)
+    if read_record(folder) is not None:
+        record_epoch(layout, epoch)
 
 
 def begun_epochs(layout: RunLayout) -> list[int]:
-    """The epochs that have left anything."""
+    """The epochs that have a folder."""
     return [int(name) for name in Folder(layout.epochs).names() if name.isdigit()]

@@ -1,8 +1,8 @@
 """The epoch loop, as each training worker runs it.
 
 In each epoch the workers score pieces of shards, balanced dynamically; rank 0 runs the selection as
-Ray Data tasks on CPUs beside the workers; all train on equal parts of the selected rows, and
-measure the student on the held-out rows.
+Ray Data tasks on CPUs beside the workers; all workers train on equal parts of the selected rows, and
+measure the student on the validation split.
 """
 
 import os
@@ -19,14 +19,14 @@ from llkd.cluster.telemetry import Work
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
 from llkd.core.thresholds import Thresholds
-from llkd.distill.epoch_stats import STATS, read_stats
+from llkd.distill.checkpointing import CheckpointStore
+from llkd.distill.epoch_stats import STATS, notes, read_stats, scores_until
 from llkd.distill.holdout import best_epoch, holdout_of, read_validation, write_predictions
 from llkd.distill.idle_time import Waits
 from llkd.distill.pseudo_labels import teacher_statistics
 from llkd.distill.scoring_pass import UncertaintyPass
 from llkd.distill.selection import Selector
 from llkd.errors import LLKDError, StorageError, StudentError
-from llkd.store.filesystems import filesystem
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
 from llkd.store.scratch import clear_dead, make_scratch
@@ -35,11 +35,6 @@ from llkd.student.prefetch import Ahead
 
 STEPS_AHEAD = 8
 """Optimiser steps whose batches are read and tokenised before they are needed."""
-
-
-def scores_until(config: RunConfig, epochs: int) -> list[float]:
-    """The score of each of the first epochs: macro-F1 against the labels of the held-out rows."""
-    return [read_stats(config, epoch)["validation"]["macro_f1"] for epoch in range(epochs)]
 
 
 def run_worker(loop_config: dict[str, Any]) -> None:
@@ -55,14 +50,14 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     try:
         EpochLoop(**loop_config).run()
     except LLKDError as error:
-        # The storage may be back at the next start.
+        # The storage may be available again after a restart.
         keep = queue.trouble if isinstance(error, StorageError) else queue.fail
         ray.get(keep.remote(error))
         raise
 
 
 class EpochLoop:
-    """The epochs as one worker runs them."""
+    """One worker's epochs."""
 
     def __init__(
         self,
@@ -85,13 +80,13 @@ class EpochLoop:
         self.queue, self.tracker, self.waits = queue, tracker, Waits()
         context = get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self.layout = RunLayout(config.run_dir)
+        self.layout, self.checkpoints = RunLayout(config.run_dir), CheckpointStore(config, queue)
         self.policy = selector.policy
         self.device = get_device()
         student = config.student
         if self.device.type == "cpu":
             torch.set_num_threads(_threads(context.get_local_world_size()))
-        torch.manual_seed(config.seed)  # the head starts the same everywhere
+        torch.manual_seed(config.seed)  # the same initial head on every worker
         self.tokenizer, whole = load_student(student, config.task.label_names)
         bfloat16 = use_bfloat16(student.precision, self.device)
         self._scored = scoring_copy(whole, bfloat16).to(self.device)
@@ -103,13 +98,13 @@ class EpochLoop:
             config, selector, shard_rows, self.scorer, queue, tracker, self.rank, self.workers
         )
         self.model = parallel_model(whole, student.parallel, self.workers, self.device)
-        self._weights = whole  # inside what makes it parallel
+        self._weights = whole  # without the parallel wrapper
         self.trainer = Trainer(self.model, student, self.device, bfloat16)
         self.holdout: Holdout | None = holdout_of(config, selector)
         self.validation = read_validation(config)
 
     def run(self) -> None:
-        """Run all epochs that are not done."""
+        """Run all remaining epochs."""
         first = self._resume()
         self._begun = time.monotonic()
         if first > 0 and read_stats(self.config, first - 1)["stopped"]:
@@ -139,7 +134,7 @@ class EpochLoop:
             "select": selected - scored,
             "train": time.monotonic() - selected,
         }
-        # An epoch's time runs from here to here, so it includes storing the previous checkpoint.
+        # Measured from report to report, so it includes storing the previous checkpoint.
         stats["waiting"] = self._waiting(time.monotonic() - self._begun)
         self._begun, self.waits = time.monotonic(), Waits()
         with self.waits.on("checkpoint"):
@@ -186,7 +181,7 @@ class EpochLoop:
         return f"epoch {epoch + 1}/{self.config.student.epochs} {what}"
 
     def _select(self, epoch: int) -> dict[str, Any]:
-        """The selection of this epoch: made by rank 0, read by all."""
+        """Select the rows of this epoch, on rank 0; returns the stats, on every worker."""
         folder = Folder(self.layout.epoch(epoch))
         if self.rank == 0 and not folder.exists(STATS):
             self.tracker.doing.remote(self._name(epoch, "selection"))
@@ -205,8 +200,8 @@ class EpochLoop:
         return read_stats(self.config, epoch)
 
     def _train(self, epoch: int, stats: dict[str, Any]) -> tuple[float, int]:
-        """Train on this worker's part; returns the mean loss over all workers, and the number of rows
-        dropped to make the parts equal."""
+        """Train on this worker's part; returns the mean loss over all workers, and the number of
+        rows dropped to make the parts equal."""
         import torch
 
         from llkd.student.data import SelectedRows, portion
@@ -267,7 +262,7 @@ class EpochLoop:
         return Work(self.layout.name, "train", "corpus", epoch)
 
     def _validate(self, epoch: int) -> dict[str, Any] | None:
-        """The student's figures on the held-out rows; None if there are none."""
+        """The student's figures on the validation split; None without one."""
         if self.validation is None:
             return None
         part = self.validation.part(self.rank, self.workers)
@@ -280,7 +275,7 @@ class EpochLoop:
         return self.validation.measure(probs_vc)
 
     def _out_of_patience(self, epoch: int, stats: dict[str, Any]) -> bool:
-        """Whether the last `student.patience` epochs brought no better student."""
+        """Whether the last `student.patience` epochs did not improve the student."""
         patience = self.config.student.patience
         if patience is None:
             return False
@@ -306,7 +301,7 @@ class EpochLoop:
         moments = optimizer_tensors(self.model, self.trainer.optimizer)
         checkpoint = None
         if self.rank == 0:
-            self._delete_checkpoints(epoch)
+            self.checkpoints.delete_old(epoch)
             Folder(self.layout.epoch(epoch)).write_json(STATS, stats)
             directory = make_scratch()
             save_checkpoint(directory, weights, moments, {"epoch": epoch})
@@ -323,51 +318,8 @@ class EpochLoop:
             checkpoint=checkpoint,
             checkpoint_dir_name=checkpoint_name(epoch),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=self._store,
+            checkpoint_upload_fn=self.checkpoints.upload,
         )
-
-    def _store(self, checkpoint: Any, name: str) -> Any:
-        """Store a checkpoint, in a thread of Ray Train; returns the stored one."""
-        from ray.train import Checkpoint
-
-        from llkd.student.checkpoints import store_checkpoint
-
-        checkpoints = Folder(self.layout.checkpoints)
-        try:
-            store_checkpoint(Path(checkpoint.path), checkpoints, name)
-        except StorageError as error:
-            ray.get(self.queue.trouble.remote(StorageError(str(error))))
-            raise
-        filesystem_, path = filesystem(checkpoints.uri)
-        return Checkpoint(f"{path}/{name}", filesystem_)
-
-    def _delete_checkpoints(self, epoch: int) -> None:
-        """Delete all checkpoints but the previous epoch's and the best one."""
-        from llkd.student.checkpoints import checkpoint_name, delete_checkpoints, is_whole
-
-        checkpoints, before = Folder(self.layout.checkpoints), checkpoint_name(epoch - 1)
-        if not is_whole(checkpoints, before):  # it is still being stored
-            return
-        kept = {before}
-        if self.validation is not None and epoch > 0:
-            kept.add(checkpoint_name(best_epoch(scores_until(self.config, epoch))))
-        delete_checkpoints(checkpoints, kept)
-
-
-def notes(epoch: int, stats: dict[str, Any]) -> list[str]:
-    """The console lines of an epoch, with a warning if it trains on no row of some label."""
-    line = (
-        f"epoch {epoch + 1}: {stats['selected']:,} of {stats['rows']:,} rows selected "
-        f"({stats['fraction']:.1%}), training loss {stats['training_loss']:.3f}"
-    )
-    if stats["validation"] is not None:
-        line += f", agreement on rows held out {stats['validation']['accuracy']:.3f}"
-    empty = [
-        f"{name} (of {found['rows']:,} labelled so)"
-        for name, found in stats["classes"].items()
-        if found["selected"] == 0
-    ]
-    return [line, f"warning: no row selected of {', '.join(empty)}"] if empty else [line]
 
 
 def _threads(workers_on_node: int) -> int:

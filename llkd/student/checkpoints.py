@@ -1,4 +1,4 @@
-"""Checkpoints: weights and optimiser state as safetensors, the rest as JSON; nothing is pickled."""
+"""Checkpoints: weights and optimiser state as safetensors, the rest as JSON; no pickles."""
 
 import json
 from collections.abc import Collection
@@ -22,7 +22,7 @@ _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "stat
 
 
 def checkpoint_name(epoch: int) -> str:
-    """The folder of an epoch's checkpoint; names sort like epochs."""
+    """The folder name of an epoch's checkpoint; names sort in the order of epochs."""
     return f"epoch-{epoch:04d}"
 
 
@@ -32,7 +32,7 @@ def checkpoint_epoch(name: str) -> int:
 
 
 def delete_checkpoints(checkpoints: Folder, kept: Collection[str]) -> None:
-    """Delete all checkpoints but these."""
+    """Delete all checkpoints except those in `kept`."""
     for name in checkpoints.names():
         if name.startswith("epoch-") and name not in kept:
             Folder(f"{checkpoints.uri}/{name}").delete()
@@ -44,10 +44,10 @@ def save_checkpoint(
     """Write a checkpoint into a local directory.
 
     Args:
-        directory: where to.
-        weights: what `model_tensors` gave.
-        moments: what `optimizer_tensors` gave.
-        state: JSON-able.
+        directory: the local directory.
+        weights: the result of `model_tensors`.
+        moments: the result of `optimizer_tensors`.
+        state: further state, serialisable as JSON.
 
     Raises:
         StorageError: it cannot be written.
@@ -68,7 +68,7 @@ def save_checkpoint(
 
 
 def store_checkpoint(directory: Path, checkpoints: Folder, name: str) -> None:
-    """Put what `save_checkpoint` wrote where it is kept: file by file, the state last.
+    """Upload the files of `save_checkpoint` one by one, the state last.
 
     Raises:
         StorageError: it cannot be written.
@@ -77,7 +77,7 @@ def store_checkpoint(directory: Path, checkpoints: Folder, name: str) -> None:
 
 
 def _apart(tensors: Tensors) -> Tensors:
-    """Tensors that share no memory, as safetensors wants them; of tied weights each is kept."""
+    """Copies tensors that share memory, such as tied weights: safetensors refuses them."""
     seen: set[int] = set()
     found = {}
     for name, tensor in tensors.items():
@@ -88,11 +88,11 @@ def _apart(tensors: Tensors) -> Tensors:
 
 
 def last_checkpoint(checkpoints: Folder, contents: bool = False) -> str | None:
-    """The newest checkpoint in a folder that is there whole; None if there is none.
+    """The newest whole checkpoint of a folder; None if there is none.
 
-    A checkpoint is stored file by file, and Ray Train learns of it up to some seconds later. So it
-    is judged by its own files: one cut short does not count, and one that Ray Train has not heard
-    of yet does. For `contents` see `is_whole`.
+    A checkpoint is stored file by file, and Ray Train records it up to some seconds later. So its
+    own files decide: a truncated checkpoint does not count, one that Ray Train has not recorded yet
+    does. For `contents` see `is_whole`.
     """
     for name in reversed(checkpoints.names()):
         if name.startswith("epoch-") and is_whole(checkpoints, name, contents):
@@ -101,8 +101,8 @@ def last_checkpoint(checkpoints: Folder, contents: bool = False) -> str | None:
 
 
 def is_whole(checkpoints: Folder, name: str, contents: bool = False) -> bool:
-    """Whether a checkpoint has all its files, at their full sizes; with `contents` also whether
-    these are what was written."""
+    """Whether a checkpoint has all its files at their recorded sizes; with `contents` also at their
+    recorded checksums."""
     folder = Folder(f"{checkpoints.uri}/{name}")
     try:
         state = folder.read_json(_STATE)
@@ -119,7 +119,7 @@ def is_whole(checkpoints: Folder, name: str, contents: bool = False) -> bool:
 def load_checkpoint(
     directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, Any]:
-    """Fill model and optimiser with what `save_checkpoint` wrote; returns the state."""
+    """Load a checkpoint of `save_checkpoint` into model and optimiser; returns the state."""
     load_model_tensors(model, load_file(directory / _MODEL))
     if optimizer is not None:
         load_optimizer_tensors(model, optimizer, load_file(directory / _OPTIMIZER))

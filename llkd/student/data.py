@@ -1,8 +1,7 @@
 """The selected rows that one worker trains on, as padded batches.
 
-All workers see the same number of rows and the same batch sizes, without talking to each other:
-the selected rows of all shards, in an order drawn from the seed, are one line that is cut into
-equal parts.
+All workers get the same number of rows and the same batch sizes without communicating: the selected
+rows of all shards form one sequence, in an order drawn from the seed, which is cut into equal parts.
 """
 
 import itertools
@@ -19,8 +18,8 @@ from llkd.store.schema import LABEL, PROBS, ROW, TEXT, WEIGHT
 from llkd.student.tokens import encode, pad
 
 WINDOW_BATCHES = 32
-"""Batches whose rows are sorted by length together: long enough to pad little, short enough to
-keep the order random."""
+"""Batches whose rows are sorted by length together: many enough to pad little, few enough to keep
+the order random."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,16 @@ class Portion:
     """(shard, start, stop): ranges of the shard's selected rows, in their drawn order."""
     rows: int
     dropped: int
-    """Rows that no worker takes, because they do not divide evenly: fewer than the workers."""
+    """The remainder of rows that no worker gets; fewer than the workers."""
 
 
 def portion(selected: Sequence[int], rank: int, workers: int, seed: int) -> Portion:
-    """A worker's part.
+    """A worker's part of the selection.
 
     Args:
-        selected: selected rows of each shard, by shard number.
+        selected: number of selected rows of each shard.
         rank: this worker, in [0, workers).
-        workers: how many share the rows.
+        workers: number of workers.
         seed: of the order of the shards; the same for all workers.
     """
     order = np.random.default_rng(seed).permutation(len(selected))
@@ -66,7 +65,7 @@ class Batch:
     labels_b: torch.Tensor
     weights_b: torch.Tensor
     targets_bc: torch.Tensor | None = None
-    """The teacher's distributions, shape (B, C), where the loss needs them."""
+    """The teacher's distributions, shape (B, C); None if the loss does not use them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class _Row:
     label: int
     weight: float
     target_c: np.ndarray | None
-    """The teacher's distribution, shape (C,), where the loss needs it."""
+    """The teacher's distribution, shape (C,); None if the loss does not use it."""
 
 
 class SelectedRows:
@@ -97,10 +96,10 @@ class SelectedRows:
             rows: the corpus.
             selection: of the epoch.
             tokenizer: the student's.
-            batch_size: rows of a step of this worker.
-            max_length: tokens of a text that are looked at.
-            micro_batch_size: most rows of a batch; a step of more rows has several.
-            targets: whether the loss needs the teacher's distributions.
+            batch_size: rows per optimiser step of this worker.
+            max_length: maximum tokens of a text.
+            micro_batch_size: maximum rows of a batch; larger steps are split into several.
+            targets: whether the loss uses the teacher's distributions.
         """
         self._rows = rows
         self._selection = selection
@@ -111,10 +110,9 @@ class SelectedRows:
         self._targets = targets
 
     def steps(self, part: Portion, seed: int, weight_mean: float) -> Iterator[list[Batch]]:
-        """The batches of each step, in an order drawn from the seed, which is the same for all
-        workers.
+        """The batches of each step, in an order drawn from the seed; all workers pass the same seed.
 
-        Weights are divided by `weight_mean`, so that they are 1 on average over the selection.
+        Weights are divided by `weight_mean`, so that their mean over the selection is 1.
         """
         window: list[_Row] = []
         shuffle = np.random.default_rng(seed)
@@ -144,8 +142,8 @@ class SelectedRows:
         encoded = encode(self._tokenizer, [row.text for row in window], self._max_length)
         by_length = sorted(range(len(window)), key=lambda i: len(encoded["input_ids"][i]))
         starts = range(0, len(window), self._batch_size)
-        # The same draw on every worker: their n-th steps are of like length, so that none waits
-        # long for another.
+        # The same draw on every worker: their n-th steps have texts of similar length, so that no
+        # worker waits long for another.
         for number in shuffle.permutation(len(starts)):
             chosen = by_length[starts[number] : starts[number] + self._batch_size]
             yield [

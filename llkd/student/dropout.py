@@ -1,7 +1,7 @@
-"""Dropout whose random numbers cost little on a CPU.
+"""Dropout with cheap random numbers on a CPU.
 
-torch draws a number of 53 random bits for each element, one after another: on two cores a sixth of
-a training step of a small encoder. Here one draw of 64 bits serves eight elements.
+torch draws 53 random bits for each element sequentially, which takes a sixth of a training step of a
+small encoder on two cores. Here one draw of 64 bits serves eight elements.
 """
 
 import torch
@@ -10,11 +10,11 @@ LEVELS = 256
 
 
 class ByteDropout(torch.nn.Dropout):
-    """Dropout by a random byte an element: the probability is rounded to a 256th, and what is
-    kept is scaled by what that leaves, so that the expectation is exact."""
+    """Dropout by one random byte per element: the probability is rounded to a 256th, and kept
+    elements are scaled by the rounded value, so that the expectation is exact."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """`input` with some elements zero, of the same shape; as it is outside of training."""
+        """`input` with elements set to zero at random; unchanged outside of training."""
         dropped = round(self.p * LEVELS)
         if not self.training or dropped == 0:
             return input
@@ -25,7 +25,7 @@ class ByteDropout(torch.nn.Dropout):
 
 
 def use_byte_dropout(model: torch.nn.Module) -> None:
-    """Put `ByteDropout` in the place of every `torch.nn.Dropout` of a model on a CPU."""
+    """Replace every `torch.nn.Dropout` of a model on a CPU by `ByteDropout`."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is torch.nn.Dropout and round(child.p * LEVELS) < LEVELS:

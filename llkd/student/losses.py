@@ -1,4 +1,4 @@
-"""What a row costs the student, before its weight."""
+"""Losses of the student by row, before weighting."""
 
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
@@ -17,8 +17,8 @@ def row_losses(
     Args:
         logits_bc: the student's, shape (B, C).
         labels_b: pseudo-labels, shape (B,).
-        targets_bc: the teacher's distributions, shape (B, C); None where the loss does without.
-        settings: which loss.
+        targets_bc: the teacher's distributions, shape (B, C); None if the loss does not use them.
+        settings: the settings `student.loss`.
     """
     logits_bc = logits_bc.float()
     if settings.kind == "gce":
@@ -39,7 +39,7 @@ def distillation(
 ) -> torch.Tensor:
     """T² · KL(p_T ‖ q_T), both distributions softened by the temperature T: shape (B,).
 
-    T² keeps the gradient as large as at T = 1 (arXiv 1503.02531, section 2.1).
+    T² keeps the scale of the gradient at that of T = 1 (arXiv 1503.02531, section 2.1).
 
     Args:
         logits_bc: the student's, shape (B, C).
@@ -57,8 +57,8 @@ def generalised_cross_entropy(
 ) -> torch.Tensor:
     """(1 − p^q) / q of the student's probability p of the label (arXiv 1805.07836): shape (B,).
 
-    Between cross-entropy (q → 0) and the mean absolute error (q = 1): a label that the student
-    thinks impossible pulls less, so wrong ones are learnt less.
+    It interpolates between cross-entropy (q → 0) and the mean absolute error (q = 1): labels that
+    the student finds improbable have smaller gradients, so it learns fewer wrong ones.
     """
     log_b = log_softmax(logits_bc, dim=-1).gather(1, labels_b[:, None])[:, 0]
     return (1.0 - (q * log_b).exp()) / q

@@ -1,4 +1,4 @@
-"""Loading the student as a classifier over the task's labels."""
+"""Loads the student as a classifier over the task's labels."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -20,10 +20,10 @@ from llkd.errors import StudentError
 
 
 def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, Any]:
-    """(tokenizer, model) with a fresh classification head, in float32, ready to be trained.
+    """(tokenizer, model) with a new classification head, in float32, ready for training.
 
     Raises:
-        StudentError: the model or its tokenizer cannot be loaded, or takes no adapters.
+        StudentError: the model or its tokenizer cannot be loaded, or does not support adapters.
     """
     tokenizer, model, fresh = _load(
         student.model,
@@ -42,7 +42,7 @@ def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, An
 
 
 def _freeze_unused(tokenizer: Any, model: Any) -> None:
-    """Freeze weights that no text reaches: workers would wait for their gradients for ever."""
+    """Freeze weights that get no gradient: data-parallel workers would wait for it forever."""
     was_training = model.training
     model.train()
     model(**tokenizer(["a"], return_tensors="pt")).logits.sum().backward()
@@ -53,7 +53,7 @@ def _freeze_unused(tokenizer: Any, model: Any) -> None:
 
 
 def _with_adapters(model: Any, lora: LoraSettings, fresh: Sequence[str]) -> Any:
-    """The model with adapters; layers that it came without (`fresh`) are trained whole."""
+    """The model with adapters; layers that its checkpoint lacks (`fresh`) are trained in full."""
     require_packages("student.lora", "peft", extra="lora")
     from peft import LoraConfig, get_peft_model
 
@@ -75,15 +75,15 @@ def _with_adapters(model: Any, lora: LoraSettings, fresh: Sequence[str]) -> Any:
 
 
 def without_adapters(model: Any) -> Any:
-    """The model with its adapters merged into the weights; itself if it has none."""
+    """The model with its adapters merged into the weights; unchanged if it has none."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def require_loadable(student: StudentConfig) -> None:
-    """See that the model's config and tokenizer can be had, before the teacher costs hours.
+    """Check that the model's config and tokenizer can be loaded, before labelling takes hours.
 
     Raises:
-        StudentError: they cannot.
+        StudentError: one cannot be loaded.
     """
     try:
         _config(student)
@@ -95,7 +95,7 @@ def require_loadable(student: StudentConfig) -> None:
 
 
 def model_class(student: StudentConfig) -> type[Any] | None:
-    """The class of the student, imported; None for one that is not transformers' own."""
+    """The student's class, imported; None for a model outside of transformers."""
     found: type[Any] | None = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(
         type(_config(student)), None
     )
@@ -103,7 +103,7 @@ def model_class(student: StudentConfig) -> type[Any] | None:
 
 
 def _config(student: StudentConfig) -> Any:
-    # Left to its default, transformers asks at the terminal whether to run a model's own code.
+    # By default transformers asks at the terminal whether to run the model's own code.
     return AutoConfig.from_pretrained(
         student.model, revision=student.revision, trust_remote_code=False
     )
@@ -111,13 +111,12 @@ def _config(student: StudentConfig) -> Any:
 
 def _cannot_load(name: str, error: Exception) -> StudentError:
     return StudentError(
-        f"student.model: cannot load {name}, which is no directory here that holds a model, nor "
-        f"one that the hub gave: {error}"
+        f"student.model: cannot load {name}, neither as a local directory nor from the hub: {error}"
     )
 
 
 def load_finished(directory: str) -> tuple[Any, Any]:
-    """(tokenizer, model) of a student that was saved.
+    """(tokenizer, model) of a saved student.
 
     Raises:
         StudentError: it cannot be loaded.
@@ -129,7 +128,7 @@ def load_finished(directory: str) -> tuple[Any, Any]:
 def _load(
     name: str, revision: str | None = None, **arguments: Any
 ) -> tuple[Any, Any, Sequence[str]]:
-    """(tokenizer, model, names of weights that were drawn because the model has none)."""
+    """(tokenizer, model, names of randomly initialised weights that the checkpoint lacks)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -140,9 +139,9 @@ def _load(
         raise _cannot_load(name, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise StudentError(f"student.model: the tokenizer of {name} can pad with no token")
+            raise StudentError(f"student.model: the tokenizer of {name} has no token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
-    # A decoder reads its answer off the last token that is not padding by its config.
+    # A decoder classifies at the last token that is not padding according to its config.
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, model, sorted(report["missing_keys"])
@@ -158,5 +157,5 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[Any]:
-    """Matrix products in bfloat16, if it is wanted."""
+    """A context that computes matrix products in bfloat16, if enabled."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)

@@ -1,4 +1,4 @@
-"""A student that several workers train together, and its state as one of them sees it whole."""
+"""Data-parallel and sharded students, and their full state on one worker."""
 
 from typing import Any
 
@@ -23,11 +23,11 @@ def parallel_model(model: Any, strategy: str, workers: int, device: torch.device
     Args:
         model: the whole student.
         strategy: `ddp`, or `fsdp` (torch's `fully_shard`, ZeRO stage 3, arXiv 1910.02054).
-        workers: in the group; alone nothing is shared.
+        workers: number of workers; a single worker gets the plain model.
         device: of this worker.
 
     Raises:
-        StudentError: the model has no list of layers to cut it by.
+        StudentError: `fsdp` cannot shard the model, which has no list of layers.
     """
     if workers == 1:
         return model.to(device)
@@ -40,7 +40,7 @@ def parallel_model(model: Any, strategy: str, workers: int, device: torch.device
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # Each layer goes to the device as it is cut: the whole may not fit there.
+    # Each layer moves to the device when it is sharded: the whole model may not fit there.
     mesh = init_device_mesh(device.type, (workers,))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
@@ -49,15 +49,15 @@ def parallel_model(model: Any, strategy: str, workers: int, device: torch.device
 
 
 def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers of the longest list of modules: the blocks of a transformer.
+    """The longest list of modules: the blocks of a transformer.
 
     Raises:
-        StudentError: there is none.
+        StudentError: the model has no list of modules.
     """
     lists = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     if not lists:
         raise StudentError(
-            "student.parallel fsdp: this model has no list of layers to cut it by",
+            "student.parallel fsdp cannot shard this model: it has no list of layers",
             "Use ddp.",
         )
     return max(lists, key=len)
@@ -67,22 +67,23 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def model_tensors(model: torch.nn.Module) -> Tensors:
-    """The weights that are trained, whole, on the CPU; of a sharded model on the first worker
-    alone, and only if all workers ask together."""
+    """The full trainable weights, on the CPU. For a sharded model all workers must call it together,
+    and only the first gets the weights."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state: Any = get_model_state_dict(model, options=options)
     return dict(state)
 
 
 def load_model_tensors(model: torch.nn.Module, tensors: Tensors) -> None:
-    """The inverse of `model_tensors`, on every worker together. Frozen weights may be missing."""
+    """The inverse of `model_tensors`; all workers call it together. Frozen weights may be missing."""
     frozen = any(not parameter.requires_grad for parameter in model.parameters())
     options = StateDictOptions(full_state_dict=True, strict=not frozen)
     set_model_state_dict(model, dict(tensors), options=options)
 
 
 def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Bring a copy up to date, one weight at a time; of a sharded source by all workers together."""
+    """Copy all weights and buffers, one at a time; all workers of a sharded source call it
+    together."""
     with torch.no_grad():
         for weight, ours in zip(source.parameters(), target.parameters(), strict=True):
             ours.copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
@@ -91,7 +92,7 @@ def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """The optimiser's moments by `weight|moment`, as `model_tensors` gives the weights."""
+    """The optimiser's moments by `weight|moment`; see `model_tensors`."""
     state: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE).get("state", {})
     return {
         f"{weight}|{moment}": value
@@ -103,7 +104,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 def load_optimizer_tensors(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors
 ) -> None:
-    """The inverse of `optimizer_tensors`, on every worker together."""
+    """The inverse of `optimizer_tensors`; all workers call it together."""
     state: dict[str, dict[str, Any]] = {}
     for key, value in tensors.items():
         weight, _, moment = key.rpartition("|")

@@ -1,4 +1,4 @@
-"""Work done ahead of whoever needs it, by a thread."""
+"""Prefetches items in a thread."""
 
 import queue
 import threading
@@ -14,8 +14,8 @@ STOP_POLL_SECONDS = 0.1
 class Ahead(Generic[T]):
     """Iterates over a source that a thread reads, up to `depth` items ahead.
 
-    Use it in a `with` block: leaving it ends the thread. What the source raises is raised where
-    the item would have been.
+    Use it in a `with` block: leaving it ends the thread. An exception of the source is raised at
+    the position of the item that failed.
     """
 
     def __init__(self, source: Iterable[T], depth: int) -> None:
@@ -23,7 +23,7 @@ class Ahead(Generic[T]):
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, args=(source,), daemon=True)
         self.waited = 0.0
-        """Seconds for which an item was not there when it was asked for."""
+        """Seconds that the consumer waited for items."""
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class Ahead(Generic[T]):
             self._put(_Failure(error))
 
     def _put(self, item: object) -> bool:
-        """Whether it was put; not if nobody wants it any more."""
+        """Whether the item was queued; false once the consumer has left the block."""
         while not self._stopped.is_set():
             try:
                 self._queue.put(item, timeout=STOP_POLL_SECONDS)

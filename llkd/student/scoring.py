@@ -1,8 +1,7 @@
-"""The student's distribution over the labels, for many texts at once.
+"""Scores texts: the student's distribution over the labels.
 
-A thread cuts texts into batches of like length and tokenises them while the model works on the
-batches before. On a GPU nothing waits for a batch's result until its window is done, so that
-several are under way.
+A thread tokenises texts and batches them by length while the model computes the previous batches.
+On a GPU, several batches are in flight: nothing waits for a result before its window is complete.
 """
 
 import copy
@@ -20,10 +19,10 @@ from llkd.student.prefetch import Ahead
 from llkd.student.tokens import encode, pad
 
 TOKENS_PER_BATCH = 2048
-"""Padded tokens in a batch on a CPU: enough to keep the cores busy, little enough for caches."""
+"""Padded tokens per batch on a CPU: enough to keep the cores busy, few enough for the caches."""
 TOKENS_PER_BATCH_GPU = 65536
 WINDOW_ROWS = 1024
-"""Texts that are sorted by length together."""
+"""Texts sorted by length together."""
 BATCHES_AHEAD = 8
 
 K = TypeVar("K", bound=Hashable)
@@ -31,19 +30,19 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class _Batch(Generic[K]):
-    """Some rows of a window: B rows of at most T tokens."""
+    """Rows of a window: B rows of at most T tokens."""
 
     key: K
     row_b: np.ndarray
-    """Their places in the window."""
+    """Their indices in the window."""
     inputs: dict[str, torch.Tensor]
-    """Each of shape (B, T)."""
+    """Tensors of shape (B, T)."""
     last: bool
-    """Of its window."""
+    """Whether it is the last batch of its window."""
 
 
 class _Window(Generic[K]):
-    """A window whose batches are all launched; its result comes to the CPU meanwhile."""
+    """A window whose batches are all launched; its result is being copied to the CPU."""
 
     def __init__(
         self, key: K, classes: int, parts: Sequence[torch.Tensor], order: Sequence[np.ndarray]
@@ -53,8 +52,8 @@ class _Window(Generic[K]):
         self._probs = torch.cat(list(parts)) if parts else torch.zeros((0, classes))
         self._copied = None
         if self._probs.is_cuda:
-            here = torch.empty(self._probs.shape, dtype=self._probs.dtype, pin_memory=True)
-            self._probs = here.copy_(self._probs, non_blocking=True)
+            pinned = torch.empty(self._probs.shape, dtype=self._probs.dtype, pin_memory=True)
+            self._probs = pinned.copy_(self._probs, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
@@ -68,11 +67,10 @@ class _Window(Generic[K]):
 
 
 def scoring_copy(model: torch.nn.Module, bfloat16: bool) -> torch.nn.Module:
-    """A model of its own to score with, in the precision it scores in."""
+    """A copy of a model for scoring, in the precision of scoring."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     if bfloat16:
-        # Weights only: a buffer, such as the frequencies of rotary positions, would lose what
-        # training computes with.
+        # Only weights: buffers, such as rotary frequencies, need the precision of training.
         for parameter in copied.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     return copied
@@ -94,15 +92,15 @@ class Scorer:
         """
         Args:
             tokenizer: the student's.
-            model: to score with, in its precision; see `scoring_copy`.
-            max_length: tokens of a text that are looked at.
-            dropout_passes: passes with dropout (that of its dropout layers) whose mean is the
-                result; 0: one without.
+            model: the model, in its scoring precision; see `scoring_copy`.
+            max_length: maximum tokens of a text.
+            dropout_passes: number of passes with dropout whose mean is the result; 0 for one pass
+                without dropout.
             compiled: use torch.compile.
-            tokens_per_batch: padded tokens in a batch; by default what suits the device.
+            tokens_per_batch: padded tokens per batch; by default chosen by device.
 
         Raises:
-            StudentError: passes with dropout are wanted of a model without any.
+            StudentError: `dropout_passes` is set, but the model has no dropout.
         """
         self._tokenizer = tokenizer
         self._model = model.eval()
@@ -111,18 +109,18 @@ class Scorer:
         self._passes = dropout_passes
         self._device = next(model.parameters()).device
         self._on_gpu = self._device.type == "cuda"
-        usual = TOKENS_PER_BATCH_GPU if self._on_gpu else TOKENS_PER_BATCH
-        self._tokens_per_batch = tokens_per_batch or usual
+        default = TOKENS_PER_BATCH_GPU if self._on_gpu else TOKENS_PER_BATCH
+        self._tokens_per_batch = tokens_per_batch or default
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
-        self._windows_under_way = 1 if self._on_gpu else 0
+        self._windows_in_flight = 1 if self._on_gpu else 0
         self._waited = 0.0
         if dropout_passes and not _dropout(model, False):
             raise StudentError(
-                "selection.mc_dropout asks for passes with dropout, and this student has none"
+                "selection.mc_dropout needs a student with dropout; this one has none"
             )
 
     def taken_wait(self) -> float:
-        """Seconds in which the model had no batch to work on, since this was last asked."""
+        """Seconds that the model waited for batches since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited
 
@@ -131,7 +129,7 @@ class Scorer:
     ) -> np.ndarray:
         """Distributions over the labels: float32, shape (N, C), in the order of the texts.
 
-        A text's result does not depend on its neighbours beyond rounding.
+        Up to rounding, a text's result does not depend on the other texts.
         """
         starts = range(0, len(texts), WINDOW_ROWS)
         windows = ((start, texts[start : start + WINDOW_ROWS]) for start in starts)
@@ -147,12 +145,12 @@ class Scorer:
         """(key, distributions) of each window of texts, in the order of the windows.
 
         Args:
-            windows: (key, texts); read by a thread, some batches ahead.
-            seed: of the dropout, which depends on it and on the window's key.
+            windows: (key, texts); a thread reads them some batches ahead.
+            seed: of the dropout, together with the window's key.
         """
         parts: list[torch.Tensor] = []
         order: list[np.ndarray] = []
-        under_way: deque[_Window[K]] = deque()
+        in_flight: deque[_Window[K]] = deque()
         with Ahead(self._batches(windows), BATCHES_AHEAD) as batches, torch.inference_mode():
             for batch in batches:
                 if self._passes and not parts:
@@ -161,13 +159,13 @@ class Scorer:
                     parts.append(self._score(batch.inputs))
                     order.append(batch.row_b)
                 if batch.last:
-                    under_way.append(_Window(batch.key, self._classes, parts, order))
+                    in_flight.append(_Window(batch.key, self._classes, parts, order))
                     parts, order = [], []
-                if len(under_way) > self._windows_under_way:
-                    yield under_way.popleft().fetched()
+                if len(in_flight) > self._windows_in_flight:
+                    yield in_flight.popleft().fetched()
             self._waited += batches.waited
-            while under_way:
-                yield under_way.popleft().fetched()
+            while in_flight:
+                yield in_flight.popleft().fetched()
 
     def _batches(self, windows: Iterable[tuple[K, Sequence[str]]]) -> Iterator[_Batch[K]]:
         for key, texts in windows:
@@ -177,7 +175,7 @@ class Scorer:
             if not len(texts):
                 yield _Batch(key, order_n, {}, True)
             while done < len(texts):
-                # Longest first: the first of a batch tells the padded length of all of it.
+                # Longest first: the first row determines the padded length of its batch.
                 rows = max(self._tokens_per_batch // max(int(length_n[order_n[done]]), 1), 1)
                 row_b = order_n[done : done + rows]
                 done += len(row_b)
@@ -201,7 +199,7 @@ class Scorer:
 
 
 def _dropout(model: torch.nn.Module, on: bool) -> bool:
-    """Switch the dropout layers; returns whether there are any."""
+    """Turn the dropout layers on or off; returns whether there are any."""
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
     for layer in layers:
         layer.train(on)

@@ -1,4 +1,4 @@
-"""One worker's training steps."""
+"""The training steps of one worker."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,14 +14,14 @@ from llkd.student.model import autocast
 
 
 def learning_rate_factor(progress: float, warmup_fraction: float) -> float:
-    """Linear warm-up from 0 to 1, then linear decay to 0; `progress` of the run is in [0, 1]."""
+    """Linear warm-up from 0 to 1, then linear decay to 0; `progress` through the run is in [0, 1]."""
     if progress < warmup_fraction:
         return progress / warmup_fraction
     return max((1.0 - progress) / max(1.0 - warmup_fraction, 1e-9), 0.0)
 
 
 def make_optimizer(model: torch.nn.Module, student: StudentConfig) -> torch.optim.AdamW:
-    """AdamW; biases and norms, which have one dimension, are not decayed."""
+    """AdamW without weight decay for biases and norms, which have one dimension."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     return torch.optim.AdamW(
@@ -30,17 +30,17 @@ def make_optimizer(model: torch.nn.Module, student: StudentConfig) -> torch.opti
             {"params": others, "weight_decay": 0.0},
         ],
         lr=student.learning_rate,
-        fused=True,  # one pass over the weights instead of a dozen; on a CPU five times faster
+        fused=True,  # one pass over the weights instead of a dozen: five times faster on a CPU
     )
 
 
 class Trainer:
-    """Takes optimiser steps on batches; wraps nothing that Ray Train or torch already do."""
+    """Takes optimiser steps on batches."""
 
     def __init__(
         self, model: torch.nn.Module, student: StudentConfig, device: torch.device, bfloat16: bool
     ) -> None:
-        """`model` may be wrapped for data parallelism; its gradients are then averaged."""
+        """`model` may be wrapped for data parallelism, which averages its gradients."""
         self._model = model
         self._student = student
         self._device = device
@@ -48,20 +48,20 @@ class Trainer:
         if device.type == "cpu":
             use_byte_dropout(model)
         self.optimizer = make_optimizer(model, student)
-        # On the device: to read it every step would make the GPU wait for its driver.
+        # On the device: reading it at every step would stall the GPU.
         self._total = torch.zeros((), dtype=torch.float64, device=device)
         self._rows = 0
 
     def train(self, steps: Iterable[Sequence[Batch]], epoch: int, count: int) -> tuple[float, int]:
-        """One epoch.
+        """Train one epoch.
 
         Args:
             steps: the micro-batches of each optimiser step.
             epoch: from 0.
-            count: how many steps there are.
+            count: number of steps.
 
         Returns:
-            The sum of the rows' weighted losses, and the rows.
+            The sum of the rows' weighted losses, and the number of rows.
         """
         self._model.train()
         self._total.zero_()
@@ -83,11 +83,11 @@ class Trainer:
             group["lr"] = self._student.learning_rate * factor
 
     def _step(self, batches: Sequence[Batch], rows: int) -> torch.Tensor:
-        """One update by the mean of the rows' weighted losses, which is returned."""
+        """One update on the mean of the rows' weighted losses; returns the mean."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._device)
         for number, batch in enumerate(batches):
-            with self._synchronised(number == len(batches) - 1):
+            with self._gradient_sync(number == len(batches) - 1):
                 loss = self._loss(batch) / rows
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -98,7 +98,7 @@ class Trainer:
         return total
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        """The sum over the rows of weight times loss."""
+        """The sum of the rows' weighted losses."""
         inputs = {
             name: tensor.to(self._device, non_blocking=True)
             for name, tensor in batch.inputs.items()
@@ -112,8 +112,8 @@ class Trainer:
         loss_b = row_losses(logits_bc, labels_b, targets_bc, self._student.loss)
         return (loss_b * batch.weights_b.to(self._device)).sum()
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """Workers exchange gradients once a step, with its last micro-batch."""
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Synchronises gradients once per step, in its last micro-batch."""
         model: Any = self._model
         if hasattr(model, "set_requires_gradient_sync"):  # torch's fully_shard
             model.set_requires_gradient_sync(last)

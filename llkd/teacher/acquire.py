@@ -20,7 +20,7 @@ from llkd.core.acquisition import (
     digit_counts,
     draw_limit,
     draws,
-    find_bars,
+    find_thresholds,
     priorities,
     strata,
 )
@@ -188,7 +188,7 @@ class Chooser:
             total: Tally = sum_over_shards(Tally, work, range(len(self.starts)))
             return total["rows_sv"]
 
-        return find_bars(count, rows, self.cells)
+        return find_thresholds(count, rows, self.cells)
 
     def write(self, stage: ShardedStage, threshold_s: np.ndarray) -> None:
         """Write the rows of each shard that reach their stratum's threshold; close the stage."""

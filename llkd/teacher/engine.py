@@ -6,12 +6,15 @@ A custom engine is a class with these methods, named in the config as
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
+from llkd.config.explain import explained
 from llkd.config.plugins import imported_class
 from llkd.config.run import TaskConfig, TeacherConfig
+from llkd.errors import ConfigError
 from llkd.store.model_files import require_model, require_weights
 
 
@@ -54,6 +57,22 @@ class Engine(Protocol):
             ids: the user's identifier of each text; None if the corpus has none.
             progress: call it with the number of texts done so far.
         """
+
+
+Arguments = TypeVar("Arguments", bound=BaseModel)
+
+
+def parse_arguments(kind: type[Arguments], teacher: TeacherConfig, engine: str) -> Arguments:
+    """`teacher.engine_args`, validated.
+
+    Raises:
+        ConfigError: an argument is unknown or invalid; the message names `engine`.
+    """
+    try:
+        return kind.model_validate(teacher.engine_args)
+    except ValidationError as error:
+        problems = "\n  ".join(explained(kind, error))
+        raise ConfigError(f"teacher.engine_args of the {engine}:\n  {problems}") from None
 
 
 _OURS = {

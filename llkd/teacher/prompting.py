@@ -28,14 +28,7 @@ from llkd.core.verbalizers import (
 )
 from llkd.errors import TeacherError
 from llkd.teacher.examples import NearestExamples
-
-CHARACTERS_PER_TOKEN = 32
-"""Upper bound for running text: the first tokens of a long text are found without tokenising all of
-it."""
-USUAL_CHARACTERS_PER_TOKEN = 6
-"""Enough for most texts; the others are tokenised again from a longer prefix."""
-MARGIN = 8
-"""Tokens before a cut that the cut may change; all earlier ones are those of the whole text."""
+from llkd.teacher.tokenising import encode, encode_ends, encode_heads
 
 MAX_TOKENS_AT_ONCE = 128
 """Maximum tokens whose log-probabilities vLLM returns for one request."""
@@ -105,57 +98,12 @@ class Prompter:
                 tokens += self.texts([example.text], self.teacher.max_text_tokens)[0]
         return tokens, self._shortened(encode(self.tokenizer, after))
 
-    def texts(self, texts: Sequence[str], most_tokens: int) -> list[list[int]]:
+    def texts(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Tokens of each row's text, truncated to the budget by `teacher.truncation`."""
-        most = min(most_tokens, self.teacher.max_text_tokens)
+        limit = min(max_tokens, self.teacher.max_text_tokens)
         if self.teacher.truncation == "head":
-            return self._heads(texts, most)
-        head, tail = most - most // 2, most // 2
-        return self._head_and_tail(texts, head, tail)
-
-    def _heads(self, texts: Sequence[str], most: int) -> list[list[int]]:
-        """The first tokens of each text, tokenising as little of it as needed."""
-        characters = (most + MARGIN) * USUAL_CHARACTERS_PER_TOKEN
-        found = self._plain([text[:characters] for text in texts])
-        # The last tokens before a cut may differ from those of the whole text.
-        short = [
-            row for row, tokens in enumerate(found)
-            if len(texts[row]) > characters and len(tokens) < most + MARGIN
-        ]  # fmt: skip
-        characters = most * CHARACTERS_PER_TOKEN
-        for row, tokens in zip(
-            short, self._plain([texts[row][:characters] for row in short]), strict=True
-        ):
-            found[row] = tokens
-        return [tokens[:most] for tokens in found]
-
-    def _head_and_tail(self, texts: Sequence[str], head: int, tail: int) -> list[list[int]]:
-        characters = max(head, tail) * CHARACTERS_PER_TOKEN
-        long = [len(text) > 2 * characters for text in texts]
-        heads = self._plain(
-            [text[:characters] if cut else text for text, cut in zip(texts, long, strict=True)]
-        )
-        tails = iter(
-            self._plain([text[-characters:] for text, cut in zip(texts, long, strict=True) if cut])
-        )
-        found = []
-        for tokens, cut in zip(heads, long, strict=True):
-            rest = next(tails) if cut else tokens
-            whole = not cut and len(tokens) <= head + tail
-            found.append(tokens if whole else tokens[:head] + rest[len(rest) - tail :])
-        return found
-
-    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of texts as they follow "Text:", with a space before the first word."""
-        if not texts:
-            return []
-        space = "" if _adds_space(self.tokenizer) else " "
-        encoded = self.tokenizer(
-            [space + text if text else "" for text in texts],
-            add_special_tokens=False,
-            split_special_tokens=True,
-        )
-        return list(encoded["input_ids"])
+            return encode_heads(self.tokenizer, texts, limit)
+        return encode_ends(self.tokenizer, texts, limit - limit // 2, limit // 2)
 
     def _pieces(self, examples: Sequence[Example]) -> list[str]:
         """The prompt split at its slots; the space before a slot belongs to the text."""
@@ -175,7 +123,7 @@ def make_prompter(
     teacher: TeacherConfig,
     task: TaskConfig,
     tokenizer: Any,
-    most_tokens: int = MAX_TOKENS_AT_ONCE,
+    max_tokens: int = MAX_TOKENS_AT_ONCE,
 ) -> Prompter:
     """Make a prompter with the verbalizer that `teacher.verbalizer` selects.
 
@@ -183,7 +131,7 @@ def make_prompter(
         teacher: settings of the teacher.
         task: the labelling task.
         tokenizer: a transformers tokenizer.
-        most_tokens: maximum tokens that the engine scores in one request.
+        max_tokens: maximum tokens that the engine scores in one request.
 
     Raises:
         TeacherError: `chat` is set but the model has no chat template, or the labels cannot be
@@ -198,12 +146,12 @@ def make_prompter(
         wanted, reason = _choose(words)
     if wanted == "code":
         codes, tokens, cut = _single_token_codes(teacher, task, tokenizer)
-        verbalizer = first_token_verbalizer("code", tokens, most_tokens)
+        verbalizer = first_token_verbalizer("code", tokens, max_tokens)
         return Prompter(teacher, task, tokenizer, verbalizer, reason, codes, cut, nearest)
     if wanted == "word":
-        verbalizer = first_token_verbalizer("word", words, most_tokens)
+        verbalizer = first_token_verbalizer("word", words, max_tokens)
     else:
-        verbalizer = sequence_verbalizer(words, tokenizer.eos_token_id, most_tokens)
+        verbalizer = sequence_verbalizer(words, tokenizer.eos_token_id, max_tokens)
     return Prompter(teacher, task, tokenizer, verbalizer, reason, None, cut, nearest)
 
 
@@ -301,30 +249,6 @@ def _single_token_codes(
         )
     codes = dict(zip(task.labels, found.values(), strict=False))
     return codes, {name: tokens[code] for name, code in codes.items()}, cut
-
-
-def encode(tokenizer: Any, text: str, first: bool = False) -> list[int]:
-    """Tokenise a trusted part of the prompt, recognising special tokens.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        text: the part.
-        first: whether it begins the prompt. A tokenizer that prepends a space to every text must
-            not do so in the middle of a prompt.
-    """
-    if first or not _adds_space(tokenizer):
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    before = list(tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(_ANCHOR + text, add_special_tokens=False)["input_ids"])[len(before) :]
-
-
-_ANCHOR = ";"
-
-
-def _adds_space(tokenizer: Any) -> bool:
-    """Whether it prepends a space to every text, as SentencePiece tokenizers often do."""
-    tokens = tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"]
-    return str(tokenizer.convert_ids_to_tokens(tokens)[0]).startswith("\u2581")
 
 
 def _apply_template(tokenizer: Any, turns: Sequence[Any]) -> str:

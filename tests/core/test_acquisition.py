@@ -1,4 +1,4 @@
-"""Which rows are asked about: numbers by hand, and the same rows whatever the cut of the corpus."""
+"""Acquisition: numbers worked out by hand, and the same rows for any sharding of the corpus."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from llkd.core.acquisition import (
     digit_counts,
     draw_limit,
     draws,
-    find_bars,
+    find_thresholds,
     priorities,
     quotas,
     round_sizes,
@@ -23,23 +23,25 @@ from llkd.core.uncertainty import MEASURES
 def chosen(
     stratum_n: np.ndarray, priority_n: np.ndarray, rows: int, cells: int, shards: int = 1
 ) -> tuple[np.ndarray, int]:
-    """(which rows are taken, passes over them), their histograms added up over shards."""
+    """(mask of the rows taken, number of passes), with histograms added up over shards."""
     parts = np.array_split(np.arange(len(stratum_n)), shards)
     passes = []
 
-    def count(bar_s: np.ndarray, digit: int) -> np.ndarray:
+    def count(threshold_s: np.ndarray, digit: int) -> np.ndarray:
         passes.append(digit)
-        found = [digit_counts(stratum_n[p], priority_n[p], bar_s, digit) for p in reversed(parts)]
+        found = [
+            digit_counts(stratum_n[p], priority_n[p], threshold_s, digit) for p in reversed(parts)
+        ]
         return np.sum(found, axis=0)
 
-    bar_s = find_bars(count, rows, cells)
-    return priority_n >= bar_s[stratum_n], len(passes)
+    threshold_s = find_thresholds(count, rows, cells)
+    return priority_n >= threshold_s[stratum_n], len(passes)
 
 
 def sorted_choice(
     stratum_n: np.ndarray, priority_n: np.ndarray, rows: int, cells: int
 ) -> np.ndarray:
-    """The same by sorting each stratum."""
+    """The same rows, by sorting each stratum."""
     taken_n = np.zeros(len(stratum_n), dtype=bool)
     for stratum, quota in enumerate(quotas(np.bincount(stratum_n, minlength=2 * cells), rows)):
         here = np.flatnonzero(stratum_n == stratum)
@@ -143,7 +145,7 @@ def test_degenerate_cases() -> None:
     for measure in MEASURES.values():
         priority_n = priorities(measure(probs_nc), np.array([0.9, 0.1, 0.5]))
         assert np.argsort(priority_n)[::-1].tolist() == [0, 2, 1]
-    # Rows that nothing tells apart are left: never more than wanted.
+    # Rows of equal priority are not taken: never more than wanted.
     same = np.repeat(one, 5)
     taken_n, passes = chosen(np.zeros(5, dtype=np.int64), same, 3, 1)
     assert (taken_n.sum(), passes) == (0, DIGITS)
@@ -154,7 +156,9 @@ def test_without_uncertainty_the_rows_are_a_random_slice() -> None:
     draw_n = draws(np.arange(5000), seed=3)
     priority_n = priorities(np.zeros(5000), draw_n)
     stratum_n = np.zeros(5000, dtype=np.int64)
-    bar_s = find_bars(lambda bars, digit: digit_counts(stratum_n, priority_n, bars, digit), 600, 1)
-    taken_n = priority_n >= bar_s[0]
+    threshold_s = find_thresholds(
+        lambda known_s, digit: digit_counts(stratum_n, priority_n, known_s, digit), 600, 1
+    )
+    taken_n = priority_n >= threshold_s[0]
     assert np.array_equal(np.flatnonzero(taken_n), np.sort(np.argsort(draw_n)[:600]))
-    assert np.array_equal(RandomSlice(3, draw_limit(bar_s[0])).rows(np.arange(5000)), taken_n)
+    assert np.array_equal(RandomSlice(3, draw_limit(threshold_s[0])).rows(np.arange(5000)), taken_n)

@@ -1,4 +1,5 @@
-"""Whatever a teacher says, calibrated labels are distributions, whatever the order of rows or labels."""
+"""For any log-probabilities, calibration yields distributions, independent of the order of rows and
+labels."""
 
 from functools import partial, reduce
 from operator import add
@@ -51,7 +52,9 @@ def test_the_temperature_is_finite(logprobs_nc: np.ndarray, data: st.DataObject)
 
 
 @given(logprobs, st.data())
-def test_the_bias_minds_neither_order_nor_cut(logprobs_nc: np.ndarray, data: st.DataObject) -> None:
+def test_the_bias_depends_on_neither_order_nor_shards(
+    logprobs_nc: np.ndarray, data: st.DataObject
+) -> None:
     rows, classes = logprobs_nc.shape
     order_n = data.draw(st.permutations(range(rows)))
     shards = np.array_split(logprobs_nc[order_n], data.draw(st.integers(1, 7)))

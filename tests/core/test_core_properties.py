@@ -10,12 +10,12 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from llkd.core.acquisition import (
     digit_counts,
     draws,
-    find_bars,
+    find_thresholds,
     priorities,
     round_sizes,
     water_fill,
 )
-from llkd.core.metrics import RANK_BINS, evaluate
+from llkd.core.metrics import RANK_BINS, Evaluation, evaluate
 from llkd.core.uncertainty import MEASURES
 from tests.strategies import distributions
 
@@ -45,6 +45,8 @@ def test_metrics_are_within_bounds_and_those_of_scikit_learn(
     other = parts[0] + parts[1] + parts[2]
     assert np.array_equal(other.confusion_cc, found.confusion_cc)
     assert other.ece == pytest.approx(found.ece, abs=1e-12)
+    again = Evaluation.from_json(found.to_json())
+    assert (again.ece, again.macro_f1) == (found.ece, found.macro_f1)
 
 
 @given(st.data(), st.sampled_from(list(MEASURES)), st.sampled_from([np.float16, np.float32]))
@@ -62,10 +64,10 @@ def test_acquisition_takes_what_is_wanted_and_no_more(
     uncertainty_n = data.draw(arrays(np.float32, rows, elements=st.floats(0, 1, width=32)))
     priority_n = priorities(uncertainty_n, draws(np.arange(rows), seed=wanted))
 
-    def count(bar_s: np.ndarray, digit: int) -> np.ndarray:
-        return digit_counts(stratum_n, priority_n, bar_s, digit)
+    def count(threshold_s: np.ndarray, digit: int) -> np.ndarray:
+        return digit_counts(stratum_n, priority_n, threshold_s, digit)
 
-    taken_n = priority_n >= find_bars(count, wanted, cells)[stratum_n]
+    taken_n = priority_n >= find_thresholds(count, wanted, cells)[stratum_n]
     assert taken_n.sum() == min(wanted, rows)
     repeated_n = stratum_n >= cells
     assert not (taken_n & repeated_n).any() or taken_n[~repeated_n].all()

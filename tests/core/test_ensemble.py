@@ -1,4 +1,4 @@
-"""Several teachers made one, by numbers worked out by hand."""
+"""The combination of several teachers, by numbers worked out by hand."""
 
 import numpy as np
 import pytest

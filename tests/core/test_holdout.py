@@ -1,9 +1,9 @@
-"""Which rows are held out of training."""
+"""The rows that are held out of training."""
 
 import numpy as np
 import pytest
 
-from llkd.core.holdout import MOST_ROWS, draw_holdout
+from llkd.core.holdout import MAX_ROWS, draw_holdout
 from llkd.core.policies import Signals
 from llkd.core.statistics import ClassStatistics, class_statistics
 
@@ -30,15 +30,7 @@ def test_the_same_rows_however_the_corpus_is_cut() -> None:
     signals, statistics = corpus(2000)
     holdout = draw_holdout(0.2, statistics, shards=1, seed=3)
     assert holdout is not None
-    parts = [
-        holdout.rows(
-            Signals(
-                signals.label_n[i : i + 500], signals.confidence_n[i : i + 500], None,
-                signals.position_n[i : i + 500],
-            )
-        )
-        for i in range(0, 2000, 500)
-    ]  # fmt: skip
+    parts = [holdout.rows(signals.of(part)) for part in np.split(np.arange(2000), 4)]
     assert np.array_equal(np.concatenate(parts), holdout.rows(signals))
 
 
@@ -49,7 +41,7 @@ def test_a_large_corpus_gives_no_more_than_are_needed_from_a_few_shards() -> Non
     assert holdout is not None
     assert len(holdout.shards) == 64
     # one shard has a 1000th of the rows: 100,000, and half of them are confident
-    assert holdout.rows(signals).sum() * 64 == pytest.approx(MOST_ROWS, rel=0.15)
+    assert holdout.rows(signals).sum() * 64 == pytest.approx(MAX_ROWS, rel=0.15)
 
 
 def test_a_small_class_gives_none_and_no_share_means_none() -> None:

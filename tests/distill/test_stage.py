@@ -29,10 +29,11 @@ from llkd.results.save_student import export
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import begun
-from llkd.store.schema import RunLayout, shard_starts
+from llkd.store.schema import UNCERTAINTY_SCHEMA, RunLayout, shard_starts, with_probs
 from llkd.teacher.calibrate import calibrate
 from llkd.teacher.stage import label
 from tests.conftest import MakeConfig, SilentTracker, config_maker
+from tests.fakes import text_key
 from tests.in_process import in_process
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -50,6 +51,10 @@ def distilled(config: RunConfig, tracker: Any) -> dict[str, Any]:
     return dict(distill(config, calibrate(config), live_tracker()).results)
 
 
+def selector_of(config: RunConfig, shards: int = 7) -> Selector:
+    return Selector(config, shard_starts([420 // shards] * shards))
+
+
 def live_tracker() -> Any:
     """Workers need a tracker that pickles."""
     from llkd.cluster.progress import ProgressTracker
@@ -58,7 +63,7 @@ def live_tracker() -> Any:
 
 
 def selected_rows(config: RunConfig, epoch: int) -> dict[str, tuple[int, float]]:
-    """text -> (label, weight) of what an epoch selected."""
+    """(label, weight) of the rows that an epoch selected, by text."""
     layout = RunLayout(config.run_dir)
     rows, selection = Folder(layout.rows("corpus")), Folder(layout.selection(epoch))
     found = {}
@@ -132,7 +137,7 @@ def test_an_epoch_leaves_what_the_design_says(finished: Finished) -> None:
 
 def test_selection_follows_the_thresholds_written_down(finished: Finished) -> None:
     config, _ = finished
-    selector = Selector(config, shard_starts([60] * 7), policy_of(config))
+    selector = selector_of(config)
     for epoch in range(3):
         stats = read_stats(config, epoch)
         thresholds = stats["thresholds"]
@@ -174,13 +179,15 @@ def test_the_same_selection_for_1_2_and_7_shards(
             corpus={"rows_per_shard": 420 // shards}, selection={"policy": policy},
         )  # fmt: skip
         labelled(config, tracker)
-        selector = Selector(config, shard_starts([420 // shards] * shards), policy_of(config))
-        make_pseudo_labels(config, selector.shards, calibrate(config), selector.keeps_teacher_probs)
+        selector = selector_of(config, shards)
+        make_pseudo_labels(
+            selector.config, selector.shards, calibrate(config), selector.keeps_teacher_probs
+        )
         layout = RunLayout(config.run_dir)
         # The student's uncertainty, as if scored: a number that depends on the text alone.
         for shard in range(shards):
             texts = Folder(layout.rows("corpus")).read_shard(shard)["text"].to_pylist()
-            values = on_grid(np.array([(hash_of(text) % 1000) / 1000 for text in texts]))
+            values = on_grid(np.array([int(text_key(text), 16) % 1000 / 1000 for text in texts]))
             write_uncertainty(config, 1, shard, values)
         sums = selector.uncertainty_sums(range(shards), 1)
         selector.select(1, teacher_statistics(selector.config), sums, None)
@@ -200,7 +207,7 @@ def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
         selection={"policy": "teacher_confidence", "class_floor": 0.6},
     )  # fmt: skip
     labelled(config, tracker)
-    selector = Selector(config, shard_starts([60] * 7), policy_of(config))
+    selector = selector_of(config)
     calibration = calibrate(config)
     make_pseudo_labels(config, selector.shards, calibration, selector.keeps_teacher_probs)
     holdout = holdout_of(config, selector)
@@ -226,15 +233,7 @@ def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
     assert cheap._epoch(0, cheap.signals, None)[0]["classes"] == stats["classes"]
 
 
-def hash_of(text: str) -> int:
-    from tests.fakes import text_key
-
-    return int(text_key(text), 16)
-
-
 def write_uncertainty(config: RunConfig, epoch: int, shard: int, values: np.ndarray) -> None:
-    from llkd.store.schema import UNCERTAINTY_SCHEMA, with_probs
-
     columns = {"row": np.arange(len(values), dtype=np.int32), "uncertainty": values}
     schema = UNCERTAINTY_SCHEMA
     if policy_of(config).uses_student_probs:
@@ -255,7 +254,7 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
     )  # fmt: skip
     distilled(config, tracker)
     layout = RunLayout(config.run_dir)
-    selector = Selector(config, shard_starts([60] * 7), policy_of(config))
+    selector = selector_of(config)
     found = []
     for epoch in (1, 2):
         stats = read_stats(config, epoch)
@@ -274,12 +273,7 @@ def test_refined_labels_and_soft_targets_are_kept_and_made_again(
         expected = seen.teacher_nc[chosen["row"].to_numpy()]
         assert matrix(chosen["probs"]) == pytest.approx(expected, abs=1e-6)
         found.append(selected_rows(config, epoch))
-    # As after a kill between the last epoch's scoring and its selection.
-    manifest = Folder(layout.epochs).read_json("manifest.json")
-    Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})
-    shutil.rmtree(layout.selection(2))
-    Path(layout.epoch(2), "stats.json").unlink()
-    forget_last_checkpoint(config)
+    lose_last_epoch(config)
     distill(config, calibrate(config), live_tracker())
     assert selected_rows(config, 2) == found[1]
 
@@ -314,14 +308,9 @@ def test_a_run_that_lost_its_last_epoch_goes_on_from_the_checkpoint(
     layout = RunLayout(config.run_dir)
     first = [read_stats(config, epoch) for epoch in (0, 1)]
     kept = {p: p.stat().st_mtime_ns for p in Path(layout.epochs).glob("0[01]/*/part-*")}
-    # As after a kill between the last epoch's scoring and its selection.
-    manifest = Folder(layout.epochs).read_json("manifest.json")
-    Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})
-    shutil.rmtree(layout.selection(2))
-    Path(layout.epoch(2), "stats.json").unlink()
+    lose_last_epoch(config)
     Path(layout.uncertainty(2), "part-00003.parquet").unlink()
     scored = {p: p.stat().st_mtime_ns for p in Path(layout.uncertainty(2)).glob("part-*")}
-    forget_last_checkpoint(config)
     # As a kill in the middle of Ray Train's own record leaves it.
     Path(layout.checkpoints, "checkpoint_manager_snapshot.json").write_text("")
     distill(config, calibrate(config), live_tracker())
@@ -331,12 +320,17 @@ def test_a_run_that_lost_its_last_epoch_goes_on_from_the_checkpoint(
     assert Folder(layout.selection(2)).shards() == set(range(7))
 
 
-def forget_last_checkpoint(config: RunConfig) -> None:
-    """Make the third epoch's checkpoint the second's, as if only that had been left."""
-    folder = Path(RunLayout(config.run_dir).checkpoints)
-    (folder / "epoch-0002").rename(folder / "epoch-0001")
-    state = json.loads((folder / "epoch-0001/state.json").read_text())
-    (folder / "epoch-0001/state.json").write_text(json.dumps({**state, "epoch": 1}))
+def lose_last_epoch(config: RunConfig) -> None:
+    """The run as after a kill between the third epoch's scoring and its selection."""
+    layout = RunLayout(config.run_dir)
+    manifest = Folder(layout.epochs).read_json("manifest.json")
+    Folder(layout.epochs).write_json("manifest.json", {**manifest, "complete": False})
+    shutil.rmtree(layout.selection(2))
+    Path(layout.epoch(2), "stats.json").unlink()
+    checkpoints = Path(layout.checkpoints)
+    (checkpoints / "epoch-0002").rename(checkpoints / "epoch-0001")
+    state = json.loads((checkpoints / "epoch-0001/state.json").read_text())
+    (checkpoints / "epoch-0001/state.json").write_text(json.dumps({**state, "epoch": 1}))
 
 
 @pytest.mark.usefixtures("in_process")
@@ -383,7 +377,7 @@ def test_settings_that_change_the_student_are_refused(
 def test_rows_held_out_are_never_trained_on_and_choose_the_student(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
-    """Two of the epochs to come are not needed: no patience is left after the best."""
+    """Training stops after `patience` epochs without improvement."""
     config = make_config(
         test=None, corpus={"label_column": "label"},
         student={

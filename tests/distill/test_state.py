@@ -1,14 +1,20 @@
 """Damaged files of a finished student's epochs, on a run made without a model."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from llkd.config.run import RunConfig
 from llkd.distill.policy import policy_of
 from llkd.distill.selection import Selector
 from llkd.distill.state import prepare_epochs, record_epoch
 from llkd.repair import EpochsRepair
+from llkd.results.report.facts import gather
+from llkd.results.report.page import render
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, write_manifest
 from llkd.store.schema import RunLayout, shard_starts
@@ -58,20 +64,55 @@ def test_a_selection_is_made_again_by_its_thresholds(tmp_path: Path) -> None:
     assert repair(config) == []
 
 
+INCOMPLETE = "epoch 2: its selection stays incomplete, for its uncertainty is damaged too"
+
+
 def test_without_its_uncertainty_a_selection_stays_incomplete(tmp_path: Path) -> None:
     config = finished_run(tmp_path)
     manifests = [tmp_path / name / "manifest.json" for name in ("epochs", "student")]
     before = [path.read_bytes() for path in manifests]
+    selection, stats = tmp_path / "epochs/01/selection", tmp_path / "epochs/01/stats.json"
+    other = (selection / "part-00002.parquet").read_bytes()
     for part in ("selection", "uncertainty"):
         cut(tmp_path / f"epochs/01/{part}/part-00001.parquet")
-    lines = repair(config)
-    assert (
-        "epoch 2: its selection stays incomplete, because its uncertainty is damaged too" in lines
-    )
+    cut(selection / "part-00002.parquet")  # its uncertainty is intact
+    (selection / "counts.json").unlink()
+    assert repair(config)[:3] == [
+        "epoch 2 selection: 1 damaged shard (part-00001.parquet) is lost",
+        "epoch 2 uncertainty: 1 damaged shard (part-00001.parquet) is lost",
+        "epoch 2 selection: 1 damaged shard (part-00002.parquet) is made again",
+    ]
     assert [path.read_bytes() for path in manifests] == before
-    assert (tmp_path / "epochs/01/stats.json").exists()
-    assert not (tmp_path / "epochs/01/selection/part-00001.parquet").exists()
-    assert (tmp_path / "epochs/01/selection/part-00002.parquet").exists()
+    assert stats.exists()
+    assert not (selection / "part-00001.parquet").exists()
+    assert (selection / "part-00002.parquet").read_bytes() == other
+    counted = json.loads((selection / "counts.json").read_text())["selected_s"]
+    assert (counted[1], counted[2] > 0) == (0, True)
+    assert repair(config) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost", "rows"),
+    [
+        (lambda part: cut(part / "part-00001.parquet"), 1, 2 * ROWS),
+        (shutil.rmtree, SHARDS, None),
+    ],
+)
+def test_the_report_shows_what_is_left_of_a_selection(
+    tmp_path: Path, damage: Callable[[Path], None], lost: int, rows: int | None
+) -> None:
+    config = finished_run(tmp_path)
+    for part in ("selection", "uncertainty"):
+        damage(tmp_path / f"epochs/01/{part}")
+    assert INCOMPLETE in repair(config)
+    facts = gather(config)
+    assert facts.errors == [
+        f"{lost} of 3 shards of the selection of epoch 2 are lost. The figures of all epochs leave "
+        "these shards out."
+    ]
+    assert (facts.epochs and facts.epochs["visits_ce"].sum()) == rows
+    assert len(facts.stats) == 2
+    assert "Was the selection sensible?" in render(facts)
 
 
 def test_uncertainty_that_is_no_longer_needed_is_dropped(tmp_path: Path) -> None:
@@ -80,3 +121,8 @@ def test_uncertainty_that_is_no_longer_needed_is_dropped(tmp_path: Path) -> None
     line = "epoch 1 uncertainty: 1 damaged shard (part-00002.parquet) is dropped: no longer needed"
     assert repair(config) == [line]
     assert repair(config) == []
+    facts = gather(config)
+    assert facts.errors == []
+    assert facts.epochs is not None
+    assert facts.epochs["visits_ce"].sum() == SHARDS * ROWS
+    assert facts.epochs["uncertainty_e2b"].sum(axis=(1, 2)).tolist() == [2 * ROWS, SHARDS * ROWS]

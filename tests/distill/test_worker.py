@@ -1,6 +1,6 @@
-"""What is printed of an epoch."""
+"""The console lines of an epoch."""
 
-from llkd.distill.worker import notes
+from llkd.distill.epoch_stats import notes
 
 STATS = {
     "selected": 850, "rows": 1780, "fraction": 0.4775, "training_loss": 1.1, "validation": None,

@@ -1,4 +1,4 @@
-"""How selected rows are shared out and batched."""
+"""How selected rows are divided among workers and batched."""
 
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,11 @@ def test_nothing_selected() -> None:
     assert portion([0, 0], 0, 2, seed=0).rows == 0
 
 
+def reader_of(rows: Folder, selection: Folder, student: str, **options: Any) -> SelectedRows:
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    return SelectedRows(rows, selection, tokenizer, batch_size=4, max_length=64, **options)
+
+
 def rows_and_selection(tmp_path: Path) -> tuple[Folder, Folder, dict[str, tuple[int, float]]]:
     rows, selection = Folder(str(tmp_path / "rows")), Folder(str(tmp_path / "selection"))
     expected = {}
@@ -66,7 +71,7 @@ def test_batches_hold_each_selected_row_once_with_its_label_and_weight(
 ) -> None:
     rows, selection, expected = rows_and_selection(tmp_path)
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_student)
-    reader = SelectedRows(rows, selection, tokenizer, batch_size=4, max_length=64)
+    reader = reader_of(rows, selection, tiny_student)
     known = {tuple(tokenizer(text)["input_ids"]): value for text, value in expected.items()}
     seen = []
     for rank in range(workers):
@@ -94,8 +99,7 @@ def test_targets_go_with_their_rows(tmp_path: Path, tiny_student: str) -> None:
         table = plain.read_shard(shard)
         probs = np.eye(3, dtype=np.float32)[table["label"].to_numpy()]
         selection.write_shard(shard, table.append_column("probs", fixed_lists(probs)))
-    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_student)
-    reader = SelectedRows(rows, selection, tokenizer, batch_size=4, max_length=64, targets=True)
+    reader = reader_of(rows, selection, tiny_student, targets=True)
     for (batch,) in reader.steps(portion([20, 20, 19], 0, 1, seed=1), 1, 1.0):
         assert batch.targets_bc is not None
         assert batch.targets_bc.argmax(dim=1).tolist() == batch.labels_b.tolist()
@@ -106,13 +110,11 @@ def test_workers_meet_batches_of_like_length_at_the_same_step(
     tmp_path: Path, tiny_student: str
 ) -> None:
     rows, selection, _ = rows_and_selection(tmp_path)
-    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_student)
-    reader = SelectedRows(rows, selection, tokenizer, batch_size=4, max_length=64)
-    lengths = []
-    for rank in range(2):
-        part = portion([20, 20, 19], rank, 2, seed=1)
-        lengths.append(
-            [batch.inputs["input_ids"].shape[1] for (batch,) in reader.steps(part, 1, 1.0)]
-        )
+    reader = reader_of(rows, selection, tiny_student)
+    parts = [portion([20, 20, 19], rank, 2, seed=1) for rank in range(2)]
+    lengths = [
+        [batch.inputs["input_ids"].shape[1] for (batch,) in reader.steps(part, 1, 1.0)]
+        for part in parts
+    ]
     gaps = np.abs(np.array(lengths[0]) - np.array(lengths[1]))
     assert gaps.mean() < np.std(lengths[0])

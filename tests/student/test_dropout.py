@@ -1,4 +1,4 @@
-"""Dropout that is quick on a CPU."""
+"""Dropout with cheap random numbers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Two workers that train one student: as copies of it, and cut among them."""
+"""Two workers that train one student, data-parallel and sharded."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from llkd.config.student import StudentConfig
 from llkd.errors import StudentError
 from llkd.student.data import Batch
-from llkd.student.model import load_student
 from llkd.student.parallel import (
     _layers,
     copy_weights,
@@ -23,13 +22,14 @@ from llkd.student.parallel import (
 )
 from llkd.student.scoring import scoring_copy
 from llkd.student.training import Trainer
+from tests.helpers import student_of
 
 CPU = torch.device("cpu")
 WORKERS, STEPS, ROWS = 2, 3, 4
 
 
 def steps_of(rank: int) -> list[list[Batch]]:
-    """The same random rows for whoever asks; each step in two micro-batches."""
+    """Random rows by rank, the same at each call; each step in two micro-batches."""
     random = torch.Generator().manual_seed(rank)
     ids = torch.randint(5, 25, (STEPS, ROWS, 8), generator=random)
     labels = torch.randint(0, 3, (STEPS, ROWS), generator=random)
@@ -47,16 +47,11 @@ def steps_of(rank: int) -> list[list[Batch]]:
 
 def fresh(model: str) -> tuple[StudentConfig, Any]:
     student = StudentConfig(model=model, learning_rate=1e-2)
-    torch.manual_seed(0)
-    _, loaded = load_student(student, ["a", "b", "c"])
-    for module in loaded.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return student, loaded
+    return student, student_of(student, ["a", "b", "c"], dropout=False)
 
 
 def work(rank: int, model: str, folder: str) -> None:
-    """What a worker does, by each strategy."""
+    """A worker's run of each strategy."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORKERS
     )
@@ -66,7 +61,7 @@ def work(rank: int, model: str, folder: str) -> None:
 
 
 def train(rank: int, strategy: str, model: str, folder: Path) -> None:
-    """Train, leave the state, load it into another group, and bring a copy up to date."""
+    """Train, save the state, load it into another group, and update a copy."""
     folder.mkdir(exist_ok=True)
     student, whole = fresh(model)
     copied = scoring_copy(whole, bfloat16=False)
@@ -116,6 +111,6 @@ def test_two_workers_learn_what_one_does_and_leave_a_whole_state(
         assert all(torch.equal(copied[name], weights[name]) for name in weights)
 
 
-def test_a_model_without_layers_is_not_cut() -> None:
+def test_a_model_without_layers_is_not_sharded() -> None:
     with pytest.raises(StudentError, match="no list of layers"):
         _layers(torch.nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""Work done ahead by a thread."""
+"""Prefetching by a thread."""
 
 import threading
 import time

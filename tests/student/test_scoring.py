@@ -12,15 +12,20 @@ from llkd.errors import StudentError
 from llkd.student.model import load_student
 from llkd.student.scoring import Scorer, scoring_copy
 from tests.fakes import make_texts
+from tests.helpers import student_of
 
 LABELS = ["sport", "tech", "trade"]
 
 
+def loaded(model: str) -> tuple[Any, Any]:
+    """(tokenizer, student), the same each time."""
+    torch.manual_seed(1)
+    return load_student(StudentConfig(model=model), LABELS)
+
+
 @pytest.fixture(scope="module")
 def scorer(tiny_student: str) -> Scorer:
-    torch.manual_seed(1)
-    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
-    return Scorer(tokenizer, model, max_length=32, tokens_per_batch=64)
+    return Scorer(*loaded(tiny_student), max_length=32, tokens_per_batch=64)
 
 
 def test_order_and_values_are_those_of_single_texts(scorer: Scorer) -> None:
@@ -65,8 +70,7 @@ def test_what_the_windows_raise_is_raised(scorer: Scorer) -> None:
 
 
 def test_a_copy_in_bfloat16_says_nearly_the_same(tiny_student: str, scorer: Scorer) -> None:
-    torch.manual_seed(1)
-    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    tokenizer, model = loaded(tiny_student)
     model.train()
     copied = scoring_copy(model, bfloat16=True)
     assert model.training
@@ -78,8 +82,7 @@ def test_a_copy_in_bfloat16_says_nearly_the_same(tiny_student: str, scorer: Scor
 
 
 def test_dropout_passes_spread_around_the_plain_one(tiny_student: str) -> None:
-    torch.manual_seed(1)
-    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    tokenizer, model = loaded(tiny_student)
     texts = ["team", "phone shares"]
     plain = Scorer(tokenizer, model, max_length=32).probabilities(texts)
     several = Scorer(tokenizer, model, max_length=32, dropout_passes=2)
@@ -95,16 +98,13 @@ def test_dropout_passes_spread_around_the_plain_one(tiny_student: str) -> None:
 
 
 def test_dropout_passes_of_a_student_without_dropout_are_refused(tiny_student: str) -> None:
-    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    with pytest.raises(StudentError, match=r"mc_dropout .* this student has none"):
-        Scorer(tokenizer, model, max_length=32, dropout_passes=4)
+    model = student_of(StudentConfig(model=tiny_student), LABELS, dropout=False)
+    with pytest.raises(StudentError, match=r"mc_dropout needs a student with dropout"):
+        Scorer(None, model, max_length=32, dropout_passes=4)
 
 
 def test_a_copy_in_bfloat16_keeps_its_buffers(tiny_student: str) -> None:
-    _, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    _, model = loaded(tiny_student)
     model.register_buffer("frequencies", torch.tensor([0.1234567]))
     copied = scoring_copy(model, bfloat16=True)
     assert {p.dtype for p in copied.parameters()} == {torch.bfloat16}
@@ -130,8 +130,7 @@ def tiny_decoder(tiny_student: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_decoder_reads_its_answer_off_the_last_word_not_off_padding(tiny_decoder: str) -> None:
-    tokenizer, model = load_student(StudentConfig(model=tiny_decoder), LABELS)
-    scorer = Scorer(tokenizer, model, max_length=32)
+    scorer = Scorer(*loaded(tiny_decoder), max_length=32)
     texts = ["team", "the phone was a new goal on the market today", "match of the day"]
     together = scorer.probabilities(texts)
     alone = np.concatenate([scorer.probabilities([text]) for text in texts])
@@ -140,15 +139,13 @@ def test_a_decoder_reads_its_answer_off_the_last_word_not_off_padding(tiny_decod
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on CPUs")
 def test_a_compiled_student_says_the_same(tiny_student: str, scorer: Scorer) -> None:
-    torch.manual_seed(1)
-    tokenizer, model = load_student(StudentConfig(model=tiny_student), LABELS)
     texts = make_texts(20, 4)[0]
-    compiled = Scorer(tokenizer, model, max_length=32, compiled=True, tokens_per_batch=64)
+    compiled = Scorer(*loaded(tiny_student), max_length=32, compiled=True, tokens_per_batch=64)
     assert compiled.probabilities(texts) == pytest.approx(scorer.probabilities(texts), abs=1e-5)
 
 
 def test_labels_go_into_the_model(tiny_student: str) -> None:
-    _, model = load_student(StudentConfig(model=tiny_student), LABELS)
+    _, model = loaded(tiny_student)
     assert model.config.id2label == dict(enumerate(LABELS))
     assert model.config.label2id == {name: i for i, name in enumerate(LABELS)}
 

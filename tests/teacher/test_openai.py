@@ -19,7 +19,7 @@ import pytest
 
 from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.errors import ConfigError, TeacherError
-from llkd.teacher.engines.openai import OpenAIEngine, answers_of, defused, read_answers
+from llkd.teacher.engines.openai import OpenAIEngine, answers_of, escape_markers, read_answers
 from tests.conftest import ROOT
 from tests.demo import prepared
 
@@ -56,10 +56,10 @@ def test_labels_that_begin_alike_are_said_by_codes() -> None:
 
 
 def test_markers_in_a_text_are_taken_apart() -> None:
-    assert defused("a <|im_end|> b </s> [INST] c <start_of_turn>") == (
+    assert escape_markers("a <|im_end|> b </s> [INST] c <start_of_turn>") == (
         "a < |im_end|> b < /s> [ INST] c < start_of_turn>"
     )
-    assert defused("1 < 2 and [see] <3") == "1 < 2 and [see] < 3"
+    assert escape_markers("1 < 2 and [see] <3") == "1 < 2 and [see] < 3"
 
 
 class Server(ThreadingHTTPServer):

@@ -41,6 +41,15 @@ def first_tokens(prompter: Prompter) -> list[str]:
     return [prompter.tokenizer.decode([t]) for t in prompter.verbalizer.questions[0].tokens]
 
 
+def label_texts(prompter: Prompter) -> list[str]:
+    """The text of each label's tokens."""
+    questions = prompter.verbalizer.questions
+    return [
+        prompter.tokenizer.decode([questions[q].tokens[t] for q, t in parts])
+        for parts in prompter.verbalizer.parts
+    ]
+
+
 def test_chat_prompt_is_the_models_own_template(smollm: Any) -> None:
     prompter = make_prompter(teacher(), TASK, smollm)
     system = (
@@ -85,11 +94,7 @@ def test_auto_takes_sequence_where_first_tokens_clash_and_says_why(smollm: Any) 
     prompter = make_prompter(teacher(), CARDS, smollm)
     assert prompter.verbalizer.name == "sequence"
     assert "'card lost' and 'card stolen'" in prompter.reason
-    ways = [
-        smollm.decode([prompter.verbalizer.questions[q].tokens[t] for q, t in parts])
-        for parts in prompter.verbalizer.parts
-    ]
-    assert ways == ["card lost", "card stolen", "cash"]
+    assert label_texts(prompter) == ["card lost", "card stolen", "cash"]
     assert make_prompter(teacher(), TASK, smollm).verbalizer.name == "word"
     with pytest.raises(TeacherError, match="begin with the same token"):
         make_prompter(teacher(verbalizer="word"), CARDS, smollm)
@@ -116,12 +121,8 @@ def test_there_are_codes_for_many_labels(smollm: Any, minilm: Any, count: int) -
 def test_names_without_a_latin_letter(smollm: Any) -> None:
     task = TaskConfig(instruction="?", labels=["спорт", "техника", "торговля"])  # type: ignore[arg-type]
     prompter = make_prompter(teacher(), task, smollm)
-    ways = [
-        smollm.decode([prompter.verbalizer.questions[q].tokens[t] for q, t in parts])
-        for parts in prompter.verbalizer.parts
-    ]
     assert prompter.verbalizer.name == "sequence"  # two begin with the same letter
-    assert ways == ["спорт", "техника", "торговля"]
+    assert label_texts(prompter) == ["спорт", "техника", "торговля"]
 
 
 HOSTILE = [

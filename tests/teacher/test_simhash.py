@@ -1,4 +1,4 @@
-"""Cells of like texts."""
+"""Cells of similar texts."""
 
 import numpy as np
 import pyarrow as pa

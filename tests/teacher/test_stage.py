@@ -28,8 +28,9 @@ from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import MANIFEST, Manifest
 from llkd.store.schema import RunLayout, shard_name
+from llkd.teacher.actor import CONTENT_FREE
 from llkd.teacher.calibrate import calibrate
-from llkd.teacher.stage import CONTENT_FREE, label, manifest_of
+from llkd.teacher.stage import label, manifest_of
 from tests.conftest import MakeConfig, SilentTracker
 from tests.fakes import KeywordTeacher, text_key
 from tests.helpers import calls_in, logprobs_of
@@ -42,6 +43,11 @@ def ingested(config: RunConfig, tracker: SilentTracker) -> RunConfig:
     if config.test is not None:
         ingest(config, "test", tracker)
     return config
+
+
+def labelled(config: RunConfig, tracker: SilentTracker) -> Manifest:
+    """Ingest and label the corpus; returns the manifest of the labels."""
+    return label(ingested(config, tracker), ["corpus"], tracker)["corpus"]
 
 
 def all_logprobs(config: RunConfig) -> np.ndarray:
@@ -76,23 +82,6 @@ def test_every_row_gets_the_teachers_logprobs(make_config: MakeConfig) -> None:
     assert (state.name, state.rows, state.total) == ("label", 540, 540)
 
 
-@pytest.mark.usefixtures("in_process")
-def test_calibration_removes_the_bias(make_config: MakeConfig, tracker: SilentTracker) -> None:
-    config = ingested(make_config(test=None), tracker)
-    label(config, ["corpus"], tracker)
-    raw = no_calibration(3).apply(all_logprobs(config)).mean(axis=0)
-    calibrated = calibrate(config).apply(all_logprobs(config)).mean(axis=0)
-    assert raw[0] > 0.42  # the fake prefers its first label
-    assert calibrated == pytest.approx([1 / 3] * 3, abs=1e-3)
-
-
-@pytest.mark.usefixtures("in_process")
-def test_calibration_can_be_none(make_config: MakeConfig, tracker: SilentTracker) -> None:
-    config = ingested(make_config(test=None, teacher={"calibration": "none"}), tracker)
-    label(config, ["corpus"], tracker)
-    assert calibrate(config).bias_c.tolist() == [0, 0, 0]
-
-
 def test_labels_do_not_depend_on_the_shards_or_the_replicas(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
@@ -102,7 +91,7 @@ def test_labels_do_not_depend_on_the_shards_or_the_replicas(
             run_dir=str(tmp_path / f"run{number}"), test=None,
             corpus={"rows_per_shard": rows}, teacher={"replicas": replicas},
         )  # fmt: skip
-        label(ingested(config, tracker), ["corpus"], tracker)
+        labelled(config, tracker)
         found.append((all_logprobs(config), calibrate(config).bias_c))
     for logprobs, bias in found[1:]:
         assert np.array_equal(logprobs, found[0][0])
@@ -138,7 +127,7 @@ def test_rows_without_a_number_are_rejects(make_config: MakeConfig, tracker: Sil
     config = make_config(
         test=None, teacher={"engine_args": {"overflow": "goal"}}, max_reject_fraction=0.5
     )
-    manifest = label(ingested(config, tracker), ["corpus"], tracker)["corpus"]
+    manifest = labelled(config, tracker)
     assert manifest.results["rejected"] > 20
     assert np.isfinite(calibrate(config).bias_c).all()
     rejects = Folder(RunLayout(config.run_dir).rejects("label-corpus"))
@@ -147,9 +136,9 @@ def test_rows_without_a_number_are_rejects(make_config: MakeConfig, tracker: Sil
 
 @pytest.mark.usefixtures("in_process")
 def test_too_many_refusals_fail_the_stage(make_config: MakeConfig, tracker: SilentTracker) -> None:
-    config = ingested(make_config(test=None, teacher={"engine_args": {"refuse": "n"}}), tracker)
+    config = make_config(test=None, teacher={"engine_args": {"refuse": "n"}})
     with pytest.raises(RejectLimitError, match="refused 420 of 420 corpus rows"):
-        label(config, ["corpus"], tracker)
+        labelled(config, tracker)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -158,7 +147,7 @@ def test_resuming_labels_only_the_missing_shards(
 ) -> None:
     calls = tmp_path / "calls"
     config = make_config(test=None, teacher={"engine_args": {"calls": str(calls)}})
-    label(ingested(config, tracker), ["corpus"], tracker)
+    labelled(config, tracker)
     whole = all_logprobs(config)
     assert set(calls_in(calls).values()) == {1}
     labels = Path(RunLayout(config.run_dir).labels("corpus"))
@@ -200,7 +189,7 @@ def test_nodes_of_a_replica_do_not_shape_the_labels(make_config: MakeConfig) -> 
 def test_another_prompt_is_refused_and_more_replicas_are_not(
     make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
-    label(ingested(make_config(test=None), tracker), ["corpus"], tracker)
+    labelled(make_config(test=None), tracker)
     label(make_config(test=None, teacher={"replicas": [1, 3]}), ["corpus"], tracker)
     with pytest.raises(FingerprintError, match='task.instruction: was "Which topic\\?", now "What'):
         label(make_config(test=None, task={"instruction": "What?"}), ["corpus"], tracker)
@@ -214,20 +203,20 @@ def test_a_teacher_that_cannot_load_is_an_error(
 ) -> None:
     config = make_config(test=None, teacher={"engine": "tests.fakes:BrokenTeacher"})
     with pytest.raises(TeacherError, match="cannot load keywords"):
-        label(ingested(config, tracker), ["corpus"], tracker)
+        labelled(config, tracker)
     config = make_config(
         run_dir=f"{config.run_dir}2", test=None, teacher={"engine": "tests.fakes:Nothing"}
     )
     with pytest.raises(ConfigError, match="cannot import tests.fakes:Nothing"):
-        label(ingested(config, tracker), ["corpus"], tracker)
+        labelled(config, tracker)
 
 
 def test_impossible_resources_are_refused_at_once(
     make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
-    config = ingested(make_config(test=None, teacher={"resources": {"GPU": 8}}), tracker)
+    config = make_config(test=None, teacher={"resources": {"GPU": 8}})
     with pytest.raises(ResourceError, match=r"teacher.resources asks for \{GPU: 8\}.*CPU: 4"):
-        label(config, ["corpus"], tracker)
+        labelled(config, tracker)
 
 
 def test_labelling_needs_the_corpus(make_config: MakeConfig, tracker: SilentTracker) -> None:
@@ -241,14 +230,14 @@ def test_a_killed_replica_is_replaced_and_its_shard_done_again(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
 ) -> None:
     word = "merger"
-    plain = ingested(make_config(run_dir=str(tmp_path / "plain"), test=None), tracker)
-    label(plain, ["corpus"], tracker)
+    plain = make_config(run_dir=str(tmp_path / "plain"), test=None)
+    labelled(plain, tracker)
     for number, arguments in enumerate(({"at": word}, {})):
         deaths = {"deaths": str(tmp_path / f"deaths{number}"), "die": 1, **arguments}
         config = make_config(
             run_dir=str(tmp_path / f"run{number}"), test=None, teacher={"engine_args": deaths}
         )
-        label(ingested(config, tracker), ["corpus"], tracker)
+        labelled(config, tracker)
         assert (tmp_path / f"deaths{number}").stat().st_size > 1
         assert np.array_equal(all_logprobs(config), all_logprobs(plain))
 
@@ -267,7 +256,7 @@ def test_deaths_are_bounded_and_reported(
         teacher = {"engine_args": settings, "max_actor_failures": 1}
         config = make_config(run_dir=str(tmp_path / f"run{number}"), test=None, teacher=teacher)
         with pytest.raises(ActorError, match=message):
-            label(ingested(config, tracker), ["corpus"], tracker)
+            labelled(config, tracker)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -280,7 +269,7 @@ def test_equal_texts_are_labelled_once(
         test=None, corpus={"path": str(tmp_path / "same.parquet"), "rows_per_shard": 5},
         teacher={"engine_args": {"calls": str(tmp_path / "calls")}},
     )  # fmt: skip
-    label(ingested(config, tracker), ["corpus"], tracker)
+    labelled(config, tracker)
     called = calls_in(tmp_path / "calls")
     assert [called[text_key(text)] for text in ("a goal", "a chip", "a match")] == [1, 1, 1]
     found = all_logprobs(config)
@@ -313,6 +302,9 @@ def test_another_calibration_needs_no_new_labels(
         assert calibrate(config).bias_c.tolist() == biases[method].bias_c.tolist()
     assert calls.read_text() == before
     assert biases["none"].bias_c.tolist() == [0, 0, 0]
+    means = {name: each.apply(all_logprobs(config)).mean(axis=0) for name, each in biases.items()}
+    assert means["none"][0] > 0.42  # the fake prefers its first label
+    assert means["batch"] == pytest.approx([1 / 3] * 3, abs=1e-3)
     assert biases["temperature"].bias_c.tolist() == biases["batch"].bias_c.tolist()
     assert biases["batch"].temperature == 1
     assert 0.3 < biases["temperature"].temperature < 3
@@ -335,7 +327,7 @@ def test_labels_made_elsewhere_are_joined_by_id(
         test=None, corpus={"id_column": "id"},
         teacher={"engine": "table", "model": str(tmp_path / "labels.parquet"), "calibration": "none"},
     )  # fmt: skip
-    manifest = label(ingested(config, tracker), ["corpus"], tracker)["corpus"]
+    manifest = labelled(config, tracker)
     assert (sum(manifest.results["rows"]), manifest.results["rejected"]) == (400, 20)
     names = list(config.task.labels)
     predicted = [names[i] for i in all_logprobs(config).argmax(axis=1)]

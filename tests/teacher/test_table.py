@@ -1,4 +1,4 @@
-"""Labels made elsewhere."""
+"""Labels from a table."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def test_without_a_column_every_label_is_as_sure(tmp_path: Path) -> None:
         ("7,tech,1.5\n", r"confidence must be in \(0, 1\], not 1.5"),
         ("7,tech,high\n", "confidence 'high' is not a number"),
         ("7,tech,0.5\n7,sport,0.5\n", "1 ids of .* occur more than once"),
-        ("", "holds no rows"),
+        ("", "contains no rows"),
     ],
 )
 def test_a_wrong_table_is_told_with_its_row(tmp_path: Path, rows: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""A real LLM, served by the real vLLM, labels some tens of rows; transformers must agree."""
+"""The real vLLM serves a real LLM for a few dozen rows; transformers must agree."""
 
 import json
 import os

@@ -34,7 +34,7 @@ class Engines:
         self._seen: set[psutil.Process] = set()
 
     def alive(self) -> list[psutil.Process]:
-        """Those that run, also if the actor that started them was killed."""
+        """The running ones, even if the actor that started them was killed."""
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if "EngineCore" in " ".join([process.name(), *process.cmdline()]):
@@ -87,7 +87,7 @@ def end_by(end: int) -> None:
 def test_an_engine_that_was_killed_is_told_from_a_model_that_cannot_be_loaded(
     monkeypatch: pytest.MonkeyPatch, ends: list[int], error: Exception, raised: type[Exception]
 ) -> None:
-    """What the pool tries again is whatever is no error of LLKD."""
+    """The pool retries after every error that is not an LLKDError."""
 
     def start(**arguments: object) -> None:
         context = multiprocessing.get_context("fork")

@@ -1,6 +1,7 @@
-"""Which rows the student trains on in an epoch, as what, and with what weight."""
+"""Selection policies: the rows, labels and weights that the student trains on in an epoch."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from llkd.core.draws import uniform_by_position
 from llkd.core.policies.base import (
@@ -10,11 +11,9 @@ from llkd.core.policies.base import (
     Policy,
     Signals,
     State,
-    filled,
-    select_rows,
-    settle,
 )
 from llkd.core.policies.baselines import SelectAll, SelectRandom
+from llkd.core.policies.driver import select, select_rows
 from llkd.core.policies.label_noise import ConfidentLearning, SmallLoss
 from llkd.core.policies.refine import Refined
 from llkd.core.policies.student_confidence import FreeMatch, SoftMatch
@@ -23,7 +22,7 @@ from llkd.core.policy_names import PolicyName, Sides, ThresholdKind, WeightKind
 
 __all__ = [
     "ROWS", "SMALLEST_WEIGHT", "Choice", "Policy", "PolicyName", "PolicySettings", "Rule", "Signals",
-    "State", "ThresholdKind", "WeightKind", "filled", "make_policy", "select_rows", "settle",
+    "State", "ThresholdKind", "WeightKind", "make_policy", "select", "select_rows",
     "uniform_by_position",
 ]  # fmt: skip
 
@@ -32,11 +31,11 @@ _SIDES: dict[str, Sides] = {"teacher_confidence": "teacher", "student_uncertaint
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """What policies can be told; each takes what concerns it."""
+    """Settings of all policies; each policy uses some of them."""
 
     rule: Rule = field(default_factory=Rule)
     sides: Sides = "both"
-    """For `llkd`: which signals have to reach their thresholds."""
+    """For `llkd`: the signals that must reach their thresholds."""
     warmup_epochs: int = 1
     class_floor: float = 0.0
     beta: float = 1.0
@@ -47,34 +46,30 @@ class PolicySettings:
 
 
 def make_policy(name: PolicyName, settings: PolicySettings | None = None) -> Policy:
-    """The policy of a name in `selection.policy`."""
+    """The policy that `selection.policy` names."""
     s = settings or PolicySettings()
-    momentum, warmup, floor = s.rule.momentum, s.warmup_epochs, s.class_floor
+    momentum = s.rule.momentum
+    common: dict[str, Any] = {"warmup_epochs": s.warmup_epochs, "seed": s.seed}
+    filled = {**common, "class_floor": s.class_floor}
     match name:
         case "all":
             return SelectAll(s.seed)
         case "random":
             return SelectRandom(s.rule.fraction, s.seed)
         case "softmatch":
-            return SoftMatch(momentum=momentum, warmup_epochs=warmup, seed=s.seed)
+            return SoftMatch(momentum=momentum, **common)
         case "freematch":
-            return FreeMatch(
-                momentum=momentum, class_floor=floor, warmup_epochs=warmup, seed=s.seed
-            )
+            return FreeMatch(momentum=momentum, **filled)
         case "small_loss":
-            return SmallLoss(
-                clean_probability=s.clean_probability, class_floor=floor, warmup_epochs=warmup,
-                seed=s.seed,
-            )  # fmt: skip
+            return SmallLoss(clean_probability=s.clean_probability, **filled)
         case "confident_learning":
-            return ConfidentLearning(class_floor=floor, warmup_epochs=warmup, seed=s.seed)
+            return ConfidentLearning(**filled)
         case "refined":
             return Refined(
-                beta=s.beta, parts=s.parts, keep=s.keep, weights=s.rule.weights, momentum=momentum,
-                warmup_epochs=warmup, class_floor=floor, seed=s.seed,
+                beta=s.beta, parts=s.parts, keep=s.keep, weights=s.rule.weights,
+                momentum=momentum, **filled,
             )  # fmt: skip
     sides = _SIDES.get(name, s.sides)
     return ThresholdPolicy(
-        teacher_side=sides != "student", student_side=sides != "teacher", rule=s.rule,
-        warmup_epochs=warmup, class_floor=floor, seed=s.seed,
-    )  # fmt: skip
+        teacher_side=sides != "student", student_side=sides != "teacher", rule=s.rule, **filled
+    )

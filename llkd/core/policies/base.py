@@ -1,21 +1,19 @@
-"""What every policy is.
+"""The interface of selection policies; llkd/core/policies/driver.py runs them.
 
-A policy sees a shard only through its signals. It works in two steps: parameters from statistics
-of all shards that merge by addition, then the choice of one shard's rows.
+A policy sees a shard only through its signals. It works in two steps: it determines its parameters
+from mergeable statistics of all shards, then selects the rows of each shard on its own.
 
-    begin                      what the teacher's statistics tell
-    question -> measure, learn while there is a question: a pass over the shards, then its total
+    begin                      initial thresholds, from the teacher's statistics
+    question, measure, learn   repeated until there is no question: a pass over the shards, then the
+                               thresholds from its total
     choose                     labels and weights of one shard's rows
-    fill                       wider thresholds, if a class fell short of its floor: a share of its
-                               rows that can be trained on
+    fill                       wider thresholds, if a class fell short of its floor: a minimum share
+                               of its trainable rows
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
-from typing import TypeVar
 
 import numpy as np
 
@@ -24,15 +22,15 @@ from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds, no_thresholds
 
 ROWS = "rows"
-"""The question after the statistics of the labels and confidences that a policy goes by."""
+"""The question for the statistics of the labels and confidences that a policy uses."""
 
 SMALLEST_WEIGHT = 1e-6
-"""A selected row keeps at least this weight, so that zero means left out and nothing else."""
+"""Lower bound of a selected row's weight: weight zero always means not selected."""
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What a policy may know of N rows, of C classes."""
+    """What a policy knows of N rows; C classes."""
 
     label_n: np.ndarray
     """Pseudo-labels, int64, shape (N,)."""
@@ -41,16 +39,16 @@ class Signals:
     uncertainty_n: np.ndarray | None
     """The student's uncertainty, float64, shape (N,), in [0, 1]; None if not measured."""
     position_n: np.ndarray
-    """Positions in the corpus, int64, shape (N,): the source of randomness, so that a draw does
-    not depend on how the corpus is cut into shards."""
+    """Positions in the corpus, int64, shape (N,): the source of randomness, so that draws do not
+    depend on the sharding of the corpus."""
     student_nc: np.ndarray | None = None
-    """The student's distribution, shape (N, C), in multiples of the grid; None where the policy
-    does without."""
+    """The student's distribution, shape (N, C), in multiples of the grid; None if the policy does
+    not use it."""
     teacher_nc: np.ndarray | None = None
-    """The teacher's calibrated distribution, shape (N, C); None where the policy does without."""
+    """The teacher's calibrated distribution, shape (N, C); None if the policy does not use it."""
 
     def of(self, chosen_n: np.ndarray) -> "Signals":
-        """Those of some rows: bool, shape (N,)."""
+        """The signals of the rows in a mask: bool, shape (N,)."""
         known = {name: signal for name, signal in vars(self).items() if signal is not None}
         return replace(self, **{name: signal[chosen_n] for name, signal in known.items()})
 
@@ -60,26 +58,25 @@ class State:
     """What a policy knows of an epoch so far."""
 
     statistics: ClassStatistics
-    """Of the labels and confidences that the policy goes by."""
+    """Of the labels and confidences that the policy uses."""
     thresholds: Thresholds
     previous: Thresholds | None
-    """Those of the epoch before."""
+    """The thresholds of the previous epoch."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What N rows are trained on as."""
+    """Training labels and weights of N rows."""
 
     label_n: np.ndarray
     """Integers, shape (N,)."""
     weight_n: np.ndarray
-    """In the loss, float64, shape (N,); 0 leaves the row out."""
+    """Weights in the loss, float64, shape (N,); 0 leaves the row out."""
     target_nc: np.ndarray | None = None
-    """The distribution that a soft loss goes towards, shape (N, C), where the signals hold the
-    teacher's."""
+    """Targets of a soft loss, shape (N, C); None if the signals lack the teacher's distribution."""
 
     def without(self, held_n: np.ndarray) -> "Choice":
-        """The same, but for rows that are not to be trained on: bool, shape (N,)."""
+        """The same choice without the rows in a mask: bool, shape (N,)."""
         return replace(self, weight_n=np.where(held_n, 0.0, self.weight_n))
 
     def counts(self, classes: int) -> np.ndarray:
@@ -88,57 +85,56 @@ class Choice:
 
 
 class Policy(ABC):
-    """The interface; `seed` fixes everything random."""
+    """The interface; `seed` determines all random draws."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     uses_uncertainty: bool = False
-    """Whether the student has to score the corpus each epoch."""
+    """Whether the student must score the corpus each epoch."""
     uses_student_probs: bool = False
-    """Whether the student's distribution is needed, beside its uncertainty."""
+    """Whether the policy needs the student's distribution in addition to its uncertainty."""
     warmup_epochs: int = 0
-    """Epochs in which the student is not asked, for a cold student's answer is noise."""
+    """First epochs, which ignore the student's signals: a cold student's output is noise."""
     uses_teacher_probs: bool = False
-    """Whether the teacher's calibrated distribution is needed."""
+    """Whether the policy needs the teacher's calibrated distribution."""
 
     def begin(self, epoch: int, statistics: ClassStatistics, previous: Thresholds | None) -> State:
-        """What is known before anything is measured.
+        """The state before any measurement.
 
         Args:
             epoch: from 0.
             statistics: of the teacher's labels and confidences, and the student's uncertainty.
-            previous: the thresholds of the epoch before.
+            previous: the thresholds of the previous epoch.
         """
         return State(statistics, self.thresholds(epoch, statistics, previous), previous)
 
     def question(self, epoch: int, state: State, asked: Sequence[str]) -> str | None:
-        """What is to be measured over the shards next, after the questions
-        `asked`; None: nothing."""
+        """The next question to measure over the shards, after those in `asked`; None to stop."""
         return None
 
     def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
-        """One shard's part of the answer; by default that to ROWS."""
+        """One shard's part of the answer; by default the answer to ROWS."""
         return Tally(vars(self.class_statistics(self.view(epoch, signals, thresholds), thresholds)))
 
     def class_statistics(self, seen: Signals, thresholds: Thresholds) -> ClassStatistics:
-        """Of a shard as the policy sees it."""
+        """Class statistics of a shard's `view`."""
         return class_statistics(
             seen.label_n, seen.confidence_n, seen.uncertainty_n, len(thresholds.floor_c)
         )
 
     def learn(self, epoch: int, question: str, total: Tally, state: State) -> State:
-        """What is known once the answers of all shards are added up."""
-        raise NotImplementedError(f"{type(self).__name__} asks no {question}")
+        """The state after the answers of all shards are added up."""
+        raise NotImplementedError(f"{type(self).__name__} has no question {question}")
 
     def thresholds(
         self, epoch: int, statistics: ClassStatistics, previous: Thresholds | None
     ) -> Thresholds:
-        """The thresholds of an epoch, given those of the epoch before it."""
+        """The thresholds of an epoch, given those of the previous epoch."""
         return no_thresholds(len(statistics.rows_c))
 
     def view(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Signals:
-        """The signals with the labels and the confidence that this policy goes by."""
+        """The signals with the labels and the confidence that this policy uses."""
         return signals
 
     @abstractmethod
@@ -147,7 +143,7 @@ class Policy(ABC):
 
         Args:
             epoch: from 0.
-            seen: what `view` gave.
+            seen: the result of `view`.
             thresholds: of the epoch.
         """
 
@@ -162,143 +158,20 @@ class Policy(ABC):
         """Wider thresholds if a class fell short of its floor, else None.
 
         Args:
-            statistics: of the rows that can be trained on.
-            selected_c: rows of them that are selected, shape (C,).
-            thresholds: by which they are.
+            statistics: of the trainable rows.
+            selected_c: selected trainable rows, shape (C,).
+            thresholds: the thresholds that selected them.
         """
         return None
-
-
-Chosen = TypeVar("Chosen")
-
-Measure = Callable[[str, Thresholds], Tally]
-"""The total of `Policy.measure` over all shards, of a question under some thresholds."""
-
-
-def settle(
-    policy: Policy,
-    epoch: int,
-    statistics: ClassStatistics,
-    previous: Thresholds | None,
-    measure: Measure,
-) -> State:
-    """All that a policy needs to know of an epoch before it chooses; see `Policy.begin`."""
-    state = policy.begin(epoch, statistics, previous)
-    asked: list[str] = []
-    while (question := policy.question(epoch, state, asked)) is not None:
-        state = policy.learn(epoch, question, measure(question, state.thresholds), state)
-        asked.append(question)
-    return state
-
-
-def filled(
-    policy: Policy,
-    state: State,
-    selected_c: np.ndarray,
-    measure_held: Callable[[Thresholds], Tally] | None,
-) -> Thresholds | None:
-    """Wider thresholds if a class fell short of its floor, else None; see `Policy.fill`.
-
-    Args:
-        policy: which.
-        state: what was known when it chose.
-        selected_c: rows selected that are trained on, shape (C,).
-        measure_held: the total of `Policy.measure` over the rows held out, of the question ROWS;
-            None if there are none. They are measured only if a class may have fallen short.
-    """
-    wider = policy.fill(state.statistics, selected_c, state.thresholds)
-    if wider is None or measure_held is None:
-        return wider
-    trainable = state.statistics - statistics_of(measure_held(state.thresholds))
-    return policy.fill(trainable, selected_c, state.thresholds)
-
-
-def select(
-    policy: Policy,
-    epoch: int,
-    statistics: ClassStatistics,
-    previous: Thresholds | None,
-    *,
-    measure: Measure,
-    choose: Callable[[Thresholds], tuple[Chosen, np.ndarray]],
-    measure_held: Callable[[Thresholds], Tally] | None,
-) -> tuple[State, Chosen]:
-    """The selection of an epoch, wherever its shards are.
-
-    Args:
-        policy: which.
-        epoch: from 0.
-        statistics: see `Policy.begin`.
-        previous: see `Policy.begin`.
-        measure: the pass over all shards that answers a question.
-        choose: the pass that selects by thresholds; returns its result and the rows selected that
-            are trained on, shape (C,). Called again if a class fell short of its floor.
-        measure_held: see `filled`.
-
-    Returns:
-        The state with the thresholds that were used, and the result of the last `choose`.
-    """
-    state = settle(policy, epoch, statistics, previous, measure)
-    chosen, selected_c = choose(state.thresholds)
-    wider = filled(policy, state, selected_c, measure_held)
-    if wider is None:
-        return state, chosen
-    return replace(state, thresholds=wider), choose(wider)[0]
-
-
-def select_rows(
-    policy: Policy,
-    epoch: int,
-    parts: Sequence[Signals],
-    statistics: ClassStatistics,
-    previous: Thresholds | None,
-    held: Sequence[np.ndarray] | None = None,
-) -> tuple[State, list[Choice]]:
-    """`select` where the signals of all shards are in memory.
-
-    Args:
-        policy: which.
-        epoch: from 0.
-        parts: the signals of each shard.
-        statistics: see `Policy.begin`.
-        previous: see `Policy.begin`.
-        held: rows of each shard that are not trained on, bool, shape (N,).
-
-    Returns:
-        The state, and each shard's choice.
-    """
-
-    def measure(question: str, thresholds: Thresholds) -> Tally:
-        return reduce(add, (policy.measure(epoch, question, p, thresholds) for p in parts))
-
-    def choose(thresholds: Thresholds) -> tuple[list[Choice], np.ndarray]:
-        found = [policy.choose(epoch, part, thresholds) for part in parts]
-        if held is not None:
-            found = [choice.without(held_n) for choice, held_n in zip(found, held, strict=True)]
-        return found, reduce(add, (choice.counts(len(statistics.rows_c)) for choice in found))
-
-    def measure_held(thresholds: Thresholds) -> Tally:
-        parts_held = [part.of(held_n) for part, held_n in zip(parts, held or (), strict=True)]
-        return reduce(add, (policy.measure(epoch, ROWS, p, thresholds) for p in parts_held))
-
-    return select(
-        policy,
-        epoch,
-        statistics,
-        previous,
-        measure=measure,
-        choose=choose,
-        measure_held=None if held is None else measure_held,
-    )
 
 
 class FilledPolicy(Policy):
     """Fills a class that falls short of its floor with its most confident rows.
 
     Args:
-        class_floor: least share of each class's rows to select, in [0, 1].
-        warmup_epochs: epochs in which the student is not asked.
-        seed: of everything random.
+        class_floor: minimum share of each class's rows to select, in [0, 1].
+        warmup_epochs: first epochs, which ignore the student's signals.
+        seed: of all random draws.
     """
 
     def __init__(self, *, class_floor: float = 0.0, warmup_epochs: int = 1, seed: int = 0) -> None:
@@ -307,7 +180,7 @@ class FilledPolicy(Policy):
         self.warmup_epochs = warmup_epochs
 
     def learn(self, epoch: int, question: str, total: Tally, state: State) -> State:
-        """See Policy.learn: thresholds from the statistics of what the policy goes by."""
+        """See Policy.learn: thresholds from the statistics of the policy's view."""
         statistics = statistics_of(total)
         thresholds = self.thresholds(epoch, statistics, state.previous)
         kept = {**state.thresholds.parameters, **thresholds.parameters}

@@ -1,4 +1,4 @@
-"""The plainest policies."""
+"""Baseline policies: all rows, and a random share of them."""
 
 import numpy as np
 

@@ -1,27 +1,28 @@
-"""Labels and confidence refined by the student: what the teacher says of a row, times what the
-student says of it, where the student has not learnt the row.
+"""Labels and confidence refined by the student: the product of the teacher's distribution of a row
+and the student's, where the student was not trained on the row recently.
 
     r ∝ p^α · q^(β · trust[a]) · exp(−bias)
 
 p is the teacher's calibrated distribution, a its label, q the student's distribution: a student
-that learnt from thousands of rows knows what the teacher, asked about one row, does not. Label and
-confidence are then those of r. A student repeats what it was taught about a row, right or wrong,
-so that its word on that row is worth nothing. Therefore the corpus is drawn into parts, and an
-epoch trains on one of them, which no epoch had in as many epochs as there are parts: its answers
-are out of fold, without a second student. All but the least confident rows of each class of the
-part are taken, for a student that is fed its own most confident answers confirms itself.
+trained on thousands of rows knows things that the teacher, which sees one row, does not. Label and
+confidence are those of r. A student repeats what it was taught about a row, right or wrong, so its
+prediction of that row carries no information. Therefore the corpus is split at random into parts,
+and each epoch trains on the part that was used longest ago: the student's predictions are out of
+fold, without a second student. All but the least confident rows of each class of the part are
+selected: a student trained only on its most confident predictions confirms itself.
 
-Three things keep it from running away with the student's mistakes, none of which needs gold:
+Three safeguards limit the influence of the student's errors; none needs gold:
 
-- β is the exponent under which q best predicts the teacher's labels of those rows of the part that
-  the teacher is confident of: a student that knows nothing gets 0, one that is too sure of itself
-  little. trust[a] is how often the student finds label a there, above chance: a class that it does
-  not know keeps the teacher's labels.
-- Where student and teacher agree on the part more often than the teacher's confidence allows for,
-  the teacher is better than it says; α sharpens it until its mean confidence is that share.
-- The bias holds the mean of r over the corpus to that of p, so that no class grows on the others.
+- β is the exponent under which q best predicts the teacher's labels of the part's confident rows: 0
+  for a student that knows nothing, small for an overconfident one. trust[a] is the student's recall
+  of label a there, above chance: a class that it does not know keeps the teacher's labels.
+- If student and teacher agree on the part more often than the teacher's confidence implies, the
+  teacher is underconfident; α sharpens p until its mean confidence is the rate of agreement.
+- The bias keeps the mean of r over the corpus equal to that of p: no class grows at the expense of
+  others.
 
-No paper's: the product of experts with the bias of batch calibration (arXiv 2309.17249), guarded.
+Not from a paper: a product of experts with the bias of batch calibration (arXiv 2309.17249) and
+these safeguards.
 """
 
 from collections.abc import Sequence
@@ -39,30 +40,30 @@ from llkd.core.thresholds import TOLERANCE, Thresholds
 
 TRUST, MARGINAL = "trust", "marginal"
 
-BENEFIT_OF_DOUBT = 2.0
-"""Rows of each class that the student is taken to have missed besides those it was seen to."""
+ASSUMED_MISSES = 2.0
+"""Pseudo-count of misses, added to each class's denominator of the recall."""
 BETA_STEPS = np.linspace(0.0, 1.0, 9)
-"""Of the largest exponent of the student, those that are tried."""
+"""Candidates for the student's exponent, as shares of `beta`."""
 ALPHAS = np.array([1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0])
-"""The exponents of the teacher that are tried."""
+"""Candidates for the teacher's exponent."""
 SMALLEST_PROB = 1e-4
-"""Neither teacher nor student rules a label out altogether."""
+"""Lower bound of probabilities: a zero must not veto a label."""
 MARGINAL_ROUNDS = 4
 MARGINAL_TOLERANCE = 0.02
-"""The bias is good enough when each class's mean is within this share of its own."""
+"""Relative error of each class's mean at which the bias has converged."""
 _COARSE = 2.0**-12
-"""Products of multiples of it are multiples of the grid, and their sums exact."""
+"""Products of its multiples are multiples of the grid, so their sums are exact."""
 _STREAM = 0x6A7D5EED
-"""Tells this draw from those of other policies of the same seed."""
+"""Separates this draw from those of other policies with the same seed."""
 
 
 class Refined(ThresholdPolicy):
-    """One part of the corpus an epoch, by refined labels and confidence; see the top of this file.
+    """One part of the corpus per epoch, by refined labels and confidence; see the module docstring.
 
     Args:
-        beta: the largest exponent of the student; 0 leaves the labels as they are.
-        parts: that the corpus is drawn into, at least 1.
-        keep: share of each class's rows of the part that are taken, the most confident.
+        beta: maximum exponent of the student; 0 leaves the labels unchanged.
+        parts: number of parts of the corpus, at least 1.
+        keep: share of each class's rows of the part to select, the most confident first.
         weights: see Rule.
         momentum: see Rule.
         warmup_epochs: see ThresholdPolicy.
@@ -91,7 +92,7 @@ class Refined(ThresholdPolicy):
         self.beta, self.parts = beta, parts
 
     def begin(self, epoch: int, statistics: ClassStatistics, previous: Thresholds | None) -> State:
-        """See Policy.begin: of which rows the teacher is confident."""
+        """See Policy.begin: from which confidence on a row of each class counts as confident."""
         state = super().begin(epoch, statistics, previous)
         kept = {"confident": np.nan_to_num(statistics.mean_confidence_c)}
         return replace(state, thresholds=replace(state.thresholds, parameters=kept))
@@ -104,8 +105,8 @@ class Refined(ThresholdPolicy):
             return TRUST
         if ROWS in asked:
             return None
-        settled = state.thresholds.parameters["marginal_gap"] <= MARGINAL_TOLERANCE
-        return ROWS if settled or len(asked) > MARGINAL_ROUNDS else MARGINAL
+        converged = state.thresholds.parameters["marginal_gap"] <= MARGINAL_TOLERANCE
+        return ROWS if converged or len(asked) > MARGINAL_ROUNDS else MARGINAL
 
     def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
         """See Policy.measure."""
@@ -118,7 +119,7 @@ class Refined(ThresholdPolicy):
                 {"mean_c": grid_sum(refined_nc, axis=0), "second_cc": coarse_nc.T @ coarse_nc}
             )
         found = super().measure(epoch, question, signals, thresholds)
-        # Of the part: that of rows which the student has learnt would be another.
+        # Only of the part: rows that the student was trained on have another distribution.
         part_n = self.in_part(epoch, signals)
         seen = self.view(epoch, signals, thresholds)
         of_part = class_statistics(
@@ -130,11 +131,11 @@ class Refined(ThresholdPolicy):
         assert signals.student_nc is not None
         assert signals.teacher_nc is not None
         part_n = self.in_part(epoch, signals)
-        bar_c = thresholds.parameters["confident"]
+        minimum_c = thresholds.parameters["confident"]
         label_p, student_pc = signals.label_n[part_n], signals.student_nc[part_n]
-        confident_p = signals.confidence_n[part_n] >= bar_c[label_p] - TOLERANCE
+        confident_p = signals.confidence_n[part_n] >= minimum_c[label_p] - TOLERANCE
         found_p = student_pc.argmax(axis=1) == label_p
-        classes = len(bar_c)
+        classes = len(minimum_c)
         sure_p = label_p[confident_p]
         return Tally(
             {
@@ -161,10 +162,10 @@ class Refined(ThresholdPolicy):
         return replace(state, thresholds=replace(state.thresholds, parameters=kept))
 
     def _trust(self, total: Tally, previous: Thresholds | None) -> dict[str, np.ndarray]:
-        """Exponents, trust and the marginal to hold."""
+        """Exponents, trust and the target marginal."""
         classes, rows = len(total["teacher_c"]), max(int(total["rows"]), 1)
         before = {} if previous is None else previous.parameters
-        found_c = total["found_c"] / (total["confident_c"] + BENEFIT_OF_DOUBT)
+        found_c = total["found_c"] / (total["confident_c"] + ASSUMED_MISSES)
         agreed = float(total["agreed"]) / max(int(total["part"]), 1)
         confidence_a = total["confidence_a"] / max(int(total["part"]), 1)
         reached_a = np.flatnonzero(confidence_a >= agreed)
@@ -181,12 +182,12 @@ class Refined(ThresholdPolicy):
         }
 
     def in_part(self, epoch: int, signals: Signals) -> np.ndarray:
-        """Which rows are of the epoch's part: bool, shape (N,)."""
+        """Mask of the rows of the epoch's part: bool, shape (N,)."""
         draw_n = uniform_by_position(signals.position_n, self.seed, _STREAM)
         return np.asarray(np.floor(draw_n * self.parts) == epoch % self.parts)
 
     def view(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Signals:
-        """See Policy.view: labels, confidence and distribution of r, once it is known."""
+        """See Policy.view: labels, confidence and distribution of r, once the bias is known."""
         if "bias" not in thresholds.parameters:
             return signals
         refined_nc = refine(signals, thresholds)
@@ -198,7 +199,7 @@ class Refined(ThresholdPolicy):
         )
 
     def choose(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Choice:
-        """See Policy.choose: of the epoch's part, which a floor cannot make larger."""
+        """See Policy.choose: only rows of the epoch's part, also to fill a class."""
         chosen = super().choose(epoch, signals, thresholds)
         return chosen.without(~self.in_part(epoch, signals))
 
@@ -219,17 +220,17 @@ def move_bias(
 ) -> dict[str, np.ndarray]:
     """A damped Newton step towards the bias under which the mean of r is the target.
 
-    The mean m falls with the bias as −(diag(m) − E[r rᵀ]); that this is a covariance makes the
-    problem convex. A little less of E[r rᵀ] keeps it from being singular.
+    The derivative of the mean m by the bias is −(diag(m) − E[r rᵀ]). The bracket is a covariance
+    matrix, so the problem is convex. Damping E[r rᵀ] keeps the matrix regular.
 
     Args:
-        bias_c: under which r was measured, shape (C,).
-        target_c: the marginal to hold, shape (C,).
+        bias_c: the bias under which r was measured, shape (C,).
+        target_c: the target marginal, shape (C,).
         total: sums of r, shape (C,), and of r rᵀ, shape (C, C), over all rows.
-        rows: how many there are.
+        rows: number of rows.
 
     Returns:
-        The bias, and by what share of its target the farthest class was off before the step.
+        The bias, and the largest relative error of a class's mean before the step.
     """
     mean_c = np.maximum(total["mean_c"] / rows, 1e-9)
     gap = float(np.abs(mean_c / target_c - 1).max())
@@ -242,7 +243,7 @@ def move_bias(
 
 
 def _losses(probs_nc: np.ndarray, label_n: np.ndarray, exponents: np.ndarray) -> np.ndarray:
-    """Sums over rows of −log softmax(e log q)[label], one an exponent: shape (E,)."""
+    """Sums over rows of −log softmax(e log q)[label], one per exponent: shape (E,)."""
     logs_nc, row_n = _logs(probs_nc), np.arange(len(label_n))
     found = []
     for exponent in exponents:

@@ -7,9 +7,10 @@ import numpy as np
 
 from llkd.core.policies.base import ROWS, SMALLEST_WEIGHT, FilledPolicy, Signals, State
 from llkd.core.policy_names import ThresholdKind, WeightKind
-from llkd.core.statistics import ClassStatistics, confidence_of_top
+from llkd.core.statistics import ClassStatistics, confidence_of_top, count_by
 from llkd.core.tally import Tally, grid_sum
 from llkd.core.thresholds import Thresholds, moving_average, no_thresholds
+from llkd.core.uncertainty import p_log_p
 
 UNCERTAINTY_BINS = 256
 """Equal bins of the uncertainty histogram that quantiles are read off."""
@@ -17,7 +18,7 @@ UNCERTAINTY_BINS = 256
 
 @dataclass(frozen=True)
 class Rule:
-    """How bars and weights are worked out, for both sides."""
+    """How thresholds and weights are computed, for both signals."""
 
     thresholds: ThresholdKind = "class_mean"
     """`class_mean`: the mean over the rows of the same pseudo-label. `freematch`: the mean over
@@ -28,26 +29,26 @@ class Rule:
     confidence: float = 0.5
     uncertainty: float = 0.5
     momentum: float = 0.0
-    """Of the moving average of the bars over epochs, in [0, 1)."""
+    """Momentum of the thresholds' moving average over epochs, in [0, 1)."""
     weights: WeightKind = "product"
-    """Of a selected row: 1; confidence times uncertainty; their sum; or the truncated Gaussian of
-    its confidence (arXiv 2301.10921, equation 8). Of the sides in use."""
+    """Weight of a selected row: 1; confidence times uncertainty; their sum; or the truncated
+    Gaussian of its confidence (arXiv 2301.10921, equation 8). Unused signals do not enter."""
 
 
 class ThresholdPolicy(FilledPolicy):
-    """Rows whose signals reach their class's bars, filled up to a floor by class.
+    """Rows whose signals reach the thresholds of their class, filled up to a floor by class.
 
     The method of LLKD (arXiv 2411.08028): c >= mean c and u >= mean u over the rows with the
     same pseudo-label. Either side can be switched off, which gives the two one-sided baselines.
 
     Args:
-        teacher_side: ask for c >= its threshold.
-        student_side: ask for u >= its threshold.
-        rule: how thresholds and weights are worked out.
-        warmup_epochs: epochs in which the student's side is not asked, for a cold student's
-            uncertainty is noise.
-        class_floor: least share of each class's rows to select, in [0, 1].
-        seed: not used; the policy has nothing random.
+        teacher_side: require c >= its threshold.
+        student_side: require u >= its threshold.
+        rule: how to compute thresholds and weights.
+        warmup_epochs: first epochs, without the student's side: a cold student's uncertainty is
+            noise.
+        class_floor: minimum share of each class's rows to select, in [0, 1].
+        seed: unused; the policy draws nothing at random.
     """
 
     def __init__(
@@ -69,44 +70,44 @@ class ThresholdPolicy(FilledPolicy):
             self.uses_student_probs = student_side
             self.uses_teacher_probs = teacher_side
 
-    def _student_speaks(self, epoch: int) -> bool:
+    def _uses_student(self, epoch: int) -> bool:
         return self.student_side and epoch >= self.warmup_epochs
 
-    def _details(self, epoch: int) -> bool:
-        """Whether more is needed than sums and confidence histograms by class."""
+    def _needs_pass(self, epoch: int) -> bool:
+        """Whether the rule needs more than sums and confidence histograms by class."""
         kind = self.rule.thresholds
         return (
             kind == "freematch"
-            or (kind == "quantile" and self._student_speaks(epoch))
+            or (kind == "quantile" and self._uses_student(epoch))
             or self.rule.weights == "softmatch"
         )
 
     def question(self, epoch: int, state: State, asked: Sequence[str]) -> str | None:
         """See Policy.question."""
-        return ROWS if ROWS not in asked and self._details(epoch) else None
+        return ROWS if ROWS not in asked and self._needs_pass(epoch) else None
 
     def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
         """See Policy.measure."""
         seen = self.view(epoch, signals, thresholds)
-        found = dict(vars(self.class_statistics(seen, thresholds)))
-        found["squares"] = grid_sum(seen.confidence_n.astype(np.float64) ** 2)
+        sums = dict(vars(self.class_statistics(seen, thresholds)))
+        sums["squares"] = grid_sum(seen.confidence_n.astype(np.float64) ** 2)
         if self.rule.thresholds == "freematch" and seen.teacher_nc is not None:
-            found["teacher_c"] = grid_sum(seen.teacher_nc, axis=0)
-        if self._student_speaks(epoch) and self.rule.thresholds == "freematch":
+            sums["teacher_c"] = grid_sum(seen.teacher_nc, axis=0)
+        if self._uses_student(epoch) and self.rule.thresholds == "freematch":
             assert seen.student_nc is not None
-            found["student_c"] = grid_sum(entropy_terms(seen.student_nc), axis=0)
-        if self._student_speaks(epoch) and self.rule.thresholds == "quantile":
+            sums["student_c"] = grid_sum(entropy_terms(seen.student_nc), axis=0)
+        if self._uses_student(epoch) and self.rule.thresholds == "quantile":
             assert seen.uncertainty_n is not None
             classes = len(thresholds.floor_c)
-            found["uncertainty_cb"] = uncertainty_histogram(
+            sums["uncertainty_cb"] = uncertainty_histogram(
                 seen.label_n, seen.uncertainty_n, classes
             )
-        return Tally(found)
+        return Tally(sums)
 
     def learn(self, epoch: int, question: str, total: Tally, state: State) -> State:
         """See Policy.learn."""
         state = super().learn(epoch, question, total, state)
-        thresholds = self._bars(epoch, state.statistics, state.previous, total)
+        thresholds = self._thresholds(epoch, state.statistics, state.previous, total)
         spread = confidence_spread(state.statistics, float(total["squares"]))
         kept = {**state.thresholds.parameters, "confidence_spread": spread}
         return replace(state, thresholds=replace(thresholds, parameters=kept))
@@ -114,37 +115,38 @@ class ThresholdPolicy(FilledPolicy):
     def thresholds(
         self, epoch: int, statistics: ClassStatistics, previous: Thresholds | None
     ) -> Thresholds:
-        """The bars of the sides in use, averaged over epochs, as far as the statistics tell."""
-        return self._bars(epoch, statistics, previous, Tally({}))
+        """The thresholds of the signals in use, averaged over epochs, from the class statistics."""
+        return self._thresholds(epoch, statistics, previous, Tally({}))
 
-    def _bars(
+    def _thresholds(
         self,
         epoch: int,
         statistics: ClassStatistics,
         previous: Thresholds | None,
-        details: Tally,
+        measured: Tally,
     ) -> Thresholds:
         none = no_thresholds(len(statistics.rows_c))
         confidence_c, uncertainty_c = none.confidence_c, none.uncertainty_c
         if self.teacher_side:
             confidence_c = averaged(
                 None if previous is None else previous.confidence_c,
-                self._confidence_bar(statistics, details),
+                self._confidence_threshold(statistics, measured),
                 self.rule.momentum,
             )
-        if self._student_speaks(epoch):
+        if self._uses_student(epoch):
             uncertainty_c = averaged(
                 None if previous is None else previous.uncertainty_c,
-                self._uncertainty_bar(statistics, details),
+                self._uncertainty_threshold(statistics, measured),
                 self.rule.momentum,
             )
         return Thresholds(confidence_c, uncertainty_c, none.floor_c)
 
-    def _confidence_bar(self, statistics: ClassStatistics, details: Tally) -> np.ndarray:
-        """Shape (C,); NaN for a class of which nothing is known."""
+    def _confidence_threshold(self, statistics: ClassStatistics, measured: Tally) -> np.ndarray:
+        """Shape (C,); NaN for a class without rows."""
         kind, rows_c = self.rule.thresholds, statistics.rows_c
-        if kind == "freematch" and "teacher_c" in details:
-            return freematch_bar(_mean(statistics.confidence_c, rows_c), details["teacher_c"])
+        if kind == "freematch" and "teacher_c" in measured:
+            mean = _mean(statistics.confidence_c, rows_c)
+            return freematch_threshold(mean, measured["teacher_c"])
         if kind == "quantile":
             counted_c = statistics.histogram_cb.sum(axis=1)
             wanted_c = np.ceil(self.rule.fraction * counted_c - 1e-9)
@@ -153,21 +155,22 @@ class ThresholdPolicy(FilledPolicy):
             return np.full(len(rows_c), self.rule.confidence)
         return statistics.mean_confidence_c
 
-    def _uncertainty_bar(self, statistics: ClassStatistics, details: Tally) -> np.ndarray:
-        """Shape (C,); NaN for a class of which nothing is known."""
+    def _uncertainty_threshold(self, statistics: ClassStatistics, measured: Tally) -> np.ndarray:
+        """Shape (C,); NaN for a class without rows."""
         kind, rows_c = self.rule.thresholds, statistics.rows_c
-        if kind == "freematch" and "student_c" in details:
-            return freematch_bar(_mean(statistics.uncertainty_c, rows_c), details["student_c"])
-        if kind == "quantile" and "uncertainty_cb" in details:
+        if kind == "freematch" and "student_c" in measured:
+            mean = _mean(statistics.uncertainty_c, rows_c)
+            return freematch_threshold(mean, measured["student_c"])
+        if kind == "quantile" and "uncertainty_cb" in measured:
             wanted_c = np.ceil(self.rule.fraction * rows_c - 1e-9)
-            return _known(uncertainty_of_top(details["uncertainty_cb"], wanted_c), rows_c)
+            return _known(uncertainty_of_top(measured["uncertainty_cb"], wanted_c), rows_c)
         if kind == "fixed":
             return np.full(len(rows_c), self.rule.uncertainty)
         return statistics.mean_uncertainty_c
 
     def weights(self, epoch: int, seen: Signals, thresholds: Thresholds) -> np.ndarray:
         """See Policy.weights."""
-        uncertainty_n = seen.uncertainty_n if self._student_speaks(epoch) else None
+        uncertainty_n = seen.uncertainty_n if self._uses_student(epoch) else None
         chosen_n = thresholds.passes(seen.label_n, seen.confidence_n, uncertainty_n)
         if self.rule.weights == "none":
             return chosen_n.astype(np.float64)
@@ -185,8 +188,8 @@ class ThresholdPolicy(FilledPolicy):
         """The product or the sum of the signals in use, shape (N,)."""
         signals: list[np.ndarray] = [seen.confidence_n] if self.teacher_side else []
         if uncertainty_n is not None:
-            # A row that only fills its class counts by its confidence: it is there because the
-            # teacher is sure, and its uncertainty may be next to nothing.
+            # A row that fills its class is weighted by confidence alone: it was selected for it,
+            # and its uncertainty may be close to zero.
             fills_n = thresholds.fills(seen.label_n, seen.confidence_n)
             neutral = 1.0 if self.rule.weights == "product" else 0.0
             signals.append(np.where(fills_n, neutral, uncertainty_n))
@@ -197,23 +200,21 @@ class ThresholdPolicy(FilledPolicy):
         )
 
 
-def freematch_bar(mean: float, class_c: np.ndarray) -> np.ndarray:
+def freematch_threshold(mean: float, class_c: np.ndarray) -> np.ndarray:
     """g · l(y) / max l, shape (C,): g the mean of a signal over all rows, l(y) its class term.
 
-    Self-adaptive thresholds (arXiv 2205.07246, equation 7). 0 where all class terms are.
+    Self-adaptive thresholds (arXiv 2205.07246, equation 7). All zero if all class terms are.
 
     Args:
         mean: of the signal over all rows.
-        class_c: means or sums of each class's term of it over all rows, shape (C,).
+        class_c: mean or sum of each class's term of the signal over all rows, shape (C,).
     """
     return np.asarray(mean * class_c / max(float(class_c.max()), 1e-30))
 
 
 def entropy_terms(probs_nc: np.ndarray) -> np.ndarray:
     """−q log q / log C of each class, whose sum is the entropy: shape (N, C)."""
-    probs_nc = probs_nc.astype(np.float64)
-    logs_nc = np.log(np.where(probs_nc > 0, probs_nc, 1.0))
-    return np.asarray(-probs_nc * logs_nc / np.log(probs_nc.shape[1]))
+    return np.asarray(-p_log_p(probs_nc) / np.log(probs_nc.shape[1]))
 
 
 def uncertainty_histogram(
@@ -222,14 +223,12 @@ def uncertainty_histogram(
     """Rows by pseudo-label and uncertainty bin, int64, shape (C, UNCERTAINTY_BINS)."""
     bin_n = (uncertainty_n.astype(np.float64) * UNCERTAINTY_BINS).astype(np.int64)
     bin_n = np.minimum(bin_n, UNCERTAINTY_BINS - 1)
-    flat_n = label_n.astype(np.int64) * UNCERTAINTY_BINS + bin_n
-    counts = np.bincount(flat_n, minlength=classes * UNCERTAINTY_BINS)
-    return counts.reshape(classes, UNCERTAINTY_BINS)
+    return count_by((classes, UNCERTAINTY_BINS), label_n, bin_n)
 
 
 def uncertainty_of_top(histogram_cb: np.ndarray, wanted_c: np.ndarray) -> np.ndarray:
     """The uncertainty that at least the wanted rows of a class reach, shape (C,): the lower edge
-    of a bin, so that a few more can."""
+    of a bin, so slightly more rows can reach it."""
     from_top_cb = np.cumsum(histogram_cb[:, ::-1], axis=1)[:, ::-1]
     enough_cb = from_top_cb >= np.maximum(wanted_c, 1)[:, None]
     return np.asarray(np.maximum(enough_cb.sum(axis=1) - 1, 0) / UNCERTAINTY_BINS)
@@ -243,8 +242,8 @@ def confidence_spread(statistics: ClassStatistics, squares: float) -> np.ndarray
 
 
 def gaussian_weight(confidence_n: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """The truncated Gaussian of SoftMatch (arXiv 2301.10921, equation 8): 1 from the mean
-    confidence on, below it exp(−(c − mean)² / (2 variance)); shape (N,).
+    """The truncated Gaussian of SoftMatch (arXiv 2301.10921, equation 8), shape (N,): 1 at or above
+    the mean confidence, exp(−(c − mean)² / (2 variance)) below it.
 
     Args:
         confidence_n: shape (N,).
@@ -256,15 +255,15 @@ def gaussian_weight(confidence_n: np.ndarray, spread: np.ndarray) -> np.ndarray:
 
 
 def averaged(previous_c: np.ndarray | None, observed_c: np.ndarray, momentum: float) -> np.ndarray:
-    """The moving average, with no bar for a class never seen."""
+    """The moving average, without a threshold for a class never observed."""
     if previous_c is not None:
         previous_c = np.where(np.isfinite(previous_c), previous_c, np.nan)
     averaged_c = moving_average(previous_c, observed_c, momentum)
     return np.where(np.isnan(averaged_c), -np.inf, averaged_c)
 
 
-def _known(bar_c: np.ndarray, rows_c: np.ndarray) -> np.ndarray:
-    return np.where(rows_c > 0, bar_c, np.nan)
+def _known(threshold_c: np.ndarray, rows_c: np.ndarray) -> np.ndarray:
+    return np.where(rows_c > 0, threshold_c, np.nan)
 
 
 def _mean(total_c: np.ndarray, rows_c: np.ndarray) -> float:

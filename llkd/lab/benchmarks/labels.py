@@ -30,9 +30,9 @@ from llkd.core.verbalizers import Verbalizer, label_tree
 from llkd.errors import ConfigError, DataError, TeacherError
 from llkd.ingest.files import list_files
 from llkd.ingest.sources import as_text, check_columns, count_rows, read_rows
+from llkd.teacher.actor import CONTENT_FREE
 from llkd.teacher.examples import with_drawn_examples
 from llkd.teacher.prompting import Prompter, make_prompter
-from llkd.teacher.stage import CONTENT_FREE
 
 RAW = "first token"
 """The usual method: the first token of each label, uncalibrated; labels that share it cannot be
@@ -100,7 +100,7 @@ def measure_labels(
         for name in verbalizers:
             try:
                 prompter = _prompter(config, name, engine.prompter.tokenizer)
-                engine.speak(prompter)
+                engine.use_prompter(prompter)
             except TeacherError as error:
                 say(f"{config.run_dir} {name}: {error}")
                 continue

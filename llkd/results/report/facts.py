@@ -194,7 +194,9 @@ def gather(config: RunConfig) -> Facts:
     corpus = part(empty, teacher_pass, config, "corpus", calibration)
     test_labels = part(empty, teacher_pass, config, "test", calibration)
     stats = part(list[dict[str, Any]](), _trained, config)
-    epochs = part(empty, epochs_pass, config, stats)
+    shards, lost = part((list[int](), list[str]()), _selected_shards, config, stats)
+    errors.extend(lost)
+    epochs = part(empty, epochs_pass, config, stats, shards)
     last = stats[-1]["epoch"] if stats else None
     test = part(empty, test_pass, config, calibration)
     agreement = part(empty, corpus_pass, config, calibration, last)
@@ -245,6 +247,23 @@ def _trained(config: RunConfig) -> list[dict[str, Any]]:
             break
         found.append(stats)
     return found
+
+
+def _selected_shards(config: RunConfig, stats: list[dict[str, Any]]) -> tuple[list[int], list[str]]:
+    """(the shards that every epoch's selection has, what the other selections have lost)."""
+    layout = RunLayout(config.run_dir)
+    shards, lost = Folder(layout.pseudo_labels).shards(), []
+    missing = {
+        entry["epoch"]: shards - Folder(layout.selection(entry["epoch"])).shards()
+        for entry in stats
+    }
+    for epoch, absent in missing.items():
+        if absent:
+            lost.append(
+                f"{len(absent)} of {len(shards)} shards of the selection of epoch {epoch + 1} are "
+                "lost. The figures of all epochs leave these shards out."
+            )
+    return sorted(shards.difference(*missing.values())), lost
 
 
 def _rejects(layout: RunLayout) -> dict[str, Totals]:

@@ -15,6 +15,7 @@ from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration, no_calibration
 from llkd.core.metrics import evaluate
+from llkd.core.statistics import count_by
 from llkd.core.thresholds import TOLERANCE, Thresholds
 from llkd.distill.selection_counts import COUNTS, Counts
 from llkd.results.evaluate import gold_of
@@ -23,7 +24,6 @@ from llkd.results.report.totals import (
     CELLS,
     Totals,
     bins_of,
-    count_by,
     evaluation_sums,
     top_rows,
 )
@@ -103,9 +103,9 @@ def _teacher_shard(
 
 
 def epochs_pass(
-    config: RunConfig, stats: Sequence[dict[str, Any]], shards: Collection[int] | None = None
+    config: RunConfig, stats: Sequence[dict[str, Any]], shards: Collection[int]
 ) -> Totals:
-    """What the epochs selected, in some shards or in all; E epochs.
+    """What the epochs selected in some shards; E epochs.
 
     Sums: `why_ec4`, rows by epoch, label and reason; `visits_ce`, rows by label and number of
     epochs that selected them; `uncertainty_e2b`, rows by epoch, selected or not, and bin;
@@ -118,13 +118,14 @@ def epochs_pass(
         return Totals()
     if shards is None:
         shards = Folder(RunLayout(config.run_dir).pseudo_labels).shards()
-    means = [_mean_weight(config, epoch_stats["epoch"]) for epoch_stats in stats]
-    return _total(partial(_epochs_shard, config, stats, means), shards)
+    epochs, layout = [epoch_stats["epoch"] for epoch_stats in stats], RunLayout(config.run_dir)
+    means = [_mean_weight(layout, epoch) for epoch in epochs]
+    scored = [Folder(layout.uncertainty(epoch)).shards() for epoch in epochs]
+    return _total(partial(_epochs_shard, config, stats, means, scored), shards)
 
 
-def _mean_weight(config: RunConfig, epoch: int) -> float:
-    folder = Folder(RunLayout(config.run_dir).selection(epoch))
-    counts = Counts.from_json(folder.read_json(COUNTS))
+def _mean_weight(layout: RunLayout, epoch: int) -> float:
+    counts = Counts.from_json(Folder(layout.selection(epoch)).read_json(COUNTS))
     return counts.weight_sum / max(int(counts.selected_s.sum()), 1)
 
 
@@ -135,25 +136,32 @@ def planes_of(stats: dict[str, Any]) -> list[int]:
 
 
 def _epochs_shard(
-    config: RunConfig, stats: Sequence[dict[str, Any]], means: Sequence[float], shard: int
+    config: RunConfig,
+    stats: Sequence[dict[str, Any]],
+    means: Sequence[float],
+    scored: Sequence[Collection[int]],
+    shard: int,
 ) -> Totals:
     layout, classes = RunLayout(config.run_dir), len(config.task.labels)
     table = Folder(layout.pseudo_labels).read_shard(shard, [ROW, LABEL, CONFIDENCE])
     row_n, label_n, confidence_n = (column.to_numpy() for column in table.columns)
     score_n, visits_n = np.zeros(len(row_n)), np.zeros(len(row_n), dtype=np.int64)
     sums: dict[str, list[np.ndarray]] = {"why_ec4": [], "uncertainty_e2b": [], "plane_e2gg": []}
-    for epoch_stats, mean in zip(stats, means, strict=True):
+    for epoch_stats, mean, scored_shards in zip(stats, means, scored, strict=True):
         chosen = Folder(layout.selection(epoch_stats["epoch"])).read_shard(shard, [ROW, WEIGHT])
         place_n = np.searchsorted(row_n, chosen[ROW].to_numpy())
         selected_n = np.zeros(len(row_n), dtype=bool)
         selected_n[place_n] = True
         visits_n += selected_n
         score_n[place_n] += chosen[WEIGHT].to_numpy() / max(mean, 1e-30)
-        uncertainty_n = _uncertainty(layout, epoch_stats, shard, len(row_n))
+        uncertainty_n = np.full(len(row_n), np.nan)
+        if shard in scored_shards:
+            uncertainty = Folder(layout.uncertainty(epoch_stats["epoch"]))
+            uncertainty_n = uncertainty.read_shard(shard, [UNCERTAINTY])[UNCERTAINTY].to_numpy()
         why_n = _reasons(epoch_stats, label_n, confidence_n, uncertainty_n)
         why_n[selected_n] = SELECTED
         sums["why_ec4"].append(count_by((classes, 4), label_n, why_n))
-        scored_n = np.isfinite(uncertainty_n)  # all rows of an epoch, or none
+        scored_n = np.isfinite(uncertainty_n)  # all rows, or none of a shard without scores
         selected_s, unsure_s = selected_n[scored_n], uncertainty_n[scored_n]
         in_bins = count_by((2, BINS), selected_s, bins_of(unsure_s, BINS))
         sums["uncertainty_e2b"].append(in_bins)
@@ -191,14 +199,6 @@ def _reasons(
         why_n[uncertainty_n < thresholds.uncertainty_c[label_n] - TOLERANCE] = STUDENT_SURE
         why_n[confidence_n < thresholds.confidence_c[label_n] - TOLERANCE] = TEACHER_UNSURE
     return why_n
-
-
-def _uncertainty(layout: RunLayout, stats: dict[str, Any], shard: int, rows: int) -> np.ndarray:
-    """The student's uncertainty, shape (N,); NaN in an epoch that scored no rows."""
-    if all(label_stats["mean_uncertainty"] is None for label_stats in stats["classes"].values()):
-        return np.full(rows, np.nan)
-    table = Folder(layout.uncertainty(stats["epoch"])).read_shard(shard, [UNCERTAINTY])
-    return np.asarray(table[UNCERTAINTY].to_numpy())
 
 
 def test_pass(config: RunConfig, calibration: Calibration | None) -> Totals:

@@ -46,7 +46,8 @@ def selection_section(facts: Facts) -> Section:
     section = Section("selection", "Was the selection sensible?", "Selection")
     section.answer = ("What did selection leave out?", left_out(facts))
     if not facts.epochs:
-        section.note("No epoch is trained yet.")
+        unread = "The selections of the epochs cannot be read."
+        section.note(unread if facts.stats else "No epoch is trained yet.")
         return section
     policy = facts.config.selection.policy
     section.lead = f"Policy {policy}."

@@ -1,6 +1,6 @@
 """The result of a pass over the shards: sums, and the few rows of highest score."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -97,9 +97,3 @@ def top_rows(
 def bins_of(signal_n: np.ndarray, bins: int) -> np.ndarray:
     """The equal-width bin of each signal in [0, 1]: integers, shape (N,)."""
     return np.minimum((signal_n.astype(np.float64) * bins).astype(np.int64), bins - 1)
-
-
-def count_by(shape: tuple[int, ...], *index_n: Iterable[int]) -> np.ndarray:
-    """Number of rows with each combination of indices: int64, of that shape."""
-    flat_n = np.ravel_multi_index(tuple(np.asarray(i) for i in index_n), shape)
-    return np.bincount(flat_n, minlength=int(np.prod(shape))).reshape(shape)

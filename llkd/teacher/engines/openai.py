@@ -3,7 +3,7 @@
     teacher: {engine: openai, model: gpt-4.1-mini,
               engine_args: {base_url: https://api.openai.com/v1, concurrency: 64}}
 
-The key is read from the environment of the actors and is written nowhere.
+The key is read from the environment of the actors and never written.
 """
 
 import asyncio
@@ -13,21 +13,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from llkd.config.explain import explained
 from llkd.config.run import Example, TaskConfig, TeacherConfig
 from llkd.core.prompts import TEXT_SLOT, chat_turns, instructions
 from llkd.core.verbalizers import CODES
 from llkd.errors import ConfigError, TeacherError
-from llkd.teacher.engine import LabelBatch
+from llkd.teacher.engine import LabelBatch, parse_arguments
 from llkd.teacher.examples import NearestExamples
 
 ASSUMED_CHARACTERS_PER_TOKEN = 4
-"""The endpoint's tokenizer is not known: `max_text_tokens` is counted in characters, at so many
-a token."""
+"""Converts `max_text_tokens` to characters, because the endpoint's tokenizer is unknown."""
 DISTINCT_CHARACTERS = 3
-"""Labels that differ within so many characters are taken to differ in their first token."""
+"""Labels that differ in this many first characters are assumed to differ in their first token."""
 
 
 class EndpointArguments(BaseModel):
@@ -36,32 +34,28 @@ class EndpointArguments(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     base_url: str | None = None
-    """Where it is; by default OPENAI_BASE_URL, else OpenAI's own."""
+    """URL of the endpoint; by default OPENAI_BASE_URL, else OpenAI's."""
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key."""
     concurrency: int = Field(default=32, ge=1)
-    """Requests under way at once, by replica."""
+    """Maximum concurrent requests of a replica."""
     requests_per_minute: float | None = Field(default=None, gt=0)
-    """Most requests a minute, by replica."""
+    """Maximum requests per minute of a replica."""
     max_retries: int = Field(default=8, ge=0)
-    """How often a request is sent again after a time-out, a rate limit or a server's failure,
-    each time after a longer wait."""
+    """Maximum retries of a request after a timeout, a rate limit or a server error, with increasing
+    delays."""
     timeout: float = Field(default=60.0, gt=0)
-    """Seconds that a request may take."""
+    """Timeout of a request in seconds."""
     top_logprobs: int = Field(default=20, ge=1)
-    """Most probable tokens asked for. A label that is not among them gets the least of their
-    log-probabilities: it cannot have more."""
+    """Number of most probable tokens to request. A label that is not among them gets the lowest of
+    their log-probabilities, an upper bound of its own."""
 
 
 class OpenAIEngine:
-    """Reads each label off the most probable first tokens of the answer."""
+    """Reads the labels' log-probabilities from the most probable first tokens of the answer."""
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
-        try:
-            self._arguments = EndpointArguments.model_validate(teacher.engine_args)
-        except ValidationError as error:
-            problems = "\n  ".join(explained(EndpointArguments, error))
-            raise ConfigError(f"teacher.engine_args of the endpoint:\n  {problems}") from None
+        self._arguments = parse_arguments(EndpointArguments, teacher, "endpoint")
         self._key = os.environ.get(self._arguments.api_key_env)
         if not self._key:
             raise TeacherError(
@@ -79,7 +73,7 @@ class OpenAIEngine:
         """See Engine.label.
 
         Raises:
-            TeacherError: the endpoint does not let us in, or does not answer.
+            TeacherError: the endpoint denies access or does not answer.
         """
         return asyncio.run(self._label(texts, progress))
 
@@ -89,7 +83,7 @@ class OpenAIEngine:
         arguments = self._arguments
         logprobs_nc = np.zeros((len(texts), len(self.answers)), dtype=np.float32)
         refused: dict[int, str] = {}
-        gate, pace, done, put = asyncio.Semaphore(arguments.concurrency), _Pace(arguments), 0, 0
+        gate, pace, done, total = asyncio.Semaphore(arguments.concurrency), _Pace(arguments), 0, 0
         client = openai.AsyncOpenAI(
             base_url=arguments.base_url, api_key=self._key, timeout=arguments.timeout,
             max_retries=arguments.max_retries,
@@ -98,13 +92,13 @@ class OpenAIEngine:
         nearest = [[] for _ in texts] if self._nearest is None else self._nearest.of(texts)
 
         async def one(row: int, text: str) -> None:
-            nonlocal done, put
+            nonlocal done, total
             async with gate:
                 await pace.wait()
                 try:
                     messages = self._messages(text, nearest[row])
                     logprobs_nc[row], tokens = await self._ask(client, messages)
-                    put += tokens
+                    total += tokens
                 except (openai.BadRequestError, openai.UnprocessableEntityError):
                     refused[row] = "refused_by_engine"
             done += 1
@@ -120,10 +114,10 @@ class OpenAIEngine:
                 if isinstance(first, openai.OpenAIError):
                     raise TeacherError(self._explain(first)) from None
                 raise first from None
-        return LabelBatch(logprobs_nc, refused, put or None)
+        return LabelBatch(logprobs_nc, refused, total or None)
 
     async def _ask(self, client: Any, messages: list[dict[str, str]]) -> tuple[np.ndarray, int]:
-        """Log-probabilities of the labels, shape (C,), and the prompt's tokens; 0 if not told."""
+        """Log-probabilities of the labels, shape (C,), and the prompt's tokens; 0 if unknown."""
         answer = await client.chat.completions.create(
             model=self._teacher.model, messages=messages, max_tokens=1,
             temperature=0.0, logprobs=True, top_logprobs=self._arguments.top_logprobs,
@@ -140,17 +134,17 @@ class OpenAIEngine:
 
     def _messages(self, text: str, nearest: Sequence[Example]) -> list[dict[str, str]]:
         task, examples = self._task, [*self._task.examples, *nearest]
-        spoken = dict(zip(task.label_names, self.answers, strict=True))
+        answer_of = dict(zip(task.label_names, self.answers, strict=True))
         turns = chat_turns(
             instructions(task.instruction, task.labels, self._codes),
-            [spoken[example.label] for example in examples],
+            [answer_of[example.label] for example in examples],
         )
-        most = self._teacher.max_text_tokens * ASSUMED_CHARACTERS_PER_TOKEN
-        texts = iter([*(example.text[:most] for example in examples), text[:most]])
+        limit = self._teacher.max_text_tokens * ASSUMED_CHARACTERS_PER_TOKEN
+        texts = iter([*(example.text[:limit] for example in examples), text[:limit]])
         return [
             {
                 "role": turn.role,
-                "content": turn.content.replace(TEXT_SLOT, defused(next(texts)))
+                "content": turn.content.replace(TEXT_SLOT, escape_markers(next(texts)))
                 if TEXT_SLOT in turn.content
                 else turn.content,
             }
@@ -164,7 +158,7 @@ class OpenAIEngine:
 
 
 class _Pace:
-    """Lets requests pass at a steady rate."""
+    """Limits the rate of requests."""
 
     def __init__(self, arguments: EndpointArguments) -> None:
         per_minute = arguments.requests_per_minute
@@ -181,16 +175,16 @@ class _Pace:
 
 
 def answers_of(teacher: TeacherConfig, task: TaskConfig) -> tuple[list[str], dict[str, str] | None]:
-    """(what the model answers for each label, the codes if it is codes).
+    """(the model's answer for each label, the code of each label or None).
 
     Raises:
-        ConfigError: `sequence` is asked for, which needs more than an endpoint tells.
+        ConfigError: the verbalizer is `sequence`, which endpoints do not support.
     """
     wanted = teacher.verbalizer
     if wanted == "sequence":
         raise ConfigError(
             "teacher.verbalizer sequence needs log-probabilities of chosen tokens, which "
-            "an endpoint does not give",
+            "an endpoint does not return",
             "Use word, code or auto.",
         )
     if wanted == "auto":
@@ -205,8 +199,8 @@ def answers_of(teacher: TeacherConfig, task: TaskConfig) -> tuple[list[str], dic
 def read_answers(top: Sequence[tuple[str, float]], answers: Sequence[str]) -> np.ndarray:
     """Log-probability of each of C answers from the most probable first tokens: shape (C,).
 
-    A token counts for the answer that it is, or else for the only one that it begins. What no
-    token counts for gets the least log-probability of all: it cannot have more.
+    A token counts for the answer that it equals, or else for the only one that it is a prefix of. An
+    answer without a token gets the lowest log-probability of all tokens, an upper bound of its own.
 
     Args:
         top: (token, log-probability) pairs.
@@ -215,22 +209,22 @@ def read_answers(top: Sequence[tuple[str, float]], answers: Sequence[str]) -> np
     logprob_c = np.full(len(answers), -np.inf)
     folded = [answer.casefold() for answer in answers]
     for token, logprob in top:
-        said = token.strip().casefold()
-        begun = [i for i, answer in enumerate(folded) if said and answer.startswith(said)]
-        exact = [i for i in begun if folded[i] == said]
+        prefix = token.strip().casefold()
+        begun = [i for i, answer in enumerate(folded) if prefix and answer.startswith(prefix)]
+        exact = [i for i in begun if folded[i] == prefix]
         if exact or len(begun) == 1:
             place = (exact or begun)[0]
             logprob_c[place] = np.logaddexp(logprob_c[place], logprob)
-    least = min(logprob for _, logprob in top)
-    return np.where(np.isneginf(logprob_c), least, logprob_c).astype(np.float32)
+    lowest = min(logprob for _, logprob in top)
+    return np.where(np.isneginf(logprob_c), lowest, logprob_c).astype(np.float32)
 
 
 _MARKER = re.compile(r"<(?=[|/\w])|\[(?=/?[A-Z_]+\])")
 
 
-def defused(text: str) -> str:
-    """The text with a space inside whatever may be a marker of the model's prompt format.
+def escape_markers(text: str) -> str:
+    """The text with a space inside every possible marker of the model's prompt format.
 
-    An endpoint renders the conversation itself, and reads `<|im_end|>` in a text as the end of it.
+    An endpoint renders the conversation itself, and would take `<|im_end|>` in a text as a marker.
     """
     return _MARKER.sub(lambda match: f"{match.group()} ", text)

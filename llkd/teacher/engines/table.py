@@ -1,4 +1,4 @@
-"""Labels that were made elsewhere, joined to the corpus by its id column.
+"""Labels from a table, joined to the corpus by its id column.
 
 teacher: {engine: table, model: labels/*.parquet,
           engine_args: {id_column: id, label_column: label, confidence_column: confidence}}
@@ -9,18 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from llkd.config.explain import explained
 from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.config.sources import SourceConfig
-from llkd.errors import ConfigError, DataError
+from llkd.errors import DataError
 from llkd.ingest.files import list_files
 from llkd.ingest.sources import SourceRow, as_text, check_columns, count_rows, read_rows
-from llkd.teacher.engine import LabelBatch
+from llkd.teacher.engine import LabelBatch, parse_arguments
 
-MOST_CONFIDENT = 1 - 1e-6
-"""A confidence of 1 would leave nothing to the other labels, whose logarithm is taken."""
+MAX_CONFIDENCE = 1 - 1e-6
+"""A confidence of 1 would give the other labels a log-probability of minus infinity."""
 
 
 class TableArguments(BaseModel):
@@ -29,30 +28,26 @@ class TableArguments(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     id_column: str = "id"
-    """The column that holds what `corpus.id_column` holds."""
+    """The column with the ids of `corpus.id_column`."""
     label_column: str = "label"
-    """The column that holds the label, one of `task.labels`."""
+    """The column with the label, one of `task.labels`."""
     confidence_column: str | None = None
-    """The column that holds the label's probability."""
+    """The column with the label's probability."""
     confidence: float = Field(default=0.9, gt=0, lt=1)
-    """The probability of every label where there is no such column."""
+    """The probability of every label without such a column."""
 
 
 class TableEngine:
-    """Looks the label up by the row's id; a row that is not in the table is a reject.
+    """Looks up the label by the row's id; rows that are not in the table are rejects.
 
-    The label has its confidence, the others share the rest evenly. Ids are kept as 64-bit hashes,
-    with label and confidence 16 bytes a row.
+    The label gets its confidence, the others share the rest equally. Ids are kept as 64-bit hashes:
+    with label and confidence, a row takes 16 bytes.
     """
 
     by_id = True
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
-        try:
-            self._arguments = TableArguments.model_validate(teacher.engine_args)
-        except ValidationError as error:
-            problems = "\n  ".join(explained(TableArguments, error))
-            raise ConfigError(f"teacher.engine_args of the table:\n  {problems}") from None
+        self._arguments = parse_arguments(TableArguments, teacher, "table")
         self._classes = {name: index for index, name in enumerate(task.label_names)}
         self._key_n, self._label_n, self._confidence_n = self._load(teacher)
 
@@ -91,13 +86,13 @@ class TableEngine:
                 confidences.append(self._confidence_of(row, where))
         key_n = np.array(keys, dtype=np.uint64)
         if len(key_n) == 0:
-            raise DataError(f"teacher.model: {teacher.model} holds no rows")
+            raise DataError(f"teacher.model: {teacher.model} contains no rows")
         order = np.argsort(key_n, kind="stable")
-        twice = np.flatnonzero(np.diff(key_n[order]) == 0)
-        if len(twice):
+        duplicates = np.flatnonzero(np.diff(key_n[order]) == 0)
+        if len(duplicates):
             raise DataError(
-                f"teacher.model: {len(twice)} ids of {teacher.model} occur more than once, such "
-                f"as that of row {order[twice[0] + 1]}"
+                f"teacher.model: {len(duplicates)} ids of {teacher.model} occur more than once, "
+                f"such as that of row {order[duplicates[0] + 1]}"
             )
         return (
             key_n[order],
@@ -123,9 +118,9 @@ class TableEngine:
             raise DataError(f"{where}: confidence {text!r} is not a number") from error
         if not 0 < confidence <= 1:
             raise DataError(f"{where}: confidence must be in (0, 1], not {confidence}")
-        return min(confidence, MOST_CONFIDENT)
+        return min(confidence, MAX_CONFIDENCE)
 
 
 def _key(value: Any) -> int:
-    """A 64-bit hash of an id; 1 and "1" are the same id, as they are in a CSV file."""
+    """A 64-bit hash of an id; 1 and "1" are the same id, as in a CSV file."""
     return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "big")

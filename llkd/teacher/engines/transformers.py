@@ -1,7 +1,7 @@
-"""The teacher run by transformers, where vLLM does not run: macOS, old processors.
+"""A teacher served by transformers, for machines without vLLM: macOS, old processors.
 
-The same prompts and the same log-probabilities. The prompt's shared beginning is computed once,
-as vLLM's prefix cache does.
+Prompts and log-probabilities are those of the vLLM engine. The shared prefix of the prompts is
+computed once, as by vLLM's prefix cache.
 """
 
 import copy
@@ -19,15 +19,15 @@ from llkd.teacher.engine import LabelBatch
 from llkd.teacher.prompting import make_prompter
 
 TOKENS_PER_BATCH = 4096
-"""Tokens of a batch beside the shared beginning, padding counted."""
+"""Padded tokens per batch, without the shared prefix."""
 DEFAULT_CONTEXT = 2048
-"""Tokens a model takes where its config does not say."""
+"""Context length of a model whose config does not state it."""
 
 
 class TransformersEngine:
     """Reads the log-probability of every label after the prompt.
 
-    `teacher.engine_args` are those of `AutoModelForCausalLM.from_pretrained`, and
+    `teacher.engine_args` are the arguments of `AutoModelForCausalLM.from_pretrained`, and
     `max_model_len` as for vLLM.
     """
 
@@ -35,7 +35,7 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         arguments = dict(teacher.engine_args)
-        most = arguments.pop("max_model_len", None)
+        max_model_len = arguments.pop("max_model_len", None)
         try:
             trusted = bool(arguments.pop("trust_remote_code", False))
             tokenizer = AutoTokenizer.from_pretrained(
@@ -43,7 +43,7 @@ class TransformersEngine:
             )
             self._model = AutoModelForCausalLM.from_pretrained(
                 teacher.model, revision=teacher.revision, trust_remote_code=trusted,
-                **{**arguments, "use_safetensors": True},  # whatever the config says
+                **{**arguments, "use_safetensors": True},  # cannot be overridden
             )  # fmt: skip
             if teacher.lora is not None:
                 self._model.load_adapter(teacher.lora)
@@ -54,15 +54,15 @@ class TransformersEngine:
             self._model.to(self._device)
         self._model.eval()
         context = getattr(self._model.config, "max_position_embeddings", DEFAULT_CONTEXT)
-        self.max_model_len = most or context
+        self.max_model_len = max_model_len or context
         self._tokenizer = tokenizer
         self.use(teacher, task)
 
     def use(self, teacher: TeacherConfig, task: TaskConfig) -> None:
-        """Label by another task, or in another way, with the model that is loaded.
+        """Switch to another task or other prompt settings, with the loaded model.
 
         Raises:
-            TeacherError: the labels cannot be told apart, or the prompt does not fit.
+            TeacherError: the labels cannot be distinguished, or the prompt does not fit.
         """
         self._task = task
         self.prompter = make_prompter(teacher, task, self._tokenizer)
@@ -70,7 +70,7 @@ class TransformersEngine:
 
     @staticmethod
     def machine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
-        """The number format that is fastest here; asked once a run."""
+        """The number format that is fastest on this machine; called once per run."""
         if "dtype" in teacher.engine_args:
             return {}
         if torch.cuda.is_available():
@@ -83,54 +83,54 @@ class TransformersEngine:
         """See Engine.label."""
         prompts = self.prompter.prompts(texts, self.max_model_len)
         refused = {row: "no_tokens" for row, prompt in enumerate(prompts) if prompt is None}
-        known = [prompt for prompt in prompts if prompt is not None]
-        if not known:
+        usable = [prompt for prompt in prompts if prompt is not None]
+        if not usable:
             return LabelBatch(np.zeros((len(texts), len(self._task.labels)), np.float32), refused)
-        begin = _shared_beginning(known)
+        prefix = _shared_prefix(usable)
         with torch.inference_mode():
-            inputs = torch.tensor([known[0][:begin]], device=self._device)
-            shared = self._model(inputs, use_cache=True, logits_to_keep=1).past_key_values
+            inputs = torch.tensor([usable[0][:prefix]], device=self._device)
+            cache = self._model(inputs, use_cache=True, logits_to_keep=1).past_key_values
         questions = self.prompter.verbalizer.questions
-        rests = [
-            (row, number, [*prompt[begin:], *question.path])
+        requests = [
+            (row, number, [*prompt[prefix:], *question.path])
             for row, prompt in enumerate(prompts)
             if prompt is not None
             for number, question in enumerate(questions)
         ]
-        rests.sort(key=lambda rest: -len(rest[2]))  # little is padded among texts of like length
+        requests.sort(key=lambda request: -len(request[2]))  # similar lengths need little padding
         answers = [
             np.zeros((len(texts), len(question.tokens)), dtype=np.float32) for question in questions
         ]
         done = 0
-        while done < len(rests):
-            rows = max(TOKENS_PER_BATCH // len(rests[done][2]), 1)
-            batch = rests[done : done + rows]
+        while done < len(requests):
+            rows = max(TOKENS_PER_BATCH // len(requests[done][2]), 1)
+            batch = requests[done : done + rows]
             logprobs_bv = self._next_token_logprobs(
-                shared, begin, [tokens for _, _, tokens in batch]
+                cache, prefix, [tokens for _, _, tokens in batch]
             )
             for (row, number, _), logprobs_v in zip(batch, logprobs_bv, strict=True):
                 answers[number][row] = logprobs_v[list(questions[number].tokens)].numpy()
             done += len(batch)
             progress(done // len(questions))
-        put = sum(begin + len(tokens) for _, _, tokens in rests)
-        return LabelBatch(self.prompter.verbalizer.logprobs(answers), refused, put)
+        total = sum(prefix + len(tokens) for _, _, tokens in requests)
+        return LabelBatch(self.prompter.verbalizer.logprobs(answers), refused, total)
 
     def _next_token_logprobs(
-        self, shared: Any, begin: int, rests: Sequence[Sequence[int]]
+        self, shared: Any, prefix: int, suffixes: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """Log-probabilities of the token after the shared beginning and each rest: (B, V)."""
-        longest = max(map(len, rests))
-        tokens_bt = torch.zeros((len(rests), longest), dtype=torch.long)
-        position_bt = torch.zeros((len(rests), longest), dtype=torch.long)
-        mask_bt = torch.zeros((len(rests), begin + longest), dtype=torch.long)
-        mask_bt[:, :begin] = 1
-        for i, rest in enumerate(rests):  # padded before the rest, so that all end together
-            tokens_bt[i, longest - len(rest) :] = torch.tensor(rest)
-            position_bt[i, longest - len(rest) :] = torch.arange(begin, begin + len(rest))
-            mask_bt[i, begin + longest - len(rest) :] = 1
+        """Log-probabilities of the token after the shared prefix and each suffix: (B, V)."""
+        longest = max(map(len, suffixes))
+        tokens_bt = torch.zeros((len(suffixes), longest), dtype=torch.long)
+        position_bt = torch.zeros((len(suffixes), longest), dtype=torch.long)
+        mask_bt = torch.zeros((len(suffixes), prefix + longest), dtype=torch.long)
+        mask_bt[:, :prefix] = 1
+        for i, suffix in enumerate(suffixes):  # padded on the left: all end at the same position
+            tokens_bt[i, longest - len(suffix) :] = torch.tensor(suffix)
+            position_bt[i, longest - len(suffix) :] = torch.arange(prefix, prefix + len(suffix))
+            mask_bt[i, prefix + longest - len(suffix) :] = 1
         with torch.inference_mode():
             cache = copy.deepcopy(shared)
-            cache.batch_repeat_interleave(len(rests))
+            cache.batch_repeat_interleave(len(suffixes))
             logits_b1v = self._model(
                 tokens_bt.to(self._device),
                 attention_mask=mask_bt.to(self._device),
@@ -142,9 +142,9 @@ class TransformersEngine:
             return torch.log_softmax(logits_b1v[:, -1].float(), dim=-1).cpu()
 
 
-def _shared_beginning(prompts: Sequence[list[int]]) -> int:
-    """Tokens with which all prompts begin; each keeps at least one of its own."""
+def _shared_prefix(prompts: Sequence[list[int]]) -> int:
+    """Length of the common prefix of all prompts; leaves each at least one token of its own."""
     first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    pairs = zip(first[:most], last[:most], strict=True)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), most)
+    limit = min(map(len, prompts)) - 1
+    pairs = zip(first[:limit], last[:limit], strict=True)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), limit)

@@ -1,4 +1,4 @@
-"""The teacher served by vLLM, inside the process of its Ray actor."""
+"""A teacher served by vLLM, inside the process of its Ray actor."""
 
 import hashlib
 import itertools
@@ -19,19 +19,18 @@ from llkd.teacher.engine import LabelBatch
 from llkd.teacher.prompting import Prompter, make_prompter
 
 CPU_KV_CACHE_GIB = 2
-"""Key-value cache on a CPU unless VLLM_CPU_KVCACHE_SPACE says otherwise. A prompt is read once
-and answered with one token, so that little is ever held."""
+"""Default of VLLM_CPU_KVCACHE_SPACE. Each prompt generates one token, so the cache stays small."""
 
 CPU_BLOCK_SIZE = 32
-"""Tokens in a block of the key-value cache on a CPU. The shared prefix is cached in whole blocks;
-vLLM's own 128 would have up to 127 of its tokens computed again for every row."""
+"""Tokens per block of the key-value cache on a CPU. Only whole blocks of the shared prefix are
+cached; with vLLM's default of 128, every row would recompute up to 127 of its tokens."""
 
 
 class VLLMEngine:
     """Reads the log-probability of every label after the prompt.
 
-    The labels' tokens are asked for by id (`logprob_token_ids`): a list of the most probable
-    tokens would silently lose labels.
+    It requests the labels' tokens by id (`logprob_token_ids`): a list of the most probable tokens
+    would silently lose labels.
     """
 
     concurrent = True
@@ -41,19 +40,18 @@ class VLLMEngine:
 
         Raises:
             TeacherError: vLLM cannot load the model, or it cannot express the labels.
-            RuntimeError: the engine has a process of its own, which was killed: another start may
-                go well.
+            RuntimeError: the engine's own process was killed; a retry may succeed.
         """
         prepare_platform(on_gpus(teacher))
         from vllm import LLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        # One thread makes the engine and asks it. On a CPU every thread that computes gets OpenMP
-        # threads of its own, and more of these than cores put each other to sleep.
+        # One thread creates and calls the engine. On a CPU each computing thread gets its own
+        # OpenMP threads, and more of these than cores slow each other down.
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._requests = itertools.count()
 
-        with _starting_alone():
+        with _start_lock():
             start = self._thread.submit(
                 LLM, model=teacher.model, revision=teacher.revision, **engine_arguments(teacher)
             )
@@ -63,8 +61,8 @@ class VLLMEngine:
         except Exception as error:  # vLLM raises many kinds
             if isinstance(error, EngineDeadError) or _was_killed(str(error), processes):
                 raise RuntimeError(
-                    f"vLLM's engine process died while it started ({error}): too little memory is "
-                    "the usual cause"
+                    f"vLLM's engine process died while it started ({error}): the usual cause is too "
+                    "little memory"
                 ) from error
             raise TeacherError(f"vLLM cannot load {teacher.model}: {error}") from error
         self.max_model_len = self._llm.llm_engine.model_config.max_model_len
@@ -72,18 +70,18 @@ class VLLMEngine:
         self.use(teacher, task)
 
     def use(self, teacher: TeacherConfig, task: TaskConfig) -> None:
-        """Label by another task, or in another way, with the model that is loaded.
+        """Switch to another task or other prompt settings, with the loaded model.
 
         Raises:
-            TeacherError: the labels cannot be told apart, or the prompt does not fit.
+            TeacherError: the labels cannot be distinguished, or the prompt does not fit.
         """
-        self.speak(make_prompter(teacher, task, self._llm.get_tokenizer()))
+        self.use_prompter(make_prompter(teacher, task, self._llm.get_tokenizer()))
 
-    def speak(self, prompter: Prompter) -> None:
-        """Ask with these prompts from now on.
+    def use_prompter(self, prompter: Prompter) -> None:
+        """Switch to other prompts.
 
         Raises:
-            TeacherError: they do not fit into the model.
+            TeacherError: they do not fit into the model's context.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -102,16 +100,14 @@ class VLLMEngine:
             )
             for question in self.prompter.verbalizer.questions
         ]
-        # Computes the shared prefix, so that every shard afterwards meets the same engine.
+        # Caches the shared prefix, so that all shards meet an engine in the same state.
         before, after = self.prompter.fixed
         self._thread.submit(self._ask, [[*before, *after]], lambda done: None).result()
 
     @staticmethod
     def machine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
-        """Engine arguments that are best found by measuring; asked once a run.
-
-        On a CPU the number format, by what is faster; on a GPU vLLM's own choice is right.
-        """
+        """Engine arguments that are measured, once per run: on a CPU the faster number format. On a
+        GPU vLLM's defaults are right."""
         from llkd.cluster.hardware import cpu_prefers_bfloat16
 
         if on_gpus(teacher) or "dtype" in teacher.engine_args:
@@ -128,11 +124,11 @@ class VLLMEngine:
     def _ask(
         self, prompts: Sequence[Sequence[int] | None], progress: Callable[[int], None]
     ) -> LabelBatch:
-        """Put every question after every prompt, and make the labels' log-probabilities of it."""
+        """Request every question after every prompt; returns the labels' log-probabilities."""
         verbalizer = self.prompter.verbalizer
         refused: dict[int, str] = {}
         asked: dict[str, tuple[int, int]] = {}
-        put = 0
+        total = 0
         for row, prompt in enumerate(prompts):
             if prompt is None:
                 refused[row] = "no_tokens"
@@ -141,8 +137,8 @@ class VLLMEngine:
                 for number, question in enumerate(verbalizer.questions):
                     whole = [*prompt, *question.path]
                     asked[self._enqueue(whole, number)] = row, number
-                    put += len(whole)
-            except ValueError:  # vLLM does not take this prompt
+                    total += len(whole)
+            except ValueError:  # vLLM rejects this prompt
                 refused[row] = "refused_by_engine"
         answers = [
             np.zeros((len(prompts), len(question.tokens)), dtype=np.float32)
@@ -158,10 +154,10 @@ class VLLMEngine:
                     answers[number][row] = [first[token].logprob for token in tokens]
                     done += 1
             progress(done // len(verbalizer.questions))
-        return LabelBatch(verbalizer.logprobs(answers), refused, put)
+        return LabelBatch(verbalizer.logprobs(answers), refused, total)
 
     def _enqueue(self, tokens: list[int], question: int) -> str:
-        """Straight into the engine; `LLM.enqueue` looks at each prompt as if it might be text."""
+        """Add a request to the engine directly; `LLM.enqueue` would process each prompt as text."""
         from vllm.inputs import tokens_input
 
         request = str(next(self._requests))
@@ -171,15 +167,15 @@ class VLLMEngine:
         return request
 
 
-def _starting_alone() -> FileLock:
-    """One start at a time on the same GPUs, or on a node's CPUs: vLLM measures what memory is
-    free while it starts, and starts beside each other slow all of them."""
+def _start_lock() -> FileLock:
+    """Serialises starts on the same GPUs, or on a node's CPUs: vLLM measures the free memory while
+    it starts, and concurrent starts slow each other down."""
     place = hashlib.sha256(os.environ.get("CUDA_VISIBLE_DEVICES", "").encode()).hexdigest()[:8]
     return FileLock(os.path.join(tempfile.gettempdir(), f"llkd-start-{os.getuid()}-{place}.lock"))
 
 
 def _engine_processes(start: "Future[Any]") -> set[BaseProcess]:
-    """The processes of its own that vLLM gives its engine, if any; waits until the start has ended."""
+    """The engine's own processes, if vLLM creates any; waits for the end of the start."""
     found: set[BaseProcess] = set()
     while not start.done():
         found.update(each for each in active_children() if each.name.startswith("EngineCore"))
@@ -188,9 +184,9 @@ def _engine_processes(start: "Future[Any]") -> set[BaseProcess]:
 
 
 def _was_killed(message: str, processes: Collection[BaseProcess]) -> bool:
-    """Whether a start failed because a process of the engine was killed. One that meets an error,
-    as of a model that cannot be loaded, exits by itself, with a code above 0; vLLM says the same of
-    both, and mostly asks for the code before the system has it."""
+    """Whether a start failed because a process of the engine was killed. A process that fails, such
+    as for a model that cannot be loaded, exits with a code above 0. vLLM's message is the same for
+    both, and it usually reads the code before the system has it."""
     if not message.startswith("Engine core initialization failed"):
         return False
     for process in processes:
@@ -200,21 +196,21 @@ def _was_killed(message: str, processes: Collection[BaseProcess]) -> bool:
 
 
 def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
-    """vLLM's arguments: ours where the config does not say otherwise."""
-    ours: dict[str, Any] = {"disable_log_stats": True, "enable_prefix_caching": True}
+    """vLLM's arguments: the config's, over LLKD's defaults."""
+    defaults: dict[str, Any] = {"disable_log_stats": True, "enable_prefix_caching": True}
     if not on_gpus(teacher):
-        ours["block_size"] = CPU_BLOCK_SIZE
+        defaults["block_size"] = CPU_BLOCK_SIZE
     if teacher.nodes > 1:
-        ours["distributed_executor_backend"] = "ray"
+        defaults["distributed_executor_backend"] = "ray"
     if teacher.lora is not None:
-        ours["enable_lora"] = True
+        defaults["enable_lora"] = True
     if "://" not in teacher.model and not teacher.model.endswith(".gguf"):
-        ours["load_format"] = "safetensors"  # "auto" falls back to pickled files
-    return {**ours, **teacher.engine_args}
+        defaults["load_format"] = "safetensors"  # "auto" falls back to pickled files
+    return {**defaults, **teacher.engine_args}
 
 
 def _lora_request(teacher: TeacherConfig) -> Any:
-    """The adapter that every prompt is answered with, if there is one."""
+    """The request's LoRA adapter; None without adapter."""
     if teacher.lora is None:
         return None
     from vllm.lora.request import LoRARequest
@@ -223,21 +219,21 @@ def _lora_request(teacher: TeacherConfig) -> Any:
 
 
 def on_gpus(teacher: TeacherConfig) -> bool:
-    """Whether the engine computes on GPUs: those that this process sees, or, over several nodes,
-    those that its workers hold in its stead."""
+    """Whether the engine computes on GPUs: those of this process or, over several nodes, those of
+    its workers."""
     import torch
 
     return teacher.nodes > 1 or torch.cuda.is_available()
 
 
 def prepare_platform(gpus: bool) -> None:
-    """Sensible defaults for a machine without GPU; on a GPU vLLM's own are."""
+    """Set the environment of vLLM: on a machine without GPUs, LLKD's defaults replace vLLM's."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if gpus:
         return
-    # In one process an engine starts three times faster, and dies with its actor.
+    # In the actor's process, the engine starts three times faster and dies with the actor.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_CACHE_GIB))
-    # vLLM's own choice leaves a core idle.
+    # vLLM's default leaves a core idle.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

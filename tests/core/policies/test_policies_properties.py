@@ -1,5 +1,6 @@
-"""Whatever the signals, no policy gives NaN, and none minds the order or the cut of the rows."""
+"""No policy's choice depends on the sharding of the corpus or the order of its rows, and none is NaN."""
 
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llkd.core.calibration import Calibration, fit_batch_bias, marginal
 from llkd.core.policies import (
     SMALLEST_WEIGHT,
     PolicyName,
@@ -19,30 +21,34 @@ from llkd.core.policies import (
     select_rows,
 )
 from llkd.core.policies.base import Policy
+from llkd.core.statistics import on_grid
 from llkd.core.thresholds import Thresholds
+from llkd.core.uncertainty import entropy
 from tests.strategies import corpora, rows_of, statistics_of
 
-rules = st.builds(
-    Rule,
-    thresholds=st.sampled_from(get_args(ThresholdKind)),
-    fraction=st.floats(0.01, 1),
-    confidence=st.floats(0, 1),
-    uncertainty=st.floats(0, 1),
-    momentum=st.sampled_from([0.0, 0.5, 0.999]),
-    weights=st.sampled_from(get_args(WeightKind)),
-)
-settings_ = st.builds(
-    PolicySettings,
-    rule=rules,
-    sides=st.sampled_from(["both", "teacher", "student"]),
-    warmup_epochs=st.integers(0, 2),
-    class_floor=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
-    beta=st.floats(0, 4),
-    parts=st.integers(1, 4),
-    keep=st.floats(0.01, 1),
-    clean_probability=st.floats(0.01, 0.99),
-    seed=st.integers(0, 2**32 - 1),
-)
+ROWS, CLASSES = 600, 4
+SHARES = [0.5, 0.3, 0.15, 0.05]
+
+
+def corpus(seed: int = 0, cold: bool = False) -> Signals:
+    """A teacher that is right for two rows in three, and a student that tends to agree with it."""
+    rng = np.random.default_rng(seed)
+    gold_n = rng.choice(CLASSES, ROWS, p=SHARES)
+    truth_nc = np.eye(CLASSES)[gold_n]
+    raw_nc = 1.6 * truth_nc + rng.normal(size=(ROWS, CLASSES))
+    bias_c = fit_batch_bias(partial(marginal, raw_nc), np.array(SHARES))
+    teacher_nc = Calibration(bias_c).apply(raw_nc).astype(np.float32)
+    leaning_nc = 2.0 * truth_nc + np.log(teacher_nc) + rng.normal(size=(ROWS, CLASSES))
+    student_nc = softmax(np.zeros_like(truth_nc) if cold else leaning_nc).astype(np.float16)
+    return Signals(
+        teacher_nc.argmax(axis=1), on_grid(teacher_nc.max(axis=1)), on_grid(entropy(student_nc)),
+        np.arange(ROWS), student_nc, teacher_nc,
+    )  # fmt: skip
+
+
+def softmax(logits_nc: np.ndarray) -> np.ndarray:
+    exp_nc = np.exp(logits_nc - logits_nc.max(axis=1, keepdims=True))
+    return np.asarray(exp_nc / exp_nc.sum(axis=1, keepdims=True))
 
 
 def chosen(
@@ -69,9 +75,73 @@ def chosen(
     return written, label_en, weight_en
 
 
+VARIANTS = [
+    *((name, Rule()) for name in get_args(PolicyName)),
+    *(
+        (name, Rule(thresholds=kind, momentum=0.5))
+        for kind in get_args(ThresholdKind)
+        for name in ("llkd", "refined")
+    ),
+    *(("llkd", Rule(weights=weights)) for weights in get_args(WeightKind)),
+]
+
+
+rules = st.builds(
+    Rule,
+    thresholds=st.sampled_from(get_args(ThresholdKind)),
+    fraction=st.floats(0.01, 1),
+    confidence=st.floats(0, 1),
+    uncertainty=st.floats(0, 1),
+    momentum=st.sampled_from([0.0, 0.5, 0.999]),
+    weights=st.sampled_from(get_args(WeightKind)),
+)
+settings_ = st.builds(
+    PolicySettings,
+    rule=rules,
+    sides=st.sampled_from(["both", "teacher", "student"]),
+    warmup_epochs=st.integers(0, 2),
+    class_floor=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    beta=st.floats(0, 4),
+    parts=st.integers(1, 4),
+    keep=st.floats(0.01, 1),
+    clean_probability=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+@pytest.mark.parametrize(("name", "rule"), VARIANTS)
+def test_the_same_choice_for_1_2_and_7_shards_and_any_order(name: PolicyName, rule: Rule) -> None:
+    policy = make_policy(name, PolicySettings(rule=rule, class_floor=0.1, seed=3))
+    signals, order_n = corpus(), np.arange(ROWS)
+    written, label_en, weight_en = chosen(policy, signals, CLASSES, [order_n])
+    shuffled_n = np.random.default_rng(1).permutation(ROWS)
+    for shards, row_n in ((2, order_n), (7, order_n), (3, shuffled_n)):
+        other = chosen(policy, signals, CLASSES, np.array_split(row_n, shards))
+        assert other[0] == written
+        assert np.array_equal(other[1], label_en)
+        assert np.array_equal(other[2], weight_en)
+    label_n, weight_n = label_en[-1], weight_en[-1]
+    assert np.isfinite(weight_n).all()
+    assert (weight_n >= 0).all()
+    if name not in ("all", "random", "softmatch"):
+        for label in np.unique(label_n):
+            assert (weight_n[label_n == label] > 0).mean() >= 0.1
+
+
+@pytest.mark.parametrize("name", get_args(PolicyName))
+def test_a_student_that_knows_nothing_breaks_nothing(name: PolicyName) -> None:
+    policy, signals = make_policy(name, PolicySettings(class_floor=0.02)), corpus(cold=True)
+    parts = np.array_split(np.arange(ROWS), 2)
+    written, label_en, weight_en = chosen(policy, signals, CLASSES, parts)
+    assert np.isfinite(weight_en[-1]).all()
+    assert weight_en[-1].sum() > 0
+    assert "nan" not in "".join(written)
+    assert np.array_equal(label_en[-1], corpus().label_n)
+
+
 @pytest.mark.parametrize("name", get_args(PolicyName))
 @given(data=st.data(), corpus=corpora(), settings=settings_)
-def test_a_policy_on_anything(
+def test_any_policy_on_any_signals(
     name: PolicyName, data: st.DataObject, corpus: tuple[Signals, int], settings: PolicySettings
 ) -> None:
     signals, classes = corpus
@@ -96,3 +166,16 @@ def test_a_policy_on_anything(
             for label in np.unique(label_n):
                 taken = (weight_n[label_n == label] > 0).mean()
                 assert taken >= settings.class_floor - 1e-12
+
+
+def test_what_each_policy_asks_for() -> None:
+    needs = {
+        name: (policy.uses_uncertainty, policy.uses_student_probs, policy.uses_teacher_probs)
+        for name in get_args(PolicyName)
+        for policy in [make_policy(name)]
+    }
+    assert needs["llkd"] == (True, False, False)
+    assert needs["all"] == needs["random"] == needs["teacher_confidence"] == (False, False, False)
+    assert needs["refined"] == (True, True, True)
+    for name in ("freematch", "softmatch", "small_loss", "confident_learning"):
+        assert needs[name] == (True, True, False)

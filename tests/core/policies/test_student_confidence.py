@@ -1,4 +1,4 @@
-"""Policies that go by the student's probability of the label, by numbers worked out by hand."""
+"""Policies that use the student's probability of the label, by numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def choose(
     previous: Thresholds | None = None,
     settings: PolicySettings | None = None,
 ) -> tuple[State, list[float]]:
-    """The state and the weights on a corpus of one shard, whose teacher is equally sure of all."""
+    """The state and the weights on a corpus of one shard, with a teacher of constant confidence."""
     sure_n, uncertainty_n = np.full(len(label_n), 0.5), on_grid(entropy(student_nc))
     signals = Signals(label_n, sure_n, uncertainty_n, np.arange(len(label_n)), student_nc)
     statistics = class_statistics(label_n, sure_n, uncertainty_n, student_nc.shape[1])
@@ -96,7 +96,7 @@ def test_small_loss_leaves_out_the_component_of_large_losses() -> None:
 
 
 def noisy(rows: int = 900, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of which a quarter is wrong, and a student that knows better most of the time."""
+    """Labels of which a quarter is wrong, and a student that is mostly right."""
     rng = np.random.default_rng(7)
     gold_n = rng.integers(classes, size=rows)
     wrong_n = rng.random(rows) < 0.25

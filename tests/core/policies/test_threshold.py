@@ -56,36 +56,44 @@ def test_statistics_merge_and_survive_json() -> None:
     assert all(np.array_equal(vars(again)[n], vars(parts)[n]) for n in vars(parts))
 
 
-def test_llkd_selects_confident_and_uncertain_rows_by_class() -> None:
-    policy = make_policy("llkd", PLAIN)
-    # c >= (0.7, 0.65): rows 0 and 3; u >= (0.5, 0.7): rows 1, 2 and 4; both: none of them
-    assert run(policy, epoch=1) == [0, 0, 0, 0, 0]
-    # A cold student is not asked: the teacher's side alone.
-    assert run(policy, epoch=0) == [1, 0, 0, 1, 0]
+TEACHER_SIDE = PolicySettings(sides="teacher")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "epoch", "weights"),
+    [
+        # c >= (0.7, 0.65): rows 0 and 3; u >= (0.5, 0.7): rows 1, 2 and 4; both: none of them
+        ("llkd", PLAIN, 1, [0, 0, 0, 0, 0]),
+        ("llkd", PLAIN, 0, [1, 0, 0, 1, 0]),  # the warm-up uses the teacher's side alone
+        ("teacher_confidence", PLAIN, 3, [1, 0, 0, 1, 0]),
+        ("student_uncertainty", PLAIN, 3, [0, 1, 1, 0, 1]),
+        ("student_uncertainty", PLAIN, 0, [1, 1, 1, 1, 1]),  # nothing is known yet: all rows
+        # Product weights of the sides in use.
+        ("teacher_confidence", None, 1, [0.9, 0, 0, 0.8, 0]),
+        ("student_uncertainty", None, 1, [0, 0.9, 0.5, 0, 0.8]),
+        ("llkd", None, 0, [0.9, 0, 0, 0.8, 0]),
+        ("llkd", TEACHER_SIDE, 2, [0.9, 0, 0, 0.8, 0]),  # as teacher_confidence
+        ("all", None, 2, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_weights_by_hand(
+    name: PolicyName, settings: PolicySettings | None, epoch: int, weights: list[float]
+) -> None:
+    assert run(make_policy(name, settings), epoch) == pytest.approx(weights)
+
+
+def test_only_the_students_side_needs_uncertainty() -> None:
+    assert make_policy("student_uncertainty").uses_uncertainty
+    assert not make_policy("teacher_confidence").uses_uncertainty
+    assert not make_policy("llkd", TEACHER_SIDE).uses_uncertainty
 
 
 def test_llkd_takes_a_row_that_passes_both() -> None:
     policy = make_policy("llkd")
-    thresholds = Thresholds(np.array([0.6, 0.6]), np.array([0.5, 0.5]), np.full(2, np.inf))
+    thresholds = Thresholds(np.full(2, 0.6), np.full(2, 0.5), np.full(2, np.inf))
     # rows 1, 2 and 3 pass both; weights are c * u
     weights = policy.weights(1, signals(), thresholds)
     assert weights == pytest.approx([0, 0.54, 0.3, 0.48, 0])
-
-
-def test_one_sided_baselines() -> None:
-    teacher = make_policy("teacher_confidence", PLAIN)
-    assert run(teacher, 3) == [1, 0, 0, 1, 0]
-    student = make_policy("student_uncertainty", PLAIN)
-    assert run(student, 3) == [0, 1, 1, 0, 1]
-    assert run(student, 0) == [1, 1, 1, 1, 1]  # nothing known yet: all rows
-    assert student.uses_uncertainty
-    assert not make_policy("teacher_confidence").uses_uncertainty
-
-
-def test_product_weights_use_the_sides_in_use() -> None:
-    assert run(make_policy("teacher_confidence"), 1) == pytest.approx([0.9, 0, 0, 0.8, 0])
-    assert run(make_policy("student_uncertainty"), 1) == pytest.approx([0, 0.9, 0.5, 0, 0.8])
-    assert run(make_policy("llkd"), 0) == pytest.approx([0.9, 0, 0, 0.8, 0])
 
 
 def test_a_mean_of_equal_numbers_does_not_push_them_out() -> None:
@@ -167,7 +175,7 @@ def test_thresholds_move_with_momentum() -> None:
     previous = Thresholds(np.array([0.5, 0.45]), np.array([-np.inf, 0.9]), np.full(2, np.inf))
     found = policy.thresholds(1, statistics(), previous)
     assert found.confidence_c == pytest.approx([0.6, 0.55])
-    assert found.uncertainty_c == pytest.approx([0.5, 0.8])  # class 0 had no bar before
+    assert found.uncertainty_c == pytest.approx([0.5, 0.8])  # class 0 had no threshold before
 
 
 def test_thresholds_survive_json() -> None:
@@ -176,7 +184,7 @@ def test_thresholds_survive_json() -> None:
     assert all(np.array_equal(vars(again)[n], vars(thresholds)[n]) for n in vars(thresholds))
 
 
-def test_class_without_rows_has_no_bar() -> None:
+def test_class_without_rows_has_no_threshold() -> None:
     found = make_policy("llkd").thresholds(1, statistics(3), None)
     assert found.confidence_c[2] == -np.inf
 
@@ -199,10 +207,6 @@ def test_random_numbers_depend_on_the_position_alone() -> None:
     assert not np.array_equal(whole, uniform_by_position(np.arange(1000), 2, 2))
 
 
-def test_all_selects_all() -> None:
-    assert run(make_policy("all"), 2) == [1, 1, 1, 1, 1]
-
-
 @pytest.mark.parametrize("name", ["llkd", "teacher_confidence", "student_uncertainty"])
 def test_selected_rows_have_weight(name: PolicyName) -> None:
     policy = make_policy(name, PolicySettings(class_floor=1.0))
@@ -215,7 +219,7 @@ def test_selected_rows_have_weight(name: PolicyName) -> None:
     assert (weights > 0).all()
 
 
-def barred(rule: Rule, epoch: int = 1, **extra: np.ndarray) -> Thresholds:
+def thresholds_by(rule: Rule, epoch: int = 1, **extra: np.ndarray) -> Thresholds:
     """The thresholds of llkd on the five rows under a rule."""
     policy = make_policy("llkd", PolicySettings(rule=rule))
     found = Signals(LABELS, CONFIDENCE, UNCERTAINTY, np.arange(5), **extra)
@@ -224,14 +228,14 @@ def barred(rule: Rule, epoch: int = 1, **extra: np.ndarray) -> Thresholds:
 
 
 def test_quantile_thresholds_are_reached_by_a_share_of_each_class() -> None:
-    found = barred(Rule(thresholds="quantile", fraction=0.34))
+    found = thresholds_by(Rule(thresholds="quantile", fraction=0.34))
     # 0.34 of 3 rows is 2 and of 2 rows 1; two rows of class 0 tie at 0.6
     assert (found.confidence_c[LABELS] <= CONFIDENCE).tolist() == [True, True, True, True, False]
     assert found.uncertainty_c == pytest.approx([128 / 256, 204 / 256])
 
 
 def test_fixed_thresholds() -> None:
-    found = barred(Rule(thresholds="fixed", confidence=0.7, uncertainty=0.4))
+    found = thresholds_by(Rule(thresholds="fixed", confidence=0.7, uncertainty=0.4))
     assert found.confidence_c.tolist() == [0.7, 0.7]
     assert found.uncertainty_c.tolist() == [0.4, 0.4]
 
@@ -239,7 +243,9 @@ def test_fixed_thresholds() -> None:
 def test_freematch_thresholds_scale_the_mean_by_the_share_of_the_class() -> None:
     teacher_nc = np.array([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
     student_nc = np.full((5, 2), 0.5)
-    found = barred(Rule(thresholds="freematch"), teacher_nc=teacher_nc, student_nc=student_nc)
+    found = thresholds_by(
+        Rule(thresholds="freematch"), teacher_nc=teacher_nc, student_nc=student_nc
+    )
     # mean confidence 3.4 / 5; class sums 2.8 and 2.2
     assert found.confidence_c == pytest.approx([0.68, 0.68 * 2.2 / 2.8])
     # mean uncertainty 2.9 / 5; both classes have the same share of the entropy
@@ -266,12 +272,6 @@ def test_sum_and_gaussian_weights() -> None:
 
 
 def test_the_spread_of_the_confidence_is_measured() -> None:
-    found = barred(Rule(weights="softmatch")).parameters["confidence_spread"]
+    found = thresholds_by(Rule(weights="softmatch")).parameters["confidence_spread"]
     # mean 0.68; squares 0.81 + 0.36 + 0.36 + 0.64 + 0.25 = 2.42
     assert found == pytest.approx([0.68, 2.42 / 5 - 0.68**2], abs=1e-6)
-
-
-def test_one_side_of_llkd_is_the_baseline_of_that_side() -> None:
-    one = make_policy("llkd", PolicySettings(sides="teacher"))
-    assert run(one, 2) == run(make_policy("teacher_confidence"), 2)
-    assert not one.uses_uncertainty

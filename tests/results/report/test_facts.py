@@ -161,7 +161,7 @@ def test_totals_are_independent_of_the_shards_and_survive_json(tmp_path: Path) -
     config = finished(tmp_path / "run")
     stats = gather(config).stats
     apart = [epochs_pass(config, stats, [shard]) for shard in range(2)]
-    whole = epochs_pass(config, stats)
+    whole = epochs_pass(config, stats, [0, 1])
     added = Totals.from_json((apart[0] + apart[1]).to_json())
     for name, value in whole.sums.items():
         np.testing.assert_array_equal(added[name], value)
