@@ -52,7 +52,7 @@ def distilled(config: RunConfig, tracker: Any) -> dict[str, Any]:
 
 
 def selector_of(config: RunConfig, shards: int = 7) -> Selector:
-    return Selector(config, shard_starts([420 // shards] * shards))
+    return Selector(config, shard_starts([420 // shards] * shards), policy_of(config))
 
 
 def live_tracker() -> Any:
