@@ -120,8 +120,15 @@ def epochs_pass(
         shards = Folder(RunLayout(config.run_dir).pseudo_labels).shards()
     epochs, layout = [epoch_stats["epoch"] for epoch_stats in stats], RunLayout(config.run_dir)
     means = [_mean_weight(layout, epoch) for epoch in epochs]
-    scored = [Folder(layout.uncertainty(epoch)).shards() for epoch in epochs]
+    scored = [_scored_shards(layout, epoch_stats) for epoch_stats in stats]
     return _total(partial(_epochs_shard, config, stats, means, scored), shards)
+
+
+def _scored_shards(layout: RunLayout, stats: dict[str, Any]) -> set[int]:
+    """The shards with uncertainty; none for a policy that does not use it."""
+    if all(label_stats["mean_uncertainty"] is None for label_stats in stats["classes"].values()):
+        return set()
+    return Folder(layout.uncertainty(stats["epoch"])).shards()
 
 
 def _mean_weight(layout: RunLayout, epoch: int) -> float:
