@@ -12,8 +12,7 @@ from typing import Any
 
 from llkd.config.run import RunConfig
 from llkd.core.acquisition import round_sizes
-from llkd.distill.epoch_stats import read_stats
-from llkd.distill.holdout import best_epoch
+from llkd.distill.epoch_stats import best_epoch, read_stats
 from llkd.distill.stage import distill
 from llkd.distill.stage import manifest_of as distill_manifest
 from llkd.errors import DataError, RejectLimitError

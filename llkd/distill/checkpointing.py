@@ -6,8 +6,7 @@ from typing import Any
 import ray
 
 from llkd.config.run import RunConfig
-from llkd.distill.epoch_stats import scores_until
-from llkd.distill.holdout import best_epoch
+from llkd.distill.epoch_stats import best_epoch, scores_until
 from llkd.errors import StorageError
 from llkd.store.filesystems import filesystem
 from llkd.store.folder import Folder

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from llkd.config.run import RunConfig
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
@@ -18,6 +20,11 @@ def read_stats(config: RunConfig, epoch: int) -> dict[str, Any]:
 def scores_until(config: RunConfig, epochs: int) -> list[float]:
     """The score of each of the first epochs: macro-F1 against the labels of the held-out rows."""
     return [read_stats(config, epoch)["validation"]["macro_f1"] for epoch in range(epochs)]
+
+
+def best_epoch(scores: list[float]) -> int:
+    """The first epoch with the highest score."""
+    return int(np.argmax(scores))
 
 
 def notes(epoch: int, stats: dict[str, Any]) -> list[str]:

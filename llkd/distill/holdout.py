@@ -122,8 +122,3 @@ def read_predictions(config: RunConfig, epoch: int) -> np.ndarray:
     """The inverse of `write_predictions`: shape (V, C)."""
     folder = Folder(RunLayout(config.run_dir).validation_of(epoch))
     return matrix(folder.read_shard(0, [PROBS])[PROBS])
-
-
-def best_epoch(scores: list[float]) -> int:
-    """The first epoch with the highest score."""
-    return int(np.argmax(scores))

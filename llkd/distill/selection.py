@@ -15,7 +15,8 @@ import pyarrow as pa
 from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
-from llkd.core.policies import Policy, Signals, select
+from llkd.core.policies.base import Policy, Signals
+from llkd.core.policies.driver import select
 from llkd.core.statistics import ClassStatistics
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds

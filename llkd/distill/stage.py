@@ -16,8 +16,7 @@ import ray
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
-from llkd.distill.epoch_stats import read_stats, scores_until
-from llkd.distill.holdout import best_epoch
+from llkd.distill.epoch_stats import best_epoch, read_stats, scores_until
 from llkd.distill.policy import policy_of
 from llkd.distill.precision import chosen_precision
 from llkd.distill.selection import Selector

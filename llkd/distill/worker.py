@@ -20,8 +20,8 @@ from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
 from llkd.core.thresholds import Thresholds
 from llkd.distill.checkpointing import CheckpointStore
-from llkd.distill.epoch_stats import STATS, notes, read_stats, scores_until
-from llkd.distill.holdout import best_epoch, holdout_of, read_validation, write_predictions
+from llkd.distill.epoch_stats import STATS, best_epoch, notes, read_stats, scores_until
+from llkd.distill.holdout import holdout_of, read_validation, write_predictions
 from llkd.distill.idle_time import Waits
 from llkd.distill.pseudo_labels import teacher_statistics
 from llkd.distill.scoring_pass import UncertaintyPass

@@ -7,7 +7,6 @@ corpus's calibration. The student is measured by its stored predictions.
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from llkd.cluster import shard_tasks
 from llkd.config.run import RunConfig
@@ -16,10 +15,11 @@ from llkd.core.metrics import Evaluation
 from llkd.core.metrics import evaluate as compare_with_gold
 from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import read_predictions
+from llkd.results.gold import gold_of
 from llkd.store.arrays import class_indices, matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
-from llkd.store.schema import CONFIDENCE, GOLD, LABEL, LOGPROBS, ROW, RunLayout
+from llkd.store.schema import CONFIDENCE, LABEL, LOGPROBS, ROW, RunLayout
 
 
 def evaluate(config: RunConfig, calibration: Calibration) -> dict[str, Evaluation]:
@@ -89,18 +89,6 @@ def _measure(layout: RunLayout, dataset: str, shards: int, probabilities: Any) -
 
     total: Evaluation = shard_tasks.sum_over_shards(Evaluation, work, range(shards))
     return total
-
-
-def gold_of(
-    layout: RunLayout, dataset: str, shard: int, row_n: np.ndarray | pa.ChunkedArray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The gold of some rows of a shard.
-
-    Returns:
-        A mask of the rows that have gold, shape (N,), and the gold classes of these.
-    """
-    gold_n = Folder(layout.rows(dataset)).read_shard(shard, [GOLD])[GOLD].take(row_n)
-    return gold_n.is_valid().to_numpy(), gold_n.drop_null().to_numpy()
 
 
 def measure_held_out(config: RunConfig, epochs: int) -> list[dict[str, Any]]:

@@ -18,10 +18,11 @@ from llkd.core.metrics import evaluate
 from llkd.core.statistics import count_by
 from llkd.core.thresholds import TOLERANCE, Thresholds
 from llkd.distill.selection_counts import COUNTS, Counts
-from llkd.results.evaluate import gold_of
+from llkd.results.gold import gold_of
 from llkd.results.report.totals import (
     BINS,
     CELLS,
+    MAX_REJECTS,
     Totals,
     bins_of,
     evaluation_sums,
@@ -48,8 +49,6 @@ THRESHOLD_POLICIES = ("llkd", "teacher_confidence", "student_uncertainty")
 """Policies with thresholds for the teacher's confidence and the student's uncertainty."""
 MAX_PLANES = 24
 """Labels with a confidence-uncertainty plane of their own."""
-MAX_REJECTS = 3
-"""Rejected rows kept of each reason."""
 
 
 def _total(work: Callable[[int], Totals], shards: Collection[int]) -> Totals:

@@ -7,8 +7,7 @@ from typing import Any
 
 from llkd.config.run import RunConfig
 from llkd.errors import LLKDError
-from llkd.results.report.passes import MAX_REJECTS
-from llkd.results.report.totals import MAX_ROWS, Totals
+from llkd.results.report.totals import MAX_REJECTS, MAX_ROWS, Totals
 from llkd.results.report.words import count
 from llkd.store.folder import Folder
 from llkd.store.schema import ID, ROW, TEXT, RunLayout

@@ -9,6 +9,8 @@ import numpy as np
 
 from llkd.core.metrics import Evaluation
 
+MAX_REJECTS = 3
+"""Rejected rows kept of each reason."""
 MAX_ROWS = 12
 """Rows shown of each kind."""
 BINS = 20
