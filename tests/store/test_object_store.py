@@ -366,7 +366,7 @@ TRIED_AGAIN = 3
 
 
 @dataclass
-class Ordeal:
+class KilledRun:
     """What was seen of a run in a bucket that was killed, and damaged."""
 
     bucket: str
@@ -384,12 +384,12 @@ class Ordeal:
 
 
 @pytest.fixture(scope="module")
-def ordeal(
+def killed(
     running: ObjectStore, local_ray: None, tmp_path_factory: pytest.TempPathFactory,
     tiny_student: str, corpus_files: tuple[str, str],
-) -> Ordeal:  # fmt: skip
+) -> KilledRun:  # fmt: skip
     """`kill -9` in mid-training; a cut and a lost object; the same command again; predictions."""
-    folder, bucket = tmp_path_factory.mktemp("ordeal"), running.make_bucket("ordeal")
+    folder, bucket = tmp_path_factory.mktemp("killed"), running.make_bucket("killed")
     for source in corpus_files:
         Folder(f"{bucket}/data").write_bytes(Path(source).name, Path(source).read_bytes())
     make = config_maker(folder, tiny_student, corpus_files)
@@ -422,7 +422,7 @@ def ordeal(
     with in_process():
         ingest(plain, "corpus", SilentTracker())
         label(plain, ["corpus"], SilentTracker())
-    return Ordeal(bucket, labelling, str(refused.value), epoch, *outputs, plain=plain.run_dir)
+    return KilledRun(bucket, labelling, str(refused.value), epoch, *outputs, plain=plain.run_dir)
 
 
 def label_stage(requests: list[Request]) -> list[Request]:
@@ -432,63 +432,63 @@ def label_stage(requests: list[Request]) -> list[Request]:
         return max(
             number
             for number, each in enumerate(requests)
-            if (each.kind, each.path) == ("PUT", f"ordeal/run/{path}/manifest.json")
+            if (each.kind, each.path) == ("PUT", f"killed/run/{path}/manifest.json")
         )
 
     return requests[last("test") + 1 : max(last("labels"), last("test_labels")) + 1]
 
 
 @pytest.mark.slow
-def test_a_killed_run_in_a_bucket_ends_with_the_labels_of_one_on_a_disk(ordeal: Ordeal) -> None:
-    ours, theirs = Folder(f"{ordeal.bucket}/run/labels"), Folder(f"{ordeal.plain}/labels")
+def test_a_killed_run_in_a_bucket_ends_with_the_labels_of_one_on_a_disk(killed: KilledRun) -> None:
+    ours, theirs = Folder(f"{killed.bucket}/run/labels"), Folder(f"{killed.plain}/labels")
     assert ours.shards() == theirs.shards() == set(range(7))
     for shard in range(7):
         assert ours.read_shard(shard).equals(theirs.read_shard(shard))
 
 
 @pytest.mark.slow
-def test_a_killed_run_in_a_bucket_goes_on_where_it_was(ordeal: Ordeal) -> None:
-    stats = Folder(f"{ordeal.bucket}/run/epochs/00").files()["stats.json"]
-    assert stats == ordeal.epoch
-    assert "epoch 3/3 training" in ordeal.output
-    assert "epoch 1/3" not in ordeal.output
-    assert "model.safetensors" in Folder(f"{ordeal.bucket}/run/student").names()
-    metrics = Folder(f"{ordeal.bucket}/run").read_json("metrics.json")
+def test_a_killed_run_in_a_bucket_goes_on_where_it_was(killed: KilledRun) -> None:
+    stats = Folder(f"{killed.bucket}/run/epochs/00").files()["stats.json"]
+    assert stats == killed.epoch
+    assert "epoch 3/3 training" in killed.output
+    assert "epoch 1/3" not in killed.output
+    assert "model.safetensors" in Folder(f"{killed.bucket}/run/student").names()
+    metrics = Folder(f"{killed.bucket}/run").read_json("metrics.json")
     assert metrics["teacher"]["rows"] == 420
-    assert "report.html" in Folder(f"{ordeal.bucket}/run").names()
-    assert Folder(f"{ordeal.bucket}/run/.lease").names() == []
+    assert "report.html" in Folder(f"{killed.bucket}/run").names()
+    assert Folder(f"{killed.bucket}/run/.lease").names() == []
 
 
 @pytest.mark.slow
-def test_a_second_job_in_a_bucket_is_refused(ordeal: Ordeal) -> None:
-    assert f"{ordeal.bucket}/run is in use by process" in ordeal.refused
+def test_a_second_job_in_a_bucket_is_refused(killed: KilledRun) -> None:
+    assert f"{killed.bucket}/run is in use by process" in killed.refused
 
 
 @pytest.mark.slow
-def test_a_cut_and_a_lost_object_are_made_again(ordeal: Ordeal) -> None:
-    assert "corpus: 1 damaged shard (part-00002.parquet) is made again" in ordeal.output
-    assert "labels: 1 damaged shard (part-00001.parquet) is made again" in ordeal.output
+def test_a_cut_and_a_lost_object_are_made_again(killed: KilledRun) -> None:
+    assert "corpus: 1 damaged shard (part-00002.parquet) is made again" in killed.output
+    assert "labels: 1 damaged shard (part-00001.parquet) is made again" in killed.output
 
 
 @pytest.mark.slow
-def test_predictions_go_into_the_bucket(ordeal: Ordeal) -> None:
-    assert "student on corpus: 420 rows" in ordeal.predicted
-    predicted = Folder(f"{ordeal.bucket}/run/predictions/corpus")
+def test_predictions_go_into_the_bucket(killed: KilledRun) -> None:
+    assert "student on corpus: 420 rows" in killed.predicted
+    predicted = Folder(f"{killed.bucket}/run/predictions/corpus")
     assert sum(predicted.shard_rows(shard) for shard in predicted.shards()) == 420
 
 
 @pytest.mark.slow
-def test_no_object_holds_the_stores_key(ordeal: Ordeal) -> None:
-    with local_copy(ordeal.bucket) as path:
+def test_no_object_holds_the_stores_key(killed: KilledRun) -> None:
+    with local_copy(killed.bucket) as path:
         files = [file for file in Path(path).rglob("*") if file.is_file()]
         assert len(files) > 50
         assert not [file for file in files if SECRET.encode() in file.read_bytes()]
 
 
 @pytest.mark.slow
-def test_labelling_a_shard_takes_three_requests(ordeal: Ordeal) -> None:
+def test_labelling_a_shard_takes_three_requests(killed: KilledRun) -> None:
     beside = ("/.lease", "/checkpoints/")  # by the clock, and by the test that waits
-    asked = [each.path for each in ordeal.labelling if not any(n in each.path for n in beside)]
+    asked = [each.path for each in killed.labelling if not any(n in each.path for n in beside)]
     of_shards = Counter(path for path in asked if re.search("/(corpus|labels)/part-", path))
     assert len(of_shards) == 2 * 7
     assert 7 * LABEL_REQUESTS <= of_shards.total() <= 7 * LABEL_REQUESTS + TRIED_AGAIN

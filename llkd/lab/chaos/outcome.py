@@ -103,6 +103,5 @@ def _missed(outcomes: Sequence[RunOutcome]) -> list[str]:
 
 
 def figures(outcomes: Sequence[RunOutcome]) -> list[dict[str, Any]]:
-    """The outcomes as JSON, by the keys of the format of `--json`."""
-    keys = {"faults": "strikes", "missed": "unstruck"}
-    return [{keys.get(k, k): v for k, v in asdict(outcome).items()} for outcome in outcomes]
+    """The outcomes as JSON, for `--json`."""
+    return [asdict(outcome) for outcome in outcomes]

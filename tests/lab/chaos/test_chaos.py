@@ -67,8 +67,8 @@ def disturbed(
 
 def test_a_run_that_is_killed_in_every_way_loses_nothing(disturbed: Disturbed) -> None:
     (run,) = disturbed.runs
-    assert len(run["strikes"]) + len(run["unstruck"]) == 6
-    assert {strike["kind"] for strike in run["strikes"]} >= {"actor", "node", "driver", "store"}
+    assert len(run["faults"]) + len(run["missed"]) == 6
+    assert {fault["kind"] for fault in run["faults"]} >= {"actor", "node", "driver", "store"}
     assert run["problems"] == []
     assert run["statuses"][-1] == 0
     assert run["statuses"].count(-9) == 1  # the driver's
