@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from llkd.config.run import RunConfig
-from llkd.distill.holdout import best_epoch
+from llkd.distill.epoch_stats import best_epoch
 from llkd.errors import ConfigError, IncompleteError
 from llkd.lab.compare.compare import (
     is_labelled,
