@@ -249,6 +249,7 @@ def config_maker(folder: Path, student: str, corpus_files: tuple[str, str]) -> M
             "student": {
                 "model": student, "epochs": 2, "batch_size": 16, "learning_rate": 2e-3,
                 "max_length": 32, "workers": 1, "resources": {"CPU": 1}, "precision": "float32",
+                "min_steps": 0,
             },
             "selection": {"policy": "llkd"},
         }  # fmt: skip

@@ -30,6 +30,10 @@ class StudentConfig(Section):
     """A model directory or hub name that AutoModelForSequenceClassification can load."""
     revision: str | None = None
     """The hub revision (commit, tag or branch) of the model."""
+    pooling: Literal["auto", "mean", "cls", "native"] = "auto"
+    """The vector of a text that the classification head reads: the mean of its tokens, that of the
+    first token (`cls`), or what AutoModelForSequenceClassification makes of the model (`native`). `auto`:
+    what an encoder of sentence-transformers was trained for, otherwise `native`."""
     epochs: Annotated[int, Field(ge=1)] = 10
     """Cycles of scoring, selection and training. An epoch trains on about a fifth of the rows, so a
     few thousand rows need about ten epochs. With hundreds of thousands of rows four are enough;
@@ -38,11 +42,17 @@ class StudentConfig(Section):
     """Rows per optimiser step, summed over all workers."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Peak learning rate of AdamW."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the last layer, which starts untrained. Default: 2e-2 where it reads a
+    pooled vector of norm 1 (`pooling`), otherwise the larger of 1e-3 and `learning_rate`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Weight decay of AdamW; not applied to biases and norms."""
     warmup_fraction: Fraction = 0.1
-    """Share of the training steps in which the learning rate rises from 0 to its peak; after
-    that it decays linearly to 0."""
+    """Share of the first epoch's steps in which the learning rate rises from 0. It decays linearly
+    to 0 over the steps of the run."""
+    min_steps: Annotated[int, Field(ge=0)] = 400
+    """Minimum optimiser steps of a run. Where the selected rows are too few for an epoch's share of
+    them, the epoch passes over its rows several times."""
     loss: Loss = LossSettings()
     """The loss on the selected rows: its kind, or a section with its parameters."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0

@@ -126,7 +126,7 @@ class EpochLoop:
         with self.waits.on("selection"):
             stats = self._select(epoch)
         selected = time.monotonic()
-        stats["training_loss"], stats["dropped"] = self._train(epoch, stats)
+        stats.update(self._train(epoch, stats))
         stats["validation"] = self._validate(epoch)
         stats["stopped"] = self._out_of_patience(epoch, stats)
         stats["seconds"] = {
@@ -199,12 +199,17 @@ class EpochLoop:
         self._agreed(None)
         return read_stats(self.config, epoch)
 
-    def _train(self, epoch: int, stats: dict[str, Any]) -> tuple[float, int]:
-        """Train on this worker's part; returns the mean loss over all workers, and the number of
-        rows dropped to make the parts equal."""
+    def _train(self, epoch: int, stats: dict[str, Any]) -> dict[str, Any]:
+        """Train on this worker's part.
+
+        Returns:
+            `training_loss`: the mean over all workers; `dropped`: the rows dropped to make the parts
+            equal; `steps`: the optimiser steps; `passes`: over the part.
+        """
         import torch
 
-        from llkd.student.data import SelectedRows, portion
+        from llkd.student.data import portion
+        from llkd.student.training import Schedule, passes
 
         seed = self.config.seed * 1009 + epoch
         counts = self.selector.counts(epoch)
@@ -216,23 +221,19 @@ class EpochLoop:
                 "Use another selection.policy, or raise selection.class_floor (for random: "
                 "selection.fraction).",
             )
-        if self.rank == 0:
-            name = self._name(epoch, "training")
-            self.tracker.begin.remote(name, part.rows * self.workers, 0, "worker")
         student = self.config.student
-        batch_size = student.batch_size // self.workers
-        rows = SelectedRows(
-            Folder(self.layout.rows("corpus")), Folder(self.layout.selection(epoch)),
-            self.tokenizer, batch_size=batch_size, max_length=student.max_length,
-            micro_batch_size=student.micro_batch_size, targets=student.loss.uses_targets,
-        )  # fmt: skip
+        steps = -(-part.rows // (student.batch_size // self.workers))
+        repeats = passes(student, steps)
+        if self.rank == 0:
+            name, rows = self._name(epoch, "training"), part.rows * self.workers * repeats
+            self.tracker.begin.remote(name, rows, 0, "worker")
         torch.manual_seed(seed * 65537 + self.rank)  # dropout
+        taken = sum(read_stats(self.config, before)["steps"] for before in range(epoch))
+        schedule = Schedule(taken, steps * repeats, student.epochs - epoch, student.warmup_fraction)
         weight_mean = counts.weight_sum / max(stats["selected"], 1)
-        with Ahead(rows.steps(part, seed, weight_mean), STEPS_AHEAD) as steps:
-            total, count = self.trainer.train(
-                self._counted(steps, epoch), epoch, count=-(-part.rows // batch_size)
-            )
-            self.waits.add("batches", steps.waited)
+        with Ahead(self._batches(epoch, part, repeats, seed, weight_mean), STEPS_AHEAD) as batches:
+            total, count = self.trainer.train(self._counted(batches, epoch), schedule)
+            self.waits.add("batches", batches.waited)
         with self.waits.on("others"):
             total, count = self._total(np.array([total, count]))
         if not np.isfinite(total):
@@ -242,7 +243,26 @@ class EpochLoop:
                 f"Lower student.learning_rate ({student.learning_rate}).",
             )
         self._refresh_scorer()
-        return float(total / count), part.dropped
+        return {
+            "training_loss": float(total / count), "dropped": part.dropped,
+            "steps": schedule.count, "passes": repeats,
+        }  # fmt: skip
+
+    def _batches(
+        self, epoch: int, part: Any, repeats: int, seed: int, weight_mean: float
+    ) -> Iterator[Any]:
+        """The batches of each optimiser step of this worker, over all passes."""
+        from llkd.student.data import SelectedRows
+
+        student = self.config.student
+        rows = SelectedRows(
+            Folder(self.layout.rows("corpus")), Folder(self.layout.selection(epoch)),
+            self.tokenizer, batch_size=student.batch_size // self.workers,
+            max_length=student.max_length, micro_batch_size=student.micro_batch_size,
+            targets=student.loss.uses_targets,
+        )  # fmt: skip
+        for number in range(repeats):
+            yield from rows.steps(part, seed + number * 1_000_003, weight_mean)
 
     def _counted(self, steps: Iterable[Any], epoch: int) -> Iterator[Any]:
         of, unit = self._work(epoch), f"{epoch}/{self.rank}"

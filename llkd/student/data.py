@@ -117,13 +117,15 @@ class SelectedRows:
         window: list[_Row] = []
         shuffle = np.random.default_rng(seed)
         size = self._batch_size * WINDOW_BATCHES
+        # Few rows: a batch of similar lengths would hold a class whose texts have that length.
+        by_length = part.rows > size
         for piece in part.pieces:
             window.extend(self._read(piece, seed, weight_mean))
             while len(window) >= size:
-                yield from self._window_steps(window[:size], shuffle)
+                yield from self._window_steps(window[:size], shuffle, by_length)
                 window = window[size:]
         if window:
-            yield from self._window_steps(window, shuffle)
+            yield from self._window_steps(window, shuffle, by_length)
 
     def _read(self, piece: tuple[int, int, int], seed: int, weight_mean: float) -> Iterator[_Row]:
         shard, start, stop = piece
@@ -137,15 +139,17 @@ class SelectedRows:
         yield from map(_Row, texts.to_pylist(), chosen[LABEL].to_pylist(), weights, targets)
 
     def _window_steps(
-        self, window: list[_Row], shuffle: np.random.Generator
+        self, window: list[_Row], shuffle: np.random.Generator, by_length: bool
     ) -> Iterator[list[Batch]]:
         encoded = encode(self._tokenizer, [row.text for row in window], self._max_length)
-        by_length = sorted(range(len(window)), key=lambda i: len(encoded["input_ids"][i]))
+        order = shuffle.permutation(len(window)).tolist()
+        if by_length:
+            order.sort(key=lambda i: len(encoded["input_ids"][i]))
         starts = range(0, len(window), self._batch_size)
         # The same draw on every worker: their n-th steps have texts of similar length, so that no
         # worker waits long for another.
         for number in shuffle.permutation(len(starts)):
-            chosen = by_length[starts[number] : starts[number] + self._batch_size]
+            chosen = order[starts[number] : starts[number] + self._batch_size]
             yield [
                 self._batch(window, encoded, chosen[first : first + self._micro])
                 for first in range(0, len(chosen), self._micro)

@@ -17,13 +17,21 @@ from llkd.cluster.hardware import cpu_prefers_bfloat16
 from llkd.config.packages import require_packages
 from llkd.config.student import LoraSettings, StudentConfig
 from llkd.errors import StudentError
+from llkd.student.pooling import (
+    can_pool,
+    set_here,
+    set_pooling,
+    trained_pooling,
+    untrained_modules,
+)
 
 
 def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, Any]:
     """(tokenizer, model) with a new classification head, in float32, ready for training.
 
     Raises:
-        StudentError: the model or its tokenizer cannot be loaded, or does not support adapters.
+        StudentError: the model or its tokenizer cannot be loaded, or does not support adapters or
+            the pooling.
     """
     tokenizer, model, fresh = _load(
         student.model,
@@ -33,12 +41,24 @@ def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, An
         label2id={name: index for index, name in enumerate(labels)},
         ignore_mismatched_sizes=True,
     )
+    _pool(student, model)
     if student.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if student.lora is not None:
         model = _with_adapters(model, student.lora, fresh)
     _freeze_unused(tokenizer, model)
     return tokenizer, model
+
+
+def _pool(student: StudentConfig, model: Any) -> None:
+    """Set the pooling of `student.pooling`."""
+    pooling: Any = student.pooling
+    if pooling == "auto":
+        pooling = set_here(model)
+        if pooling is None and can_pool(model):
+            pooling = trained_pooling(student.model, student.revision)
+    if pooling not in (None, "native"):
+        set_pooling(model, pooling)
 
 
 def _freeze_unused(tokenizer: Any, model: Any) -> None:
@@ -67,6 +87,7 @@ def _with_adapters(model: Any, lora: LoraSettings, fresh: Sequence[str]) -> Any:
                 lora_alpha=lora.alpha,
                 lora_dropout=lora.dropout,
                 target_modules=modules if isinstance(modules, str) else list(modules),
+                exclude_modules=untrained_modules(model),
                 modules_to_save=sorted({name.rpartition(".")[0] for name in fresh}),
             ),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,25 +12,71 @@ from llkd.student.data import Batch
 from llkd.student.dropout import use_byte_dropout
 from llkd.student.losses import row_losses
 from llkd.student.model import autocast
+from llkd.student.pooling import set_here
+
+POOLED_HEAD_RATE = 2e-2
+"""Default peak learning rate of a head that reads vectors of norm 1."""
+NATIVE_HEAD_RATE = 1e-3
+"""That of any other head, unless `student.learning_rate` is higher."""
 
 
-def learning_rate_factor(progress: float, warmup_fraction: float) -> float:
-    """Linear warm-up from 0 to 1, then linear decay to 0; `progress` through the run is in [0, 1]."""
-    if progress < warmup_fraction:
-        return progress / warmup_fraction
-    return max((1.0 - progress) / max(1.0 - warmup_fraction, 1e-9), 0.0)
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate within an epoch, as a share of its peak.
+
+    It rises in the first epoch and decays linearly to 0 over the steps of the run; the epochs to
+    come are assumed to take as many steps as this one.
+    """
+
+    taken: int
+    """Optimiser steps of the epochs before."""
+    count: int
+    """Optimiser steps of this epoch."""
+    epochs: int
+    """Epochs to come, this one included."""
+    warmup: float
+    """Share of the first epoch's steps in which the rate rises."""
+
+    def factor(self, step: int) -> float:
+        """The share of the peak in the middle of a step of this epoch, from 0."""
+        total, rising = self.taken + self.count * self.epochs, self.warmup * self.count
+        rise = 1.0 if self.taken or rising == 0 else min((step + 0.5) / rising, 1.0)
+        return rise * (1.0 - (self.taken + step + 0.5) / total)
+
+
+def passes(student: StudentConfig, steps: int) -> int:
+    """How often an epoch passes over its rows so that the run takes `student.min_steps`.
+
+    Args:
+        student: the settings.
+        steps: optimiser steps of one pass, at least 1.
+    """
+    return max(-(-student.min_steps // (student.epochs * steps)), 1)
 
 
 def make_optimizer(model: torch.nn.Module, student: StudentConfig) -> torch.optim.AdamW:
-    """AdamW without weight decay for biases and norms, which have one dimension."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    """AdamW without weight decay for biases and norms, which have one dimension.
+
+    Each group of parameters has the peak of its learning rate under `peak`; that of the head, the
+    last linear layer, is its own.
+    """
+    head_rate = student.head_learning_rate
+    if head_rate is None:
+        pooled = set_here(getattr(model, "module", model)) is not None
+        head_rate = POOLED_HEAD_RATE if pooled else max(NATIVE_HEAD_RATE, student.learning_rate)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    head = list([m for m in linear if m.weight.requires_grad][-1].parameters())
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for parameter in trained:
+        rate = head_rate if any(parameter is own for own in head) else student.learning_rate
+        decay = student.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": student.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": params, "weight_decay": decay, "lr": rate, "peak": rate}
+            for (rate, decay), params in groups.items()
         ],
-        lr=student.learning_rate,
         fused=True,  # one pass over the weights instead of a dozen: five times faster on a CPU
     )
 
@@ -52,13 +99,12 @@ class Trainer:
         self._total = torch.zeros((), dtype=torch.float64, device=device)
         self._rows = 0
 
-    def train(self, steps: Iterable[Sequence[Batch]], epoch: int, count: int) -> tuple[float, int]:
+    def train(self, steps: Iterable[Sequence[Batch]], schedule: Schedule) -> tuple[float, int]:
         """Train one epoch.
 
         Args:
             steps: the micro-batches of each optimiser step.
-            epoch: from 0.
-            count: number of steps.
+            schedule: of the learning rate.
 
         Returns:
             The sum of the rows' weighted losses, and the number of rows.
@@ -67,7 +113,9 @@ class Trainer:
         self._total.zero_()
         self._rows = 0
         for step, batches in enumerate(steps):
-            self._set_learning_rate((epoch + (step + 0.5) / count) / self._student.epochs)
+            factor = schedule.factor(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
             step_rows = sum(len(batch.labels_b) for batch in batches)
             self._total += self._step(batches, step_rows) * step_rows
             self._rows += step_rows
@@ -76,11 +124,6 @@ class Trainer:
     def mean_loss(self) -> float | None:
         """The mean weighted loss of this epoch's rows so far; None before the first step."""
         return float(self._total) / self._rows if self._rows else None
-
-    def _set_learning_rate(self, progress: float) -> None:
-        factor = learning_rate_factor(progress, self._student.warmup_fraction)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._student.learning_rate * factor
 
     def _step(self, batches: Sequence[Batch], rows: int) -> torch.Tensor:
         """One update on the mean of the rows' weighted losses; returns the mean."""

@@ -21,7 +21,7 @@ from llkd.student.parallel import (
     parallel_model,
 )
 from llkd.student.scoring import scoring_copy
-from llkd.student.training import Trainer
+from llkd.student.training import Schedule, Trainer
 from tests.helpers import student_of
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def train(rank: int, strategy: str, model: str, folder: Path) -> None:
     copied = scoring_copy(whole, bfloat16=False)
     trained = parallel_model(whole, strategy, WORKERS, CPU)
     trainer = Trainer(trained, student, CPU, bfloat16=False)
-    trainer.train(steps_of(rank), 0, STEPS)
+    trainer.train(steps_of(rank), Schedule(0, STEPS, 10, 0.1))
     copy_weights(whole, copied)
     save(rank, folder, "", trained, trainer.optimizer)
     if rank == 0:
@@ -96,7 +96,7 @@ def test_two_workers_learn_what_one_does_and_leave_a_whole_state(
     student, model = fresh(tiny_student)
     alone = Trainer(model, student, CPU, bfloat16=False)
     both = [a + b for a, b in zip(steps_of(0), steps_of(1), strict=True)]
-    alone.train(both, 0, STEPS)
+    alone.train(both, Schedule(0, STEPS, 10, 0.1))
     expected = dict(model.state_dict())
     for folder in (tmp_path / "ddp", tmp_path / "fsdp"):
         weights = load_file(folder / "weights")

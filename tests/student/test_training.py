@@ -14,7 +14,7 @@ from llkd.student.checkpoints import last_checkpoint, load_checkpoint, save_chec
 from llkd.student.data import Batch
 from llkd.student.model import load_student, without_adapters
 from llkd.student.parallel import model_tensors, optimizer_tensors
-from llkd.student.training import Trainer, learning_rate_factor
+from llkd.student.training import Schedule, Trainer, make_optimizer, passes
 from tests.helpers import student_of
 
 CPU = torch.device("cpu")
@@ -48,11 +48,40 @@ def differ(left: torch.nn.Module, right: torch.nn.Module) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-def test_learning_rate_warms_up_and_decays() -> None:
-    factors = [learning_rate_factor(p, 0.1) for p in (0, 0.05, 0.1, 0.55, 1.0)]
-    assert factors == pytest.approx([0, 0.5, 1.0, 0.5, 0])
-    assert learning_rate_factor(0.5, 0.0) == 0.5
-    assert learning_rate_factor(1.0, 1.0) == 0.0
+def test_the_learning_rate_rises_in_the_first_epoch_and_decays_over_the_steps_of_the_run() -> None:
+    first = Schedule(0, 20, 2, warmup=0.1)
+    assert [first.factor(step) for step in (0, 1, 2, 19)] == pytest.approx(
+        [0.25 * 39.5 / 40, 0.75 * 38.5 / 40, 37.5 / 40, 20.5 / 40]
+    )
+    # The second epoch is shorter than the first, and so is what is left of the run.
+    second = Schedule(20, 5, 1, warmup=0.1)
+    assert [second.factor(step) for step in (0, 4)] == pytest.approx([4.5 / 25, 0.5 / 25])
+    assert Schedule(0, 1, 1, warmup=0.0).factor(0) == 0.5
+    assert Schedule(0, 1, 1, warmup=1.0).factor(0) == 0.25
+
+
+def test_an_epoch_passes_over_few_rows_several_times() -> None:
+    student = StudentConfig(model="m", epochs=4, min_steps=400)
+    assert [passes(student, steps) for steps in (1, 30, 99, 100, 5000)] == [100, 4, 2, 1, 1]
+    assert passes(student.model_copy(update={"min_steps": 0}), 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "head"),
+    [({}, 1e-3), ({"learning_rate": 3e-3}, 3e-3), ({"pooling": "mean"}, 2e-2),
+     ({"pooling": "cls", "head_learning_rate": 5e-4}, 5e-4)],
+)  # fmt: skip
+def test_the_head_has_a_learning_rate_of_its_own(
+    tiny_student: str, settings: dict[str, Any], head: float
+) -> None:
+    student = StudentConfig.model_validate({"model": tiny_student, **settings})
+    model = student_of(student, LABELS)
+    groups = make_optimizer(model, student).param_groups
+    of_head = {id(model.classifier.weight), id(model.classifier.bias)}
+    peaks = {id(p) in of_head: group["peak"] for group in groups for p in group["params"]}
+    assert peaks == {True: head, False: student.learning_rate}
+    trained = sum(p.requires_grad for p in model.parameters())
+    assert sum(len(group["params"]) for group in groups) == trained
 
 
 def test_loss_is_the_weighted_mean_of_cross_entropies(tiny_student: str) -> None:
@@ -61,15 +90,15 @@ def test_loss_is_the_weighted_mean_of_cross_entropies(tiny_student: str) -> None
     with torch.no_grad():
         logits = model(**example.inputs).logits
     losses = torch.nn.functional.cross_entropy(logits, example.labels_b, reduction="none")
-    total, rows = trainer.train([[example]], epoch=0, count=1)
+    total, rows = trainer.train([[example]], Schedule(0, 1, 10, 0.1))
     assert rows == 3
     assert total == pytest.approx(float(2 * losses[0] + losses[2]), rel=1e-5)
 
 
 def test_training_learns(tiny_student: str) -> None:
     _, trainer = made(tiny_student, dropout=True, learning_rate=5e-3, epochs=2)
-    first, _ = trainer.train([[batch([1.0] * 6)]] * 20, epoch=0, count=20)
-    second, _ = trainer.train([[batch([1.0] * 6)]] * 20, epoch=1, count=20)
+    first, _ = trainer.train([[batch([1.0] * 6)]] * 20, Schedule(0, 20, 2, 0.1))
+    second, _ = trainer.train([[batch([1.0] * 6)]] * 20, Schedule(20, 20, 1, 0.1))
     assert second < first / 2
 
 
@@ -78,7 +107,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path: Path, tiny_st
 
     def epoch(trainer: Trainer, number: int) -> None:
         torch.manual_seed(number)
-        trainer.train([[batch([1.0] * 6)]] * 3, epoch=number, count=3)
+        trainer.train([[batch([1.0] * 6)]] * 3, Schedule(3 * number, 3, 4 - number, 0.1))
 
     straight, trainer = made(tiny_student, **settings)
     epoch(trainer, 0)
@@ -93,7 +122,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path: Path, tiny_st
 
 def test_a_checkpoint_cut_short_does_not_count(tmp_path: Path, tiny_student: str) -> None:
     model, trainer = made(tiny_student)
-    trainer.train([[batch([1.0])]], epoch=0, count=1)
+    trainer.train([[batch([1.0])]], Schedule(0, 1, 10, 0.1))
     folder = Folder(str(tmp_path))
     assert last_checkpoint(folder) is None
     for epoch in (0, 1):
@@ -145,11 +174,11 @@ def test_micro_batches_and_gradient_checkpointing_learn_the_same(
     whole = batch([1.0, 2.0, 0.5, 1.5, 1.0])
     parts = [rows_of(whole, slice(0, 2)), rows_of(whole, slice(2, 4)), rows_of(whole, slice(4, 5))]
     plain, trainer = made(tiny_student, learning_rate=1e-2)
-    expected, rows = trainer.train([[whole]] * 2, 0, count=2)
+    expected, rows = trainer.train([[whole]] * 2, Schedule(0, 2, 10, 0.1))
     assert rows == 10
     step = [whole] if checkpointing else parts
     model, trainer = made(tiny_student, learning_rate=1e-2, gradient_checkpointing=checkpointing)
-    loss, rows = trainer.train([step] * 2, 0, count=2)
+    loss, rows = trainer.train([step] * 2, Schedule(0, 2, 10, 0.1))
     assert rows == 10
     assert loss == pytest.approx(expected, rel=1e-5)
     assert differ(model, plain) < (1e-6 if checkpointing else 1e-5)
@@ -161,7 +190,7 @@ def test_adapters_are_all_that_is_trained_and_kept_and_merge_into_the_weights(
     settings: dict[str, Any] = {"learning_rate": 1e-2, "lora": {"rank": 2, "dropout": 0.0}}
     model, trainer = made(tiny_student, **settings)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    trainer.train([[batch([1.0] * 3)]] * 3, 0, count=3)
+    trainer.train([[batch([1.0] * 3)]] * 3, Schedule(0, 3, 10, 0.1))
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed
     assert all("lora_" in name or "classifier" in name for name in changed)
@@ -193,7 +222,7 @@ def test_layers_that_the_model_came_without_are_trained_and_kept_beside_adapters
     torch.manual_seed(1)
     _, model = load_student(student, LABELS)
     trainer = Trainer(model, student, CPU, bfloat16=False)
-    trainer.train([[batch([1.0] * 3)]], 0, count=1)
+    trainer.train([[batch([1.0] * 3)]], Schedule(0, 1, 10, 0.1))
     (tmp_path / "checkpoint").mkdir()
     save(tmp_path / "checkpoint", model, trainer, 0)
     torch.manual_seed(2)

@@ -30,7 +30,7 @@ from llkd.store.schema import RunLayout
 from llkd.student.data import SelectedRows, portion
 from llkd.student.model import load_student
 from llkd.student.prefetch import Ahead
-from llkd.student.training import Trainer
+from llkd.student.training import Schedule, Trainer
 
 WARM_UP_STEPS = 2
 
@@ -99,7 +99,7 @@ def _train_ours(config: RunConfig, folder: Path, steps: int | None) -> float:
     started = time.perf_counter()
     with Ahead(islice(rows.steps(part, config.seed, weight_mean=1.0), steps), STEPS_AHEAD) as ahead:
         count = steps or -(-part.rows // settings.batch_size)
-        _, trained = trainer.train(ahead, 0, count)
+        _, trained = trainer.train(ahead, Schedule(0, count, 1, 0.0))
     return trained / (time.perf_counter() - started)
 
 

@@ -33,7 +33,7 @@ from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
 from llkd.store.schema import GOLD, LOGPROBS, ROW, RunLayout, shard_starts
 from llkd.student.data import Batch
-from llkd.student.training import Trainer
+from llkd.student.training import Schedule, Trainer
 from llkd.teacher.calibrate import calibrate
 
 
@@ -131,8 +131,10 @@ class CheapRun:
         cheap, classes = config.cheap, len(config.task.labels)
         torch.manual_seed(config.seed)
         self.head = Head(problem.corpus_nd.shape[1], cheap.hidden, classes, cheap.dropout)
-        student = config.student.model_copy(update={"learning_rate": cheap.learning_rate})
+        rates = {"learning_rate": cheap.learning_rate, "head_learning_rate": cheap.learning_rate}
+        student = config.student.model_copy(update=rates)
         self.trainer = Trainer(self.head, student, torch.device("cpu"), bfloat16=False)
+        self._taken = 0  # optimiser steps
         self.policy: Policy = policy_of(config)
         self.signals = Signals(
             problem.teacher_nc.argmax(axis=1), on_grid(problem.teacher_nc.max(axis=1)), None,
@@ -238,7 +240,10 @@ class CheapRun:
                     yield [self._batch(order[start : start + size], choice, scale)]
 
         count = passes * -(-len(chosen_n) // size)
-        total, rows = self.trainer.train(steps(), epoch, count)
+        student = self.config.student
+        schedule = Schedule(self._taken, count, student.epochs - epoch, student.warmup_fraction)
+        total, rows = self.trainer.train(steps(), schedule)
+        self._taken += count
         return total / rows
 
     def _batch(self, row_b: np.ndarray, choice: Choice, scale: float) -> Batch:

@@ -97,6 +97,7 @@ class StudentActor:
         """Train on `steps` steps of the sample (None: all of it) with arbitrary labels; returns the
         rows trained on."""
         from llkd.student.data import SelectedRows, portion
+        from llkd.student.training import Schedule
 
         student = self._config.student
         row_n = np.arange(len(texts), dtype=np.int32)
@@ -116,7 +117,7 @@ class StudentActor:
         part = portion([len(texts)], 0, 1, self._config.seed)
         count = -(-part.rows // batch_size)
         taken = islice(chosen.steps(part, self._config.seed, weight_mean=1.0), steps)
-        _, trained = self._trainer.train(taken, 0, count)
+        _, trained = self._trainer.train(taken, Schedule(0, count, 1, 0.0))
         return trained
 
 
