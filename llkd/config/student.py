@@ -88,8 +88,11 @@ class StudentConfig(Section):
     validation_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of the confident rows (at most 16,384) to hold out as a validation split: never trained
     on, and used to evaluate each epoch's student against the teacher's labels."""
-    keep: Literal["best", "last"] = "best"
-    """Which epoch's student to keep, if there is a validation split; otherwise the last."""
+    keep: Literal["best", "last", "probe"] = "best"
+    """Which student to keep. `best`: that of the epoch with the highest score on the validation split;
+    the linear probe (a head on the frozen encoder, which every run fits) where it is clearly better
+    there; without a validation split the last epoch's. `last`: the last epoch's. `probe`: the linear
+    probe."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many epochs without improvement on the validation split; null: never."""
     max_failures: Annotated[int, Field(ge=0)] = 3

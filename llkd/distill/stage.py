@@ -19,6 +19,7 @@ from llkd.core.calibration import Calibration
 from llkd.distill.epoch_stats import best_epoch, read_stats, scores_until
 from llkd.distill.policy import policy_of
 from llkd.distill.precision import chosen_precision
+from llkd.distill.probe import keeps_probe, read_probe
 from llkd.distill.selection import Selector
 from llkd.distill.shard_queue import ShardQueue
 from llkd.distill.state import prepare_epochs, record_epoch, trained_epochs
@@ -63,7 +64,7 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
     manifest = open_stage(folder, manifest_of(config, labelled))
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
     selector = Selector(config, shard_starts(ingested.results["rows"]), policy_of(config))
-    if manifest.complete:
+    if manifest.complete and (not manifest.results["keeps_probe"] or read_probe(config)):
         prepare_epochs(selector, calibration)
         delete_checkpoints(Folder(layout.checkpoints), [manifest.results["checkpoint"]])
         return manifest
@@ -72,6 +73,8 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
     tracker.doing.remote("the training workers start")
     epochs = _train(config, selector, labelled.results["rows"], resources, max_workers, tracker)
     results = _results(selector, sum(labelled.results["rows"]), epochs)
+    for line in _probe_notes(results):
+        tracker.note.remote(line)
     finished = manifest.finished({**results, "seconds": time.monotonic() - started})
     for epoch in range(epochs):
         record_epoch(layout, epoch)
@@ -97,12 +100,26 @@ def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint_name(best),
         "epoch": best,
+        "probe": read_probe(config),
+        "keeps_probe": keeps_probe(config, stats[best]["validation"]),
         "epochs": epochs,
         "rows": rows,
         "row_visits_fraction": visits / (rows * epochs),
         "unique_rows_fraction": selector.unique_rows(epochs) / rows,
         "stats": stats,  # a copy, in case a file is lost
     }
+
+
+def _probe_notes(results: dict[str, Any]) -> list[str]:
+    """The console lines about the linear probe."""
+    probe, student = results["probe"], results["stats"][results["epoch"]]["validation"]
+    if probe is None or student is None:
+        return ["the linear probe is the result: student.keep"] if results["keeps_probe"] else []
+    figures = f"{probe['validation']['macro_f1']:.3f} and {student['macro_f1']:.3f}"
+    line = f"linear probe and student, macro-F1 on rows held out: {figures}"
+    if results["keeps_probe"]:
+        return [line, "warning: the student is below the linear probe, which is kept instead"]
+    return [line]
 
 
 def _chosen_epoch(config: RunConfig, epochs: int) -> int:

@@ -19,6 +19,7 @@ from llkd.cluster.telemetry import Work
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout
 from llkd.core.thresholds import Thresholds
+from llkd.distill import probe
 from llkd.distill.checkpointing import CheckpointStore
 from llkd.distill.epoch_stats import STATS, best_epoch, notes, read_stats, scores_until
 from llkd.distill.holdout import holdout_of, read_validation, write_predictions
@@ -88,8 +89,8 @@ class EpochLoop:
             torch.set_num_threads(_threads(context.get_local_world_size()))
         torch.manual_seed(config.seed)  # the same initial head on every worker
         self.tokenizer, whole = load_student(student, config.task.label_names)
-        bfloat16 = use_bfloat16(student.precision, self.device)
-        self._scored = scoring_copy(whole, bfloat16).to(self.device)
+        self._bfloat16 = use_bfloat16(student.precision, self.device)
+        self._scored = scoring_copy(whole, self._bfloat16).to(self.device)
         self.scorer = Scorer(
             self.tokenizer, self._scored, max_length=student.max_length, compiled=student.compile,
             dropout_passes=config.selection.mc_dropout,
@@ -99,13 +100,17 @@ class EpochLoop:
         )
         self.model = parallel_model(whole, student.parallel, self.workers, self.device)
         self._weights = whole  # without the parallel wrapper
-        self.trainer = Trainer(self.model, student, self.device, bfloat16)
+        self.trainer = Trainer(self.model, student, self.device, self._bfloat16)
         self.holdout: Holdout | None = holdout_of(config, selector)
         self.validation = read_validation(config)
 
     def run(self) -> None:
         """Run all remaining epochs."""
         first = self._resume()
+        if self.rank == 0 and not self.layout.is_round:
+            self.tracker.doing.remote("the linear probe")
+            probe.fit(self.config, self.selector, self.device, self._bfloat16)
+        self._agreed(None)
         self._begun = time.monotonic()
         if first > 0 and read_stats(self.config, first - 1)["stopped"]:
             return

@@ -15,18 +15,20 @@ from llkd.core.metrics import Evaluation
 from llkd.core.metrics import evaluate as compare_with_gold
 from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import read_predictions
+from llkd.distill.probe import read_probe
 from llkd.results.gold import gold_of
 from llkd.store.arrays import class_indices, matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
-from llkd.store.schema import CONFIDENCE, LABEL, LOGPROBS, ROW, RunLayout
+from llkd.store.schema import CONFIDENCE, LABEL, LOGPROBS, PROBS, ROW, RunLayout
 
 
 def evaluate(config: RunConfig, calibration: Calibration) -> dict[str, Evaluation]:
     """Measure wherever gold exists.
 
     Returns:
-        The evaluations that apply, by `teacher.corpus`, `teacher.test` and `student.test`.
+        The evaluations that apply, by `teacher.corpus`, `teacher.test`, `student.test` and
+        `probe.test`.
 
     Raises:
         IncompleteError: the labels or the student's predictions of the test set are incomplete.
@@ -38,7 +40,21 @@ def evaluate(config: RunConfig, calibration: Calibration) -> dict[str, Evaluatio
         found["teacher.test"] = measure_teacher(config, "test", calibration)
         predicted = Folder(RunLayout(config.run_dir).test_predictions)
         found["student.test"] = measure_predictions(config, "test", predicted)
+        if read_probe(config) is not None:
+            found["probe.test"] = _measure_probe(config)
     return found
+
+
+def _measure_probe(config: RunConfig) -> Evaluation:
+    """Compare the linear probe's predictions of the test set with its gold."""
+    layout = RunLayout(config.run_dir)
+    folder = Folder(layout.probe_predictions)
+
+    def probabilities(shard: int) -> tuple[np.ndarray, np.ndarray]:
+        table = folder.read_shard(shard, [ROW, PROBS])
+        return table[ROW].to_numpy(), matrix(table[PROBS])
+
+    return _measure(layout, "test", len(folder.shards()), probabilities)
 
 
 def measure_teacher(config: RunConfig, dataset: str, calibration: Calibration) -> Evaluation:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from llkd.cluster.integrity import close_stage
 from llkd.config.run import RunConfig
+from llkd.distill.probe import put_into
 from llkd.errors import StorageError
 from llkd.results.cards import CARD, model_card
 from llkd.store.folder import Folder
@@ -36,8 +37,11 @@ def export(config: RunConfig) -> Manifest:
     if manifest.complete:
         return manifest
     tokenizer, model = load_student(config.student, config.task.label_names)
-    with local_copy(f"{layout.checkpoints}/{distilled.results['checkpoint']}") as directory:
-        load_checkpoint(Path(directory), model)
+    if distilled.results["keeps_probe"]:
+        put_into(config, model)
+    else:
+        with local_copy(f"{layout.checkpoints}/{distilled.results['checkpoint']}") as directory:
+            load_checkpoint(Path(directory), model)
     model = without_adapters(model)
     tokenizer.model_max_length = config.student.max_length  # as in training
     with scratch_folder() as local:

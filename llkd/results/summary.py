@@ -10,6 +10,7 @@ from rich.text import Text
 from llkd.cluster.progress import duration
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import read_stats
+from llkd.results.metrics import shortfalls
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import Manifest, require_complete
 from llkd.store.schema import METRICS, REPORT, RunLayout
@@ -22,6 +23,8 @@ def show_summary(config: RunConfig, metrics: dict[str, Any], console: Console) -
     console.print()
     if "test" in metrics.get("student", {}):
         console.print(_quality_table(metrics))
+        for sentence in shortfalls(metrics).values():
+            console.print(f"Warning   {sentence}")
     console.print(_training_table(config))
     seconds = metrics["seconds"]
     parts = [f"{name} {duration(value)}" for name, value in seconds.items() if name != "total"]
@@ -48,23 +51,27 @@ def _quality_table(metrics: dict[str, Any]) -> Table:
     teacher, student = metrics["teacher"]["test"], metrics["student"]["test"]
     keys, title = ("accuracy", "macro_f1", "ece"), f"Test set, {student['rows']:,} rows"
     table = _table(title, "", "accuracy", "macro-F1", "calibration error", names="")
-    for name, figures in (("teacher", teacher), ("student", student)):
+    both = [("teacher", teacher), ("student", student)]
+    if "probe" in metrics:
+        both.insert(1, ("linear probe", metrics["probe"]["test"]))
+    for name, figures in both:
         table.add_row(name, *(f"{figures[key]:.3f}" for key in keys))
-    table.add_row("difference", *(f"{student[key] - teacher[key]:+.3f}" for key in keys))
+    table.add_row("student - teacher", *(f"{student[key] - teacher[key]:+.3f}" for key in keys))
     return table
 
 
 def _training_table(config: RunConfig) -> Table:
     """The epochs; an asterisk marks the one whose student is kept."""
-    title = f"Training, policy {config.selection.policy} (* the epoch kept)"
-    columns = ("epoch", "rows", "share", "loss", "validation agreement")
-    table = _table(title, *columns)
     distilled = require_complete(Folder(RunLayout(config.run_dir).epochs), "distill").results
+    kept = None if distilled["keeps_probe"] else distilled["epoch"]
+    of_title = "the linear probe is kept" if kept is None else "* the epoch kept"
+    columns = ("epoch", "rows", "share", "loss", "validation agreement")
+    table = _table(f"Training, policy {config.selection.policy} ({of_title})", *columns)
     for epoch in range(distilled["epochs"]):
         stats = read_stats(config, epoch)
         validation = stats["validation"]
         table.add_row(
-            f"{epoch + 1}{' *' if epoch == distilled['epoch'] else ''}",
+            f"{epoch + 1}{' *' if epoch == kept else ''}",
             f"{stats['selected']:,}",
             f"{stats['fraction']:.1%}",
             f"{stats['training_loss']:.3f}",

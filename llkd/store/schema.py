@@ -272,6 +272,16 @@ class RunLayout:
         """Rows held out of training."""
         return self._at("epochs", "validation")
 
+    @property
+    def probe(self) -> str:
+        """The linear probe beside the student."""
+        return self._at("epochs", "probe")
+
+    @property
+    def probe_predictions(self) -> str:
+        """The probe's distributions for the test set, by shard."""
+        return f"{self.probe}/test"
+
     def epoch(self, epoch: int) -> str:
         """The files of one epoch; holds stats.json."""
         return self._at("epochs", f"{epoch:02d}")

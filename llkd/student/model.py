@@ -50,6 +50,17 @@ def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, An
     return tokenizer, model
 
 
+def head_of(model: torch.nn.Module, trained: bool = True) -> torch.nn.Linear:
+    """The last linear layer of a classifier, which gives the logits.
+
+    Args:
+        model: the classifier, which may be wrapped.
+        trained: whether its weights are trained; those of a copy for scoring are not.
+    """
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    return [m for m in linear if m.weight.requires_grad or not trained][-1]
+
+
 def _pool(student: StudentConfig, model: Any) -> None:
     """Set the pooling of `student.pooling`."""
     pooling: Any = student.pooling

@@ -88,6 +88,7 @@ class Scorer:
         dropout_passes: int = 0,
         compiled: bool = False,
         tokens_per_batch: int | None = None,
+        features: int | None = None,
     ) -> None:
         """
         Args:
@@ -98,13 +99,15 @@ class Scorer:
                 without dropout.
             compiled: use torch.compile.
             tokens_per_batch: padded tokens per batch; by default chosen by device.
+            features: for a model without head: the width of its output, which is returned as it is.
 
         Raises:
             StudentError: `dropout_passes` is set, but the model has no dropout.
         """
         self._tokenizer = tokenizer
         self._model = model.eval()
-        self._classes = int(model.config.num_labels)  # type: ignore[union-attr,arg-type]
+        classes = model.config.num_labels  # type: ignore[union-attr]
+        self._width = int(features or classes)  # type: ignore[arg-type]
         self._max_length = max_length
         self._passes = dropout_passes
         self._device = next(model.parameters()).device
@@ -114,6 +117,7 @@ class Scorer:
         self._forward: Any = torch.compile(model, dynamic=True) if compiled else model
         self._windows_in_flight = 1 if self._on_gpu else 0
         self._waited = 0.0
+        self._features = features
         if dropout_passes and not _dropout(model, False):
             raise StudentError(
                 "selection.mc_dropout needs a student with dropout; this one has none"
@@ -133,7 +137,7 @@ class Scorer:
         """
         starts = range(0, len(texts), WINDOW_ROWS)
         windows = ((start, texts[start : start + WINDOW_ROWS]) for start in starts)
-        found = [np.zeros((0, self._classes), dtype=np.float32)]
+        found = [np.zeros((0, self._width), dtype=np.float32)]
         for start, probs_nc in self.stream(windows):
             found.append(probs_nc)
             progress(start + len(probs_nc))
@@ -159,7 +163,7 @@ class Scorer:
                     parts.append(self._score(batch.inputs))
                     order.append(batch.row_b)
                 if batch.last:
-                    in_flight.append(_Window(batch.key, self._classes, parts, order))
+                    in_flight.append(_Window(batch.key, self._width, parts, order))
                     parts, order = [], []
                 if len(in_flight) > self._windows_in_flight:
                     yield in_flight.popleft().fetched()
@@ -188,7 +192,8 @@ class Scorer:
         """Distributions of a batch, float32, shape (B, C), on the device."""
         inputs = {name: t.to(self._device, non_blocking=True) for name, t in inputs.items()}
         if not self._passes:
-            return torch.softmax(self._forward(**inputs).logits.float(), dim=-1)
+            found = self._forward(**inputs).logits.float()
+            return found if self._features else torch.softmax(found, dim=-1)
         _dropout(self._model, True)
         total = sum(
             torch.softmax(self._forward(**inputs).logits.float(), dim=-1)

@@ -11,7 +11,7 @@ from llkd.config.student import StudentConfig
 from llkd.student.data import Batch
 from llkd.student.dropout import use_byte_dropout
 from llkd.student.losses import row_losses
-from llkd.student.model import autocast
+from llkd.student.model import autocast, head_of
 from llkd.student.pooling import set_here
 
 POOLED_HEAD_RATE = 2e-2
@@ -51,7 +51,7 @@ def passes(student: StudentConfig, steps: int) -> int:
         student: the settings.
         steps: optimiser steps of one pass, at least 1.
     """
-    return max(-(-student.min_steps // (student.epochs * steps)), 1)
+    return max(round(student.min_steps / (student.epochs * steps)), 1)
 
 
 def make_optimizer(model: torch.nn.Module, student: StudentConfig) -> torch.optim.AdamW:
@@ -65,8 +65,7 @@ def make_optimizer(model: torch.nn.Module, student: StudentConfig) -> torch.opti
         pooled = set_here(getattr(model, "module", model)) is not None
         head_rate = POOLED_HEAD_RATE if pooled else max(NATIVE_HEAD_RATE, student.learning_rate)
     trained = [p for p in model.parameters() if p.requires_grad]
-    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    head = list([m for m in linear if m.weight.requires_grad][-1].parameters())
+    head = list(head_of(model).parameters())
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for parameter in trained:
         rate = head_rate if any(parameter is own for own in head) else student.learning_rate

@@ -375,9 +375,14 @@ def test_settings_that_change_the_student_are_refused(
 
 
 def test_rows_held_out_are_never_trained_on_and_choose_the_student(
-    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
+    tmp_path: Path,
+    make_config: MakeConfig,
+    tracker: SilentTracker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Training stops after `patience` epochs without improvement."""
+    # The linear probe is better than so short a training: tests/distill/test_probe.py.
+    monkeypatch.setattr("llkd.distill.stage.keeps_probe", lambda *arguments: False)
     config = make_config(
         test=None, corpus={"label_column": "label"},
         student={

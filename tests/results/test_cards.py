@@ -41,7 +41,9 @@ def test_the_cards_name_the_origin_of_the_labels(
     config = make_config(teacher=teacher, selection={"policy": "all"})
     facts = labelled_rows(3)
     rows = dataset_card(config, facts, labelled_features(config), None)
-    results = {"rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0}
+    results = {
+        "rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0, "keeps_probe": False,
+    }  # fmt: skip
     student = model_card(config, Manifest("distill", {}, "", True, results), None)
     for card in (rows, student):
         assert expected in card

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from llkd.results.metrics import shortfalls
 from llkd.results.report.charts import (
     AXIS,
     BLACK,
@@ -52,6 +53,11 @@ def student_section(facts: Facts) -> Section:
             confusion_plot("student", tested.student, facts.names, "test set"),
         ]
         _add_findings(section, tested, facts.names)
+        if facts.distilled.get("keeps_probe"):
+            text = "The student is the linear probe, which was better than the fine-tuned encoder."
+            section.find("warn", text)
+        if "probe" in (found := shortfalls(facts.metrics)):
+            section.find("bad", found["probe"])
     elif facts.config.test is None:
         section.note("There is no test set (test.path), so nothing is measured.")
         section.find("warn", "Without a test set, the student's quality is unknown.")

@@ -119,7 +119,8 @@ def trained(
         before = Thresholds.from_json(read_stats(config, epoch - 1)["thresholds"])
     stats = selector.select(epoch, teacher_statistics(selector.config), sums, before)
     stats |= {
-        "training_loss": 1.0 / (epoch + 1), "dropped": 0, "validation": None, "stopped": False,
+        "training_loss": 1.0 / (epoch + 1), "dropped": 0, "steps": 4, "passes": 1,
+        "validation": None, "stopped": False,
         "seconds": {"score": 4.0, "select": 0.5, "train": 8.0},
         "waiting": {"share": 0.02, "seconds": {}}, **overrides,
     }  # fmt: skip
@@ -130,7 +131,10 @@ def trained(
 def distilled(config: RunConfig, epochs: int) -> None:
     """Writes the manifests of the finished training and of the student."""
     layout = RunLayout(config.run_dir)
-    results = {"epochs": epochs, "epoch": epochs - 1, "seconds": 12.5 * epochs + 5}
+    results = {
+        "epochs": epochs, "epoch": epochs - 1, "seconds": 12.5 * epochs + 5, "probe": None,
+        "keeps_probe": False,
+    }  # fmt: skip
     write_manifest(Folder(layout.epochs), Manifest("distill", {}, "").finished(results))
     write_manifest(Folder(layout.student), Manifest("export", {}, "").finished({}))
 

@@ -1,0 +1,142 @@
+"""The linear probe beside the student, and the choice between the two.
+
+A head on the frozen encoder, fitted to the same pseudo-labels in seconds (llkd/student/probe.py). A
+fine-tuned student below it has hardly begun to learn, or has learnt its teacher's mistakes.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.torch import load, save
+
+from llkd.config.run import RunConfig
+from llkd.distill.holdout import holdout_of, read_validation
+from llkd.distill.selection import Selector
+from llkd.errors import DamageError
+from llkd.store.arrays import fixed_lists
+from llkd.store.folder import Folder
+from llkd.store.manifest import require_complete
+from llkd.store.schema import PROBS, ROW, TEXT, RunLayout
+
+PROBE_ROWS = 16384
+"""Maximum rows to fit to; more hardly change a linear model of a small encoder."""
+RESULT, HEAD = "probe.json", "head.safetensors"
+
+
+def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> None:
+    """Fit the probe and store it with its predictions of the test set; nothing is done if it is there.
+
+    Args:
+        config: the run.
+        selector: of the run.
+        device: to compute the features on.
+        bfloat16: the precision of scoring.
+
+    Raises:
+        StudentError: the student cannot be loaded.
+    """
+    from llkd.student.model import load_student
+    from llkd.student.probe import fit_probe, frozen_features
+
+    if read_probe(config) is not None:
+        return
+    layout, student = RunLayout(config.run_dir), config.student
+    tokenizer, model = load_student(student, config.task.label_names)
+    model.to(device)
+
+    def features(texts: list[str]) -> np.ndarray:
+        return frozen_features(tokenizer, model, texts, student.max_length, bfloat16)
+
+    texts, label_n = _sample(selector)
+    probe = fit_probe(features(texts), np.eye(selector.classes)[label_n], config.seed)
+    validation, figures = read_validation(config), None
+    if validation is not None:
+        figures = validation.measure(probe.probabilities(features(validation.texts)))
+    if config.test is not None:
+        rows, predicted = Folder(layout.rows("test")), Folder(layout.probe_predictions)
+        for shard in range(len(require_complete(rows, "ingest").results["rows"])):
+            table = rows.read_shard(shard, [ROW, TEXT])
+            probs_nc = probe.probabilities(features(table[TEXT].to_pylist()))
+            columns = {ROW: table[ROW], PROBS: fixed_lists(probs_nc)}
+            predicted.write_shard(shard, pa.table(columns))
+    folder = Folder(layout.probe)
+    folder.write_bytes(
+        HEAD, save({"weight": probe.weight_cd.float(), "bias": probe.bias_c.float()})
+    )
+    result = {
+        "rows": len(texts), "penalty": probe.penalty, "validation": figures,
+        "crc32": folder.crc32(HEAD),
+    }  # fmt: skip
+    folder.write_json(RESULT, result)
+
+
+def _sample(selector: Selector) -> tuple[list[str], np.ndarray]:
+    """(texts, pseudo-labels) of up to PROBE_ROWS rows of shards drawn at random, without those held
+    out."""
+    config = selector.config
+    texts: list[str] = []
+    labels = []
+    holdout = holdout_of(config, selector)
+    rows = Folder(RunLayout(config.run_dir).rows("corpus"))
+    random = np.random.default_rng(config.seed)
+    for shard in random.permutation(selector.shards).tolist():
+        row_n, signals = selector.signals(shard, None)
+        free_n = np.ones(len(row_n), dtype=bool)
+        if holdout is not None and shard in holdout.shards:
+            free_n = ~holdout.rows(signals)
+        chosen = np.flatnonzero(free_n)
+        left = PROBE_ROWS - len(texts)
+        if len(chosen) > left:
+            chosen = np.sort(random.choice(chosen, left, replace=False))
+        table = rows.read_shard(shard, [TEXT])
+        texts += table[TEXT].take(pa.array(row_n[chosen])).to_pylist()
+        labels.append(signals.label_n[chosen])
+        if len(texts) == PROBE_ROWS:
+            break
+    return texts, np.concatenate(labels)
+
+
+def read_probe(config: RunConfig) -> dict[str, Any] | None:
+    """The stored probe's figures; None if it is missing or damaged."""
+    folder = Folder(RunLayout(config.run_dir).probe)
+    try:
+        found: dict[str, Any] | None = folder.read_json_if_there(RESULT)
+        if found is None or folder.crc32(HEAD) != found["crc32"]:
+            return None
+    except (DamageError, KeyError, TypeError):
+        return None
+    return found
+
+
+def put_into(config: RunConfig, model: Any) -> None:
+    """Make the stored probe the head of a student with the weights that it came with."""
+    import torch
+
+    from llkd.student.model import head_of
+
+    tensors = load(Folder(RunLayout(config.run_dir).probe).read_bytes(HEAD))
+    head = head_of(model)
+    with torch.no_grad():
+        head.weight.copy_(tensors["weight"])
+        head.bias.copy_(tensors["bias"])
+
+
+def keeps_probe(config: RunConfig, student: dict[str, Any] | None) -> bool:
+    """Whether the probe is the result, and not the fine-tuned student.
+
+    It is where `student.keep` says so; for `best`, where it agrees better with the teacher on the rows
+    held out, by more than twice the standard error of the student's agreement.
+
+    Args:
+        config: the run; a round of labelling has no probe.
+        student: the figures of the chosen epoch's student on the rows held out; None without any.
+    """
+    probe = read_probe(config)
+    if probe is None:
+        return False
+    if config.student.keep != "best" or student is None:
+        return config.student.keep == "probe"
+    error = math.sqrt(student["accuracy"] * (1 - student["accuracy"]) / student["rows"])
+    return bool(probe["validation"]["macro_f1"] > student["macro_f1"] + 2 * error)

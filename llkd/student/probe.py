@@ -1,0 +1,118 @@
+"""A linear probe: the head of the frozen student, as softmax regression on its features.
+
+It takes seconds, and shows what the encoder gives without fine-tuning. Its weights go into the same
+model, so that a probe is a student like any other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import log_softmax
+
+from llkd.student.model import head_of
+from llkd.student.scoring import Scorer, scoring_copy
+
+PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)
+"""L2 penalties that cross-validation chooses from, for features of mean squared norm 1; the strongest
+first, each the start of the next."""
+FOLDS = 4
+MAX_ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted head: D features, C classes."""
+
+    weight_cd: torch.Tensor
+    bias_c: torch.Tensor
+    penalty: float
+    """The chosen L2 penalty."""
+
+    def probabilities(self, features_nd: np.ndarray) -> np.ndarray:
+        """Distributions over the labels: float32, shape (N, C)."""
+        features = torch.from_numpy(features_nd).double()
+        found = torch.softmax(features @ self.weight_cd.T + self.bias_c, dim=-1)
+        return np.asarray(found.float().numpy())
+
+
+def frozen_features(
+    tokenizer: Any, model: Any, texts: Sequence[str], max_length: int, bfloat16: bool
+) -> np.ndarray:
+    """What the head of a student reads: float32, shape (N, D).
+
+    Args:
+        tokenizer: the student's.
+        model: the student; unchanged.
+        texts: N of them.
+        max_length: maximum tokens of a text.
+        bfloat16: whether weights are rounded to bfloat16, as in scoring.
+    """
+    headless = scoring_copy(model, bfloat16)
+    head = head_of(headless, trained=False)
+    for module in headless.modules():
+        for name, child in module.named_children():
+            if child is head:
+                setattr(module, name, torch.nn.Identity())
+    scorer = Scorer(tokenizer, headless, max_length=max_length, features=head.in_features)
+    return scorer.probabilities(texts)
+
+
+def fit_probe(features_nd: np.ndarray, targets_nc: np.ndarray, seed: int) -> Probe:
+    """Softmax regression on soft labels, its L2 penalty chosen by cross-validation.
+
+    Args:
+        features_nd: frozen features, shape (N, D). Of fewer than `FOLDS` rows the strongest penalty is
+            taken.
+        targets_nc: distributions over the labels, shape (N, C).
+        seed: of the folds.
+    """
+    features = torch.from_numpy(features_nd).double()
+    targets = torch.from_numpy(targets_nc).double()
+    mean_d = features.mean(dim=0)
+    # Not the norm of the centred features: where texts hardly differ, their rounding errors would grow.
+    scale = float(features.square().sum(dim=1).mean().sqrt().clamp_min(1e-12))
+    centred = (features - mean_d) / scale
+    centred = torch.cat([centred, torch.ones(len(centred), 1).double()], dim=1)
+    fold_n = torch.from_numpy(np.random.default_rng(seed).permutation(len(centred)) % FOLDS)
+    losses = np.zeros(len(PENALTIES))
+    for fold in range(FOLDS if len(centred) >= FOLDS else 0):
+        inside = fold_n != fold
+        path = _path(centred[inside], targets[inside], PENALTIES)
+        for number, weight in enumerate(path):
+            losses[number] += float(_loss(weight, centred[~inside], targets[~inside]))
+    best = int(np.argmin(losses))
+    weight = _path(centred, targets, PENALTIES[: best + 1])[-1]
+    weight_cd = weight[:, :-1] / scale
+    return Probe(weight_cd, weight[:, -1] - weight_cd @ mean_d, PENALTIES[best])
+
+
+def _loss(weight: torch.Tensor, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy with the soft labels; the last feature is constant."""
+    return -(targets * log_softmax(features @ weight.T, dim=-1)).sum(dim=-1).mean()
+
+
+def _path(
+    features: torch.Tensor, targets: torch.Tensor, penalties: Sequence[float]
+) -> list[torch.Tensor]:
+    """The weights for each penalty; the bias, in the last column, is not penalised."""
+    weight = torch.zeros(targets.shape[1], features.shape[1], dtype=torch.float64)
+    weight.requires_grad_(True)
+    found = []
+    for penalty in penalties:
+        optimizer = torch.optim.LBFGS(
+            [weight], max_iter=MAX_ITERATIONS, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+        )
+
+        def closure(optimizer: Any = optimizer, penalty: float = penalty) -> torch.Tensor:
+            optimizer.zero_grad()
+            penalised = weight[:, :-1].square().sum() * (penalty / 2)
+            loss = _loss(weight, features, targets) + penalised
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        found.append(weight.detach().clone())
+    return found
