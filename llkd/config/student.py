@@ -50,9 +50,9 @@ class StudentConfig(Section):
     warmup_fraction: Fraction = 0.1
     """Share of the first epoch's steps in which the learning rate rises from 0. It decays linearly
     to 0 over the steps of the run."""
-    min_steps: Annotated[int, Field(ge=0)] = 400
-    """Minimum optimiser steps of a run. Where the selected rows are too few for an epoch's share of
-    them, the epoch passes over its rows several times."""
+    min_steps: Annotated[int, Field(ge=0)] = 200
+    """About how many optimiser steps a run takes at least. Where the selected rows are too few for an
+    epoch's share of them, the epoch passes over its rows several times."""
     loss: Loss = LossSettings()
     """The loss on the selected rows: its kind, or a section with its parameters."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0

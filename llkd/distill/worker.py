@@ -106,7 +106,13 @@ class EpochLoop:
 
     def run(self) -> None:
         """Run all remaining epochs."""
+        from llkd.student.pooling import set_here
+
         first = self._resume()
+        if self.rank == 0:
+            self.tracker.note.remote(
+                f"pooling of the student: {set_here(self._weights) or 'native'}"
+            )
         if self.rank == 0 and not self.layout.is_round:
             self.tracker.doing.remote("the linear probe")
             probe.fit(self.config, self.selector, self.device, self._bfloat16)

@@ -6,7 +6,7 @@ read any range of rows. An unusable row is reported with a reason and does not s
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,14 @@ class SourceRow:
     gold: Any = None
     reason: str | None = None
     detail: str | None = None
+    others: tuple[Any, ...] = ()
+    """The values of further columns."""
 
 
-def check_columns(file: SourceFile, source: SourceConfig, setting: str) -> None:
-    """Check that a file is not empty and has the columns that the config names.
+def check_columns(
+    file: SourceFile, source: SourceConfig, setting: str, others: Sequence[str] = ()
+) -> None:
+    """Check that a file is not empty and has the columns that the config names, and `others`.
 
     Raises:
         DataError: the file is empty, or a column is missing; names the existing ones.
@@ -47,21 +51,22 @@ def check_columns(file: SourceFile, source: SourceConfig, setting: str) -> None:
             f"{file.uri} is empty (0 bytes)",
             "Delete or recreate it.",
         )
-    columns = _columns_of(file, source)
+    columns = _columns_of(file, source, others)
     if columns is None:
         return
     doubled = sorted({name for name in columns if columns.count(name) > 1})
-    for key in ("text_column", "label_column", "id_column"):
-        wanted = getattr(source, key)
+    keys = ("text_column", "label_column", "id_column")
+    named = [(f"{setting}.{key}", getattr(source, key)) for key in keys]
+    for where, wanted in [*named, *((setting, name) for name in others)]:
         if wanted is None:
             continue
         if wanted not in columns:
             raise DataError(
-                f"{file.uri} has no column {wanted!r} ({setting}.{key}); its columns are: "
+                f"{file.uri} has no column {wanted!r} ({where}); its columns are: "
                 + ", ".join(map(repr, columns))
             )
         if wanted in doubled:
-            raise DataError(f"{file.uri} has more than one column {wanted!r} ({setting}.{key})")
+            raise DataError(f"{file.uri} has more than one column {wanted!r} ({where})")
 
 
 def count_rows(file: SourceFile, source: SourceConfig) -> int:
@@ -85,13 +90,16 @@ def count_rows(file: SourceFile, source: SourceConfig) -> int:
         raise _cannot_read(file, error) from error
 
 
-def read_rows(file: SourceFile, source: SourceConfig, start: int, stop: int) -> Iterator[SourceRow]:
-    """The rows [start, stop) of a file, in order.
+def read_rows(
+    file: SourceFile, source: SourceConfig, start: int, stop: int, others: Sequence[str] = ()
+) -> Iterator[SourceRow]:
+    """The rows [start, stop) of a file, in order, with the columns `others` beside the config's.
 
     Raises:
         DataError: the file cannot be read.
     """
-    columns = [name for name in (source.text_column, source.label_column, source.id_column) if name]
+    own = (source.text_column, source.label_column, source.id_column)
+    columns = list(dict.fromkeys(name for name in (*own, *others) if name))
     reader = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl,
               "datasets": _read_dataset}[file.format]  # fmt: skip
     try:
@@ -104,6 +112,7 @@ def read_rows(file: SourceFile, source: SourceConfig, start: int, stop: int) -> 
                 record.get(source.text_column),
                 record.get(source.id_column) if source.id_column else None,
                 record.get(source.label_column) if source.label_column else None,
+                others=tuple(record.get(name) for name in others),
             )
     except UNREADABLE as error:
         raise _cannot_read(file, error) from error
@@ -134,7 +143,7 @@ def as_text(value: Any) -> str | None:
     return str(value, "utf-8", errors="replace")
 
 
-def _columns_of(file: SourceFile, source: SourceConfig) -> list[str] | None:
+def _columns_of(file: SourceFile, source: SourceConfig, others: Sequence[str]) -> list[str] | None:
     """The column names; None if no line of a JSON Lines file is an object."""
     try:
         if file.format == "parquet":
@@ -144,12 +153,14 @@ def _columns_of(file: SourceFile, source: SourceConfig) -> list[str] | None:
             return csv_columns(opened(file))
         if file.format == "datasets":
             return list(_load_dataset(file.uri, source).column_names)
-        return _json_columns(file, source)
+        return _json_columns(file, source, others)
     except UNREADABLE as error:
         raise _cannot_read(file, error) from error
 
 
-def _json_columns(file: SourceFile, source: SourceConfig) -> list[str] | None:
+def _json_columns(
+    file: SourceFile, source: SourceConfig, others: Sequence[str]
+) -> list[str] | None:
     """The columns of the first lines, up to the line by which all columns in the config have
     occurred: a line may omit null values."""
     with opened(file) as handle:
@@ -158,7 +169,7 @@ def _json_columns(file: SourceFile, source: SourceConfig) -> list[str] | None:
                 f"{file.uri} is a JSON array instead of JSON Lines, one object per line",
                 "Convert it with `jq -c '.[]'`.",
             )
-    wanted = {source.text_column, source.label_column, source.id_column} - {None}
+    wanted = {source.text_column, source.label_column, source.id_column, *others} - {None}
     columns: dict[str, None] = {}
     empty = True
     for _, record in itertools.islice(_json_lines(file), JSON_LINES):

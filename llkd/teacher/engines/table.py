@@ -2,6 +2,8 @@
 
 teacher: {engine: table, model: labels/*.parquet,
           engine_args: {id_column: id, label_column: label, confidence_column: confidence}}
+
+or, with the distributions over the labels, engine_args: {id_column: id, probabilities: probs}.
 """
 
 import hashlib
@@ -13,13 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.config.sources import SourceConfig
-from llkd.errors import DataError
+from llkd.errors import ConfigError, DataError
 from llkd.ingest.files import list_files
 from llkd.ingest.sources import SourceRow, as_text, check_columns, count_rows, read_rows
 from llkd.teacher.engine import LabelBatch, parse_arguments
 
 MAX_CONFIDENCE = 1 - 1e-6
 """A confidence of 1 would give the other labels a log-probability of minus infinity."""
+MIN_PROBABILITY = 1e-6
+"""For the same reason the smallest probability of a label."""
+TOLERANCE = 0.01
+"""By how much the probabilities of a row may differ from 1 in sum."""
 
 
 class TableArguments(BaseModel):
@@ -35,13 +41,17 @@ class TableArguments(BaseModel):
     """The column with the label's probability."""
     confidence: float = Field(default=0.9, gt=0, lt=1)
     """The probability of every label without such a column."""
+    probabilities: str | dict[str, str] | None = None
+    """In place of label and confidence: the column with the probabilities of all labels, a list in the
+    order of `task.labels`, or {label: column} with a column for each label."""
 
 
 class TableEngine:
     """Looks up the label by the row's id; rows that are not in the table are rejects.
 
-    The label gets its confidence, the others share the rest equally. Ids are kept as 64-bit hashes:
-    with label and confidence, a row takes 16 bytes.
+    Without `probabilities` the label gets its confidence, and the others share the rest equally. Ids
+    are kept as 64-bit hashes: with label and confidence a row takes 16 bytes, with C probabilities
+    8 + 4 C.
     """
 
     by_id = True
@@ -49,7 +59,7 @@ class TableEngine:
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
         self._arguments = parse_arguments(TableArguments, teacher, "table")
         self._classes = {name: index for index, name in enumerate(task.label_names)}
-        self._key_n, self._label_n, self._confidence_n = self._load(teacher)
+        self._key_n, self._values = self._load(teacher)
 
     def label(
         self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
@@ -60,30 +70,57 @@ class TableEngine:
         found_n = self._key_n[place_n] == wanted_n
         refused = dict.fromkeys(np.flatnonzero(~found_n).tolist(), "no_label")
         refused |= {row: "no_id" for row, value in enumerate(ids) if value is None}
-        confidence_n = self._confidence_n[place_n].astype(np.float64)
-        classes = len(self._classes)
-        logprobs_nc = np.repeat(np.log((1 - confidence_n) / (classes - 1))[:, None], classes, 1)
-        logprobs_nc[np.arange(len(ids)), self._label_n[place_n]] = np.log(confidence_n)
+        values = self._values[place_n].astype(np.float64)
+        if self._arguments.probabilities is None:
+            values = self._spread(values)
         progress(len(texts))
-        return LabelBatch(logprobs_nc.astype(np.float32), refused)
+        return LabelBatch(np.log(values).astype(np.float32), refused)
 
-    def _load(self, teacher: TeacherConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(hash of the id, class, confidence), sorted by hash."""
-        columns = self._arguments
+    def _spread(self, label_and_confidence_n2: np.ndarray) -> np.ndarray:
+        """The distributions of labels and their confidences, shape (N, C)."""
+        label_n, confidence_n = label_and_confidence_n2.T
+        classes = len(self._classes)
+        probs_nc = np.repeat(((1 - confidence_n) / (classes - 1))[:, None], classes, 1)
+        probs_nc[np.arange(len(label_n)), label_n.astype(int)] = confidence_n
+        return probs_nc
+
+    def _columns(self) -> list[str]:
+        """The columns of the probabilities.
+
+        Raises:
+            ConfigError: a label has none.
+        """
+        named = self._arguments.probabilities
+        if not isinstance(named, dict):
+            return [] if named is None else [named]
+        if named.keys() != self._classes.keys():
+            raise ConfigError(
+                f"teacher.engine_args.probabilities: has columns for {', '.join(named)}, but "
+                f"task.labels are {', '.join(self._classes)}",
+                "Name one column for each label.",
+            )
+        return [named[label] for label in self._classes]
+
+    def _load(self, teacher: TeacherConfig) -> tuple[np.ndarray, np.ndarray]:
+        """(hash of the id, class and confidence or the probabilities), sorted by hash."""
+        columns, others = self._arguments, self._columns()
         source = SourceConfig(
             path=teacher.model,
-            text_column=columns.confidence_column or columns.label_column,
-            label_column=columns.label_column,
+            text_column=columns.id_column if others
+            else columns.confidence_column or columns.label_column,
+            label_column=None if others else columns.label_column,
             id_column=columns.id_column,
-        )
-        keys, labels, confidences = [], [], []
+        )  # fmt: skip
+        keys, values = [], []
         for file in list_files(source, "teacher.model"):
-            check_columns(file, source, "teacher.engine_args")
-            for row in read_rows(file, source, 0, count_rows(file, source)):
+            check_columns(file, source, "teacher.engine_args", others)
+            for row in read_rows(file, source, 0, count_rows(file, source), others):
                 where = f"{file.uri}, row {row.number}"
                 keys.append(_key(as_text(row.id)))
-                labels.append(self._class_of(row, where))
-                confidences.append(self._confidence_of(row, where))
+                if others:
+                    values.append(self._probabilities_of(row, where))
+                else:
+                    values.append([self._class_of(row, where), self._confidence_of(row, where)])
         key_n = np.array(keys, dtype=np.uint64)
         if len(key_n) == 0:
             raise DataError(f"teacher.model: {teacher.model} contains no rows")
@@ -94,11 +131,26 @@ class TableEngine:
                 f"teacher.model: {len(duplicates)} ids of {teacher.model} occur more than once, "
                 f"such as that of row {order[duplicates[0] + 1]}"
             )
-        return (
-            key_n[order],
-            np.array(labels, dtype=np.int32)[order],
-            np.array(confidences, dtype=np.float32)[order],
-        )
+        return key_n[order], np.array(values, dtype=np.float32)[order]
+
+    def _probabilities_of(self, row: SourceRow, where: str) -> list[float]:
+        """The distribution of a row, no probability below MIN_PROBABILITY."""
+        values: Any = row.others
+        if isinstance(self._arguments.probabilities, str):
+            (values,) = row.others
+        try:
+            found = [float(as_text(value) or "") for value in values]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: the probabilities {values!r} are not numbers") from error
+        if len(found) != len(self._classes):
+            raise DataError(
+                f"{where}: has {len(found)} probabilities, but there are {len(self._classes)} "
+                "task.labels"
+            )
+        if not (min(found) >= 0 and abs(sum(found) - 1) <= TOLERANCE):
+            raise DataError(f"{where}: the probabilities {found} are not a distribution")
+        floored = [max(value, MIN_PROBABILITY) for value in found]
+        return [value / sum(floored) for value in floored]
 
     def _class_of(self, row: SourceRow, where: str) -> int:
         name = as_text(row.gold)
