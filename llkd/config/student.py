@@ -34,10 +34,9 @@ class StudentConfig(Section):
     """The vector of a text that the classification head reads: the mean of its tokens, that of the
     first token (`cls`), or what AutoModelForSequenceClassification makes of the model (`native`). `auto`:
     what an encoder of sentence-transformers was trained for, otherwise `native`."""
-    epochs: Annotated[int, Field(ge=1)] = 10
-    """Cycles of scoring, selection and training. An epoch trains on about a fifth of the rows, so a
-    few thousand rows need about ten epochs. With hundreds of thousands of rows four are enough;
-    each epoch scores the whole corpus."""
+    epochs: Annotated[int, Field(ge=1)] = 4
+    """Cycles of scoring, selection and training. Each epoch scores the whole corpus; `min_steps` sees
+    to it that few epochs of few rows are enough training."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows per optimiser step, summed over all workers."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
