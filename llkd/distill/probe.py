@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.torch import load, save
+from safetensors.numpy import load, save
 
 from llkd.config.run import RunConfig
 from llkd.distill.holdout import holdout_of, read_validation
@@ -37,7 +37,7 @@ def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> N
     Raises:
         StudentError: the student cannot be loaded.
     """
-    from llkd.student.model import load_student
+    from llkd.student.model import head_of, load_student
     from llkd.student.probe import fit_probe, frozen_features
 
     if read_probe(config) is not None:
@@ -50,7 +50,8 @@ def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> N
         return frozen_features(tokenizer, model, texts, student.max_length, bfloat16)
 
     texts, label_n = _sample(selector)
-    probe = fit_probe(features(texts), np.eye(selector.classes)[label_n], config.seed)
+    targets_nc, bias = np.eye(selector.classes)[label_n], head_of(model).bias is not None
+    probe = fit_probe(features(texts), targets_nc, config.seed, bias)
     validation, figures = read_validation(config), None
     if validation is not None:
         figures = validation.measure(probe.probabilities(features(validation.texts)))
@@ -62,9 +63,7 @@ def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> N
             columns = {ROW: table[ROW], PROBS: fixed_lists(probs_nc)}
             predicted.write_shard(shard, pa.table(columns))
     folder = Folder(layout.probe)
-    folder.write_bytes(
-        HEAD, save({"weight": probe.weight_cd.float(), "bias": probe.bias_c.float()})
-    )
+    folder.write_bytes(HEAD, save(probe.arrays()))
     result = {
         "rows": len(texts), "penalty": probe.penalty, "validation": figures,
         "crc32": folder.crc32(HEAD),
@@ -119,8 +118,9 @@ def put_into(config: RunConfig, model: Any) -> None:
     tensors = load(Folder(RunLayout(config.run_dir).probe).read_bytes(HEAD))
     head = head_of(model)
     with torch.no_grad():
-        head.weight.copy_(tensors["weight"])
-        head.bias.copy_(tensors["bias"])
+        head.weight.copy_(torch.from_numpy(tensors["weight"]))
+        if head.bias is not None:
+            head.bias.copy_(torch.from_numpy(tensors["bias"]))
 
 
 def keeps_probe(config: RunConfig, student: dict[str, Any] | None) -> bool:

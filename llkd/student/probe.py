@@ -31,6 +31,11 @@ class Probe:
     penalty: float
     """The chosen L2 penalty."""
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`weight`, shape (C, D), and `bias`, shape (C,), in float32; the bias is 0 for a head without
+        one."""
+        return {"weight": self.weight_cd.float().numpy(), "bias": self.bias_c.float().numpy()}
+
     def probabilities(self, features_nd: np.ndarray) -> np.ndarray:
         """Distributions over the labels: float32, shape (N, C)."""
         features = torch.from_numpy(features_nd).double()
@@ -60,7 +65,9 @@ def frozen_features(
     return scorer.probabilities(texts)
 
 
-def fit_probe(features_nd: np.ndarray, targets_nc: np.ndarray, seed: int) -> Probe:
+def fit_probe(
+    features_nd: np.ndarray, targets_nc: np.ndarray, seed: int, bias: bool = True
+) -> Probe:
     """Softmax regression on soft labels, its L2 penalty chosen by cross-validation.
 
     Args:
@@ -68,14 +75,16 @@ def fit_probe(features_nd: np.ndarray, targets_nc: np.ndarray, seed: int) -> Pro
             taken.
         targets_nc: distributions over the labels, shape (N, C).
         seed: of the folds.
+        bias: whether the head has one; those of decoders have none.
     """
     features = torch.from_numpy(features_nd).double()
     targets = torch.from_numpy(targets_nc).double()
-    mean_d = features.mean(dim=0)
+    mean_d = features.mean(dim=0) * float(bias)
     # Not the norm of the centred features: where texts hardly differ, their rounding errors would grow.
     scale = float(features.square().sum(dim=1).mean().sqrt().clamp_min(1e-12))
     centred = (features - mean_d) / scale
-    centred = torch.cat([centred, torch.ones(len(centred), 1).double()], dim=1)
+    constant = torch.full((len(centred), 1), float(bias)).double()
+    centred = torch.cat([centred, constant], dim=1)
     fold_n = torch.from_numpy(np.random.default_rng(seed).permutation(len(centred)) % FOLDS)
     losses = np.zeros(len(PENALTIES))
     for fold in range(FOLDS if len(centred) >= FOLDS else 0):

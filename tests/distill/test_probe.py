@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import llkd.student.probe
 from llkd.distill import probe
@@ -14,7 +13,7 @@ from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import METRICS, PROBS, RunLayout
 from llkd.student.model import load_finished
-from llkd.student.probe import PENALTIES, fit_probe, frozen_features
+from llkd.student.probe import PENALTIES, fit_probe
 from llkd.student.scoring import Scorer, scoring_copy
 from tests.conftest import MadeRun
 from tests.conftest import run as run_in_test
@@ -57,6 +56,13 @@ def test_soft_labels_give_the_same_as_rows_in_their_proportions(
     soft_nc = 0.5 * np.eye(CLASSES)[class_n] + 0.5 * np.eye(CLASSES)[(class_n + 1) % CLASSES]
     soft = fit_probe(features_nd, soft_nc, seed=0)
     assert np.allclose(hard.probabilities(features_nd), soft.probabilities(features_nd), atol=1e-3)
+
+
+def test_a_head_without_bias_gets_none() -> None:
+    features_nd, class_n = problem(noise=0.0)
+    fitted = fit_probe(features_nd - 1.0, np.eye(CLASSES)[class_n], seed=0, bias=False)
+    assert fitted.bias_c.tolist() == [0.0] * CLASSES
+    assert (fitted.probabilities(features_nd - 1.0).argmax(axis=1) == class_n).mean() > 0.95
 
 
 def test_a_single_row_of_each_class_is_enough_to_fit() -> None:
@@ -140,20 +146,6 @@ def test_a_probe_that_is_kept_is_a_student_like_any_other(
         assert probe.read_probe(config) is None
         run_in_test("distill", config)
         assert folder.read_bytes(probe.HEAD) == before
-
-
-def test_features_are_what_the_head_reads(tiny_student: str) -> None:
-    from llkd.config.student import StudentConfig
-    from llkd.student.model import load_student
-
-    torch.manual_seed(0)
-    tokenizer, model = load_student(StudentConfig(model=tiny_student), ["a", "b", "c"])
-    texts = ["one text", "another longer text about something else", "x"]
-    features_nd = frozen_features(tokenizer, model, texts, 32, bfloat16=False)
-    with torch.no_grad():
-        found = torch.softmax(model.classifier(torch.from_numpy(features_nd)), dim=-1)
-    expected_nc = Scorer(tokenizer, scoring_copy(model, False), max_length=32).probabilities(texts)
-    assert np.allclose(found.numpy(), expected_nc, atol=1e-5)
 
 
 def test_a_student_below_its_teacher_or_its_probe_is_told() -> None:

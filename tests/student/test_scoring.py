@@ -9,7 +9,8 @@ import torch
 
 from llkd.config.student import StudentConfig
 from llkd.errors import StudentError
-from llkd.student.model import load_student
+from llkd.student.model import head_of, load_student
+from llkd.student.probe import frozen_features
 from llkd.student.scoring import Scorer, scoring_copy
 from tests.fakes import make_texts
 from tests.helpers import student_of
@@ -153,3 +154,16 @@ def test_labels_go_into_the_model(tiny_student: str) -> None:
 def test_a_model_that_is_not_there() -> None:
     with pytest.raises(StudentError, match="cannot load no/such-model"):
         load_student(StudentConfig(model="no/such-model"), LABELS)
+
+
+@pytest.mark.parametrize("kind", ["tiny_student", "tiny_decoder"])
+def test_features_are_what_the_head_reads(request: pytest.FixtureRequest, kind: str) -> None:
+    model = request.getfixturevalue(kind)
+    torch.manual_seed(0)
+    tokenizer, student = load_student(StudentConfig(model=model), LABELS)
+    texts = ["one text", "another longer text about something else", "x"]
+    features_nd = frozen_features(tokenizer, student, texts, 32, bfloat16=False)
+    with torch.no_grad():
+        found = torch.softmax(head_of(student)(torch.from_numpy(features_nd)), dim=-1)
+    scorer = Scorer(tokenizer, scoring_copy(student, False), max_length=32)
+    assert np.allclose(found.numpy(), scorer.probabilities(texts), atol=1e-5)
