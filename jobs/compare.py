@@ -5,9 +5,9 @@
 
 Ingests and labels the data sets where necessary, then trains a student for each policy and seed: by
 fine-tuning, in <run_dir>/compare/<policy>-<seed>, where an interrupted run resumes; or, with --cheap,
-as a linear probe on the frozen student, in seconds per run and without Ray. Prints a table for each
-config, and one over all configs; writes the figures to FILE and plots.html to FOLDER (by default
-<run_dir>/compare/plots). Requires a test set.
+as a head on the frozen student, in seconds per run and without Ray. A linear probe fitted to all rows
+is one more baseline. Prints a table for each config, and one over all configs; writes the figures to
+FILE and plots.html to FOLDER (by default <run_dir>/compare/plots). Requires a test set.
 
 A policy can have settings of its own: --policies 'llkd,llkd:selection.weights=none;student.epochs=2'.
 """
@@ -46,9 +46,7 @@ def main() -> None:
         default="llkd,refined,all,random,teacher_confidence",
     )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
-    parser.add_argument(
-        "--cheap", action="store_true", help="train a linear probe on the frozen student"
-    )
+    parser.add_argument("--cheap", action="store_true", help="train a head on the frozen student")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     parser.add_argument(
         "--plots", metavar="FOLDER", help="write plots here, in a subfolder for each config"

@@ -5,6 +5,7 @@ fine-tuned student below it has hardly begun to learn, or has learnt its teacher
 """
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> N
 
     if read_probe(config) is not None:
         return
+    started = time.monotonic()
     layout, student = RunLayout(config.run_dir), config.student
     tokenizer, model = load_student(student, config.task.label_names)
     model.to(device)
@@ -66,7 +68,7 @@ def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> N
     folder.write_bytes(HEAD, save(probe.arrays()))
     result = {
         "rows": len(texts), "penalty": probe.penalty, "validation": figures,
-        "crc32": folder.crc32(HEAD),
+        "crc32": folder.crc32(HEAD), "seconds": time.monotonic() - started,
     }  # fmt: skip
     folder.write_json(RESULT, result)
 

@@ -21,9 +21,16 @@ from llkd.config.run import RunConfig
 from llkd.core.policies import PolicyName, Signals
 from llkd.distill.epoch_stats import read_stats
 from llkd.distill.policy import policy_of
+from llkd.distill.probe import read_probe
 from llkd.distill.selection import Selector
 from llkd.errors import ConfigError
-from llkd.lab.compare.results import Comparison, RunResult, reliability, summarise
+from llkd.lab.compare.results import (
+    Comparison,
+    RunResult,
+    probe_result,
+    reliability,
+    summarise,
+)
 from llkd.store.folder import Folder
 from llkd.store.manifest import FILES, Manifest, open_stage, read_manifest, require_complete
 from llkd.store.schema import GOLD, METRICS, RunLayout, shard_starts
@@ -113,7 +120,7 @@ def run_cheap(
     """All runs on the frozen student. Requires rows and labels; finished runs are not repeated."""
     import torch
 
-    from llkd.lab.compare.linear_probe import CheapRun, read_problem
+    from llkd.lab.compare.linear_probe import CheapRun, fitted_probe, read_problem
 
     problem, results = read_problem(config), []
     kept = Folder(RunLayout(config.run_dir).comparison("cheap"))
@@ -128,6 +135,7 @@ def run_cheap(
             kept.write_json(name, result.to_json())
         results.append(result)
         _print(result, console)
+    results += [fitted_probe(problem, config.seed + number) for number in range(seeds)]
     torch.set_num_threads(threads)
     return results
 
@@ -177,7 +185,15 @@ def run_fine_tuned(
         done.append(run)
         results.append(_read_result(policy, run, Folder(run.run_dir).read_json(METRICS)))
         _print(results[-1], console)
-    return results
+    return results + [_read_probe(run) for run in done[:seeds]]
+
+
+def _read_probe(config: RunConfig) -> RunResult:
+    """The linear probe of a finished run; it is the same for every policy."""
+    tested = Folder(config.run_dir).read_json(METRICS)["probe"]["test"]
+    found = read_probe(config)
+    seconds = found["seconds"] if found is not None else 0.0
+    return probe_result(config.seed, tested["accuracy"], tested["macro_f1"], seconds)
 
 
 def _copy_first_scores(config: RunConfig, done: Sequence[RunConfig]) -> None:

@@ -27,12 +27,13 @@ from llkd.distill.policy import policy_of
 from llkd.distill.selection import epoch_stats
 from llkd.errors import StudentError
 from llkd.lab.compare.embeddings import embeddings
-from llkd.lab.compare.results import RunResult, reliability
+from llkd.lab.compare.results import RunResult, probe_result, reliability
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
 from llkd.store.schema import GOLD, LOGPROBS, ROW, RunLayout, shard_starts
 from llkd.student.data import Batch
+from llkd.student.probe import fit_probe
 from llkd.student.training import Schedule, Trainer
 from llkd.teacher.calibrate import calibrate
 
@@ -95,6 +96,16 @@ def _gold(rows: Folder, shards: Sequence[int]) -> np.ndarray:
     """Gold classes of the rows of some shards, −1 for rows without gold."""
     parts = [rows.read_shard(shard, [GOLD])[GOLD].fill_null(-1).to_numpy() for shard in shards]
     return np.concatenate(parts)
+
+
+def fitted_probe(problem: Problem, seed: int) -> RunResult:
+    """The baseline of softmax regression on the pseudo-labels of all rows, as in a run."""
+    started = time.monotonic()
+    classes = problem.teacher_nc.shape[1]
+    targets_nc = np.eye(classes)[problem.teacher_nc.argmax(axis=1)]
+    probe = fit_probe(problem.corpus_nd, targets_nc, seed)
+    found = evaluate(probe.probabilities(problem.test_md), problem.test_gold_m)
+    return probe_result(seed, found.accuracy, found.macro_f1, time.monotonic() - started)
 
 
 class Head(torch.nn.Module):

@@ -57,7 +57,8 @@ def draw_all(folder: Folder, results: Sequence[RunResult], summaries: Sequence[S
 
     first: dict[str, RunResult] = {}
     for result in results:
-        first.setdefault(result.policy, result)
+        if result.epochs:  # a linear probe has none
+            first.setdefault(result.policy, result)
     score = _score(results, summaries)
     sections: dict[str, dict[str, go.Figure]] = {
         "Score against rows trained on": {"mean and deviation over the seeds": score},

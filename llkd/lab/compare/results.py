@@ -11,6 +11,10 @@ from llkd.core.policies import Signals
 OURS = ("llkd", "refined")
 """The policies compared with all others, the baselines."""
 
+PROBE = "linear probe"
+"""The name of the baseline that every comparison has: a head on the frozen student, fitted to all
+rows."""
+
 FIGURES = (
     "accuracy", "macro_f1", "row_visits_fraction", "unique_rows_fraction", "seconds",
 )  # fmt: skip
@@ -59,6 +63,14 @@ class RunResult:
             for name, bins in data["reliability"].items()
         }
         return RunResult(**{**data, "epochs": tuple(data["epochs"]), "reliability": reliability})
+
+
+def probe_result(seed: int, accuracy: float, macro_f1: float, seconds: float) -> RunResult:
+    """The result of a linear probe, which reads every row once."""
+    return RunResult(
+        policy=PROBE, seed=seed, accuracy=accuracy, macro_f1=macro_f1, row_visits_fraction=1.0,
+        unique_rows_fraction=1.0, seconds=seconds,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ from llkd.lab.compare.compare import (
 )
 from llkd.lab.compare.linear_probe import CheapRun, Head, read_problem
 from llkd.lab.compare.plots import PLOTS
+from llkd.lab.compare.results import PROBE
+from llkd.store.folder import Folder
+from llkd.store.schema import METRICS
 from llkd.teacher.calibrate import calibrate
 from tests.conftest import ROOT, MadeRun, MakeConfig
 from tests.helpers import environment, written
@@ -73,14 +76,16 @@ def test_cheap_runs_learn_and_are_reproducible(labelled: tuple[RunConfig, MakeCo
     kept = sorted(Path(config.run_dir, "compare/embeddings").rglob("*.parquet"))
     assert len(kept) == 2  # of the corpus and of the test set
     written_at = [path.stat().st_mtime_ns for path in kept]
-    assert run_cheap(config, CHEAP, 2, silent()) == first  # read from the cache
+    trained = [run for run in first if run.policy != PROBE]
+    assert run_cheap(config, CHEAP, 2, silent())[:-2] == trained  # read from the cache
     shutil.rmtree(Path(config.run_dir, "compare/cheap"))
     again = run_cheap(config, CHEAP, 2, silent())
     assert [replace(run, seconds=0.0) for run in again] == [replace(r, seconds=0.0) for r in first]
     assert [path.stat().st_mtime_ns for path in kept] == written_at
     assert len({run.macro_f1 for run in first}) > 3
-    for run in first:
-        assert run.macro_f1 > 0.6  # three topics, a mostly correct teacher
+    assert [(run.policy, run.seed) for run in first[-2:]] == [(PROBE, 0), (PROBE, 1)]
+    assert all(run.macro_f1 > 0.6 for run in first)  # three topics, a mostly correct teacher
+    for run in trained:
         assert 0 < run.row_visits_fraction <= run.unique_rows_fraction <= 1
         assert len(run.epochs) == 2
         assert run.reliability["confidence"][-1][1] > run.reliability["confidence"][0][1]
@@ -157,8 +162,10 @@ def test_fine_tuned_runs_share_rows_and_labels_and_resume(
     config = copied(labelled[0], tmp_path / "run")
     first = run_fine_tuned(config, ["refined", "random"], 1, silent())
     assert [(run.policy, run.seed, len(run.epochs)) for run in first] == [
-        ("refined", 0, 2), ("random", 0, 2),
+        ("refined", 0, 2), ("random", 0, 2), (PROBE, 0, 0),
     ]  # fmt: skip
+    metrics = Folder(f"{config.run_dir}/compare/refined-0").read_json(METRICS)
+    assert first[-1].macro_f1 == metrics["probe"]["test"]["macro_f1"]
     assert set(first[0].reliability) == {"confidence", "uncertainty"}
     folder = Path(config.run_dir, "compare/refined-0")
     assert (folder / "student/model.safetensors").exists()
@@ -203,7 +210,7 @@ def test_the_job(labelled: tuple[RunConfig, MakeConfig], tmp_path: Path) -> None
     found = [(entry["config"], entry["policy"], entry["seed"]) for entry in figures]
     assert found == [
         (name, policy, seed)
-        for name in ("one", "two") for policy in ("llkd", "all") for seed in (0, 1)
+        for name in ("one", "two") for policy in ("llkd", "all", PROBE) for seed in (0, 1)
     ]  # fmt: skip
     for name in ("one", "two"):
         page = (tmp_path / "plots" / name / PLOTS).read_text()
