@@ -60,7 +60,9 @@ def test_the_cards(make_config: MakeConfig) -> None:
     config = make_config(
         task={"labels": dict.fromkeys(names, "<b>|\n# no"), "instruction": "<i>\n---\n# x"}
     )
-    results = {"rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0}
+    results = {
+        "rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0, "keeps_probe": False,
+    }  # fmt: skip
     figures = {"rows": 9, "accuracy": 0.5, "macro_f1": 0.25, "ece": 0.125}
     of_label = dict.fromkeys(("precision", "recall", "f1", "support"), 1)
     by_name = dict.fromkeys(names, of_label)

@@ -5,10 +5,12 @@ determine them without a list.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from llkd.core.draws import uniform_by_position
+from llkd.core.metrics import evaluate
 from llkd.core.policies.base import Signals
 from llkd.core.statistics import ClassStatistics
 from llkd.core.thresholds import TOLERANCE
@@ -65,3 +67,33 @@ def draw_holdout(
     available = max(confident * len(chosen) / shards, 1.0)
     rate = min(wanted / available, MAX_RATE)
     return Holdout(frozenset(map(int, chosen)), float(rate), confidence_c, seed)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation split: V rows, C classes."""
+
+    texts: list[str]
+    label_v: np.ndarray
+    """The teacher's labels, shape (V,)."""
+    classes: int
+
+    def part(self, rank: int, workers: int) -> slice:
+        """The rows that a worker scores; parts differ by at most one row."""
+        rows = len(self.texts)
+        return slice(rows * rank // workers, rows * (rank + 1) // workers)
+
+    def measure(self, probs_vc: np.ndarray) -> dict[str, Any]:
+        """The agreement of a student with the teacher's confident labels.
+
+        Args:
+            probs_vc: the student's distributions, shape (V, C).
+        """
+        found = evaluate(probs_vc, self.label_v)
+        own_v = probs_vc[np.arange(len(self.label_v)), self.label_v]
+        return {
+            "rows": found.rows,
+            "accuracy": found.accuracy,
+            "macro_f1": found.macro_f1,
+            "loss": float(-np.log(np.maximum(own_v, 1e-12)).mean()),
+        }

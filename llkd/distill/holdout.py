@@ -4,7 +4,6 @@ They are rows with confident teacher labels; gold is not read here. The student'
 them are stored, for a later comparison with gold if the corpus has any.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ import pyarrow.compute as pc
 
 from llkd.cluster.shard_tasks import run_on_shards
 from llkd.config.run import RunConfig
-from llkd.core.holdout import Holdout, draw_holdout
-from llkd.core.metrics import evaluate
+from llkd.core.holdout import Holdout, Validation, draw_holdout
 from llkd.core.prompts import CHARACTERS_PER_TOKEN
 from llkd.distill.pseudo_labels import teacher_statistics
 from llkd.distill.selection import Selector
@@ -69,36 +67,6 @@ def make_validation(config: RunConfig, selector: Selector) -> None:
             "out no row of this corpus",
             "Raise it, or set it to 0.",
         )
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The validation split: V rows, C classes."""
-
-    texts: list[str]
-    label_v: np.ndarray
-    """The teacher's labels, shape (V,)."""
-    classes: int
-
-    def part(self, rank: int, workers: int) -> slice:
-        """The rows that a worker scores; parts differ by at most one row."""
-        rows = len(self.texts)
-        return slice(rows * rank // workers, rows * (rank + 1) // workers)
-
-    def measure(self, probs_vc: np.ndarray) -> dict[str, Any]:
-        """The agreement of a student with the teacher's confident labels.
-
-        Args:
-            probs_vc: the student's distributions, shape (V, C).
-        """
-        found = evaluate(probs_vc, self.label_v)
-        own_v = probs_vc[np.arange(len(self.label_v)), self.label_v]
-        return {
-            "rows": found.rows,
-            "accuracy": found.accuracy,
-            "macro_f1": found.macro_f1,
-            "loss": float(-np.log(np.maximum(own_v, 1e-12)).mean()),
-        }
 
 
 def read_validation(config: RunConfig) -> Validation | None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from safetensors.numpy import load, save
 
 from llkd.config.run import RunConfig
-from llkd.distill.holdout import holdout_of, read_validation
+from llkd.core.holdout import Holdout, Validation
 from llkd.distill.selection import Selector
 from llkd.errors import DamageError
 from llkd.store.arrays import fixed_lists
@@ -26,12 +26,19 @@ PROBE_ROWS = 16384
 RESULT, HEAD = "probe.json", "head.safetensors"
 
 
-def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> None:
+def fit(
+    selector: Selector,
+    holdout: Holdout | None,
+    validation: Validation | None,
+    device: Any,
+    bfloat16: bool,
+) -> None:
     """Fit the probe and store it with its predictions of the test set; nothing is done if it is there.
 
     Args:
-        config: the run.
         selector: of the run.
+        holdout: the rule of the held-out rows.
+        validation: these rows.
         device: to compute the features on.
         bfloat16: the precision of scoring.
 
@@ -41,6 +48,7 @@ def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> N
     from llkd.student.model import head_of, load_student
     from llkd.student.probe import fit_probe, frozen_features
 
+    config = selector.config
     if read_probe(config) is not None:
         return
     started = time.monotonic()
@@ -51,10 +59,10 @@ def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> N
     def features(texts: list[str]) -> np.ndarray:
         return frozen_features(tokenizer, model, texts, student.max_length, bfloat16)
 
-    texts, label_n = _sample(selector)
+    texts, label_n = _sample(selector, holdout)
     targets_nc, bias = np.eye(selector.classes)[label_n], head_of(model).bias is not None
     probe = fit_probe(features(texts), targets_nc, config.seed, bias)
-    validation, figures = read_validation(config), None
+    figures = None
     if validation is not None:
         figures = validation.measure(probe.probabilities(features(validation.texts)))
     if config.test is not None:
@@ -73,13 +81,12 @@ def fit(config: RunConfig, selector: Selector, device: Any, bfloat16: bool) -> N
     folder.write_json(RESULT, result)
 
 
-def _sample(selector: Selector) -> tuple[list[str], np.ndarray]:
+def _sample(selector: Selector, holdout: Holdout | None) -> tuple[list[str], np.ndarray]:
     """(texts, pseudo-labels) of up to PROBE_ROWS rows of shards drawn at random, without those held
     out."""
     config = selector.config
     texts: list[str] = []
     labels = []
-    holdout = holdout_of(config, selector)
     rows = Folder(RunLayout(config.run_dir).rows("corpus"))
     random = np.random.default_rng(config.seed)
     for shard in random.permutation(selector.shards).tolist():

@@ -115,7 +115,7 @@ class EpochLoop:
             )
         if self.rank == 0 and not self.layout.is_round:
             self.tracker.doing.remote("the linear probe")
-            probe.fit(self.config, self.selector, self.device, self._bfloat16)
+            probe.fit(self.selector, self.holdout, self.validation, self.device, self._bfloat16)
         self._agreed(None)
         self._begun = time.monotonic()
         if first > 0 and read_stats(self.config, first - 1)["stopped"]:

@@ -10,7 +10,7 @@ from rich.text import Text
 from llkd.cluster.progress import duration
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import read_stats
-from llkd.results.metrics import shortfalls
+from llkd.results.shortfalls import shortfalls
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import Manifest, require_complete
 from llkd.store.schema import METRICS, REPORT, RunLayout

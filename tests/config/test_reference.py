@@ -32,7 +32,7 @@ def test_types_are_told_in_words() -> None:
     lines = page().splitlines()
     for line in (
         "| `student.workers` | whole number ≥ 1 or [whole number ≥ 1, whole number ≥ 1] | `1` |",
-        '| `student.keep` | `best` or `last` | `"best"` |',
+        '| `student.keep` | `best`, `last` or `probe` | `"best"` |',
         "| `teacher.prior` | mapping of names to number > 0 or null | `null` |",
         "| `corpus.path` | text or list of text | required |",
     ):

@@ -8,7 +8,7 @@ import pytest
 
 import llkd.student.probe
 from llkd.distill import probe
-from llkd.results.metrics import shortfalls
+from llkd.results.shortfalls import shortfalls
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import METRICS, PROBS, RunLayout

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 
 from llkd.config.run import RunConfig
-from llkd.core.holdout import draw_holdout
+from llkd.core.holdout import Validation, draw_holdout
 from llkd.core.metrics import evaluate
 from llkd.core.policies import Choice, Policy, Signals, select_rows
 from llkd.core.statistics import class_statistics, on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import MEASURES
 from llkd.distill.epoch_stats import best_epoch
-from llkd.distill.holdout import Validation
 from llkd.distill.policy import policy_of
 from llkd.distill.selection import epoch_stats
 from llkd.errors import StudentError

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from llkd.results.metrics import shortfalls
 from llkd.results.report.charts import (
     AXIS,
     BLACK,
@@ -34,6 +33,7 @@ from llkd.results.report.facts import Facts, Tested
 from llkd.results.report.parts import Plot, Section, Table, cell, present
 from llkd.results.report.passes import BOTH, NEITHER, STUDENT_ALONE, TEACHER_ALONE
 from llkd.results.report.words import count, listed, percent, points, quoted
+from llkd.results.shortfalls import shortfalls
 
 MAX_CHANCE = 2.0
 """Differences below this many standard deviations may be chance."""
