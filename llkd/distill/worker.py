@@ -234,12 +234,12 @@ class EpochLoop:
             )
         student = self.config.student
         steps = -(-part.rows // (student.batch_size // self.workers))
-        repeats = passes(student, steps)
+        taken = sum(read_stats(self.config, before)["steps"] for before in range(epoch))
+        repeats = passes(student, steps, taken, student.epochs - epoch)
         if self.rank == 0:
             name, rows = self._name(epoch, "training"), part.rows * self.workers * repeats
             self.tracker.begin.remote(name, rows, 0, "worker")
         torch.manual_seed(seed * 65537 + self.rank)  # dropout
-        taken = sum(read_stats(self.config, before)["steps"] for before in range(epoch))
         schedule = Schedule(taken, steps * repeats, student.epochs - epoch, student.warmup_fraction)
         weight_mean = counts.weight_sum / max(stats["selected"], 1)
         with Ahead(self._batches(epoch, part, repeats, seed, weight_mean), STEPS_AHEAD) as batches:

@@ -20,6 +20,10 @@ NATIVE_HEAD_RATE = 1e-3
 """That of any other head, unless `student.learning_rate` is higher."""
 
 
+MAX_PASSES = 8
+"""More passes over few uncertain rows would only teach the wrong labels among them by heart."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate within an epoch, as a share of its peak.
@@ -44,14 +48,18 @@ class Schedule:
         return rise * (1.0 - (self.taken + step + 0.5) / total)
 
 
-def passes(student: StudentConfig, steps: int) -> int:
-    """How often an epoch passes over its rows so that the run takes `student.min_steps`.
+def passes(student: StudentConfig, steps: int, taken: int, epochs: int) -> int:
+    """How often an epoch passes over its rows so that the run takes about `student.min_steps`; at most
+    MAX_PASSES.
 
     Args:
         student: the settings.
         steps: optimiser steps of one pass, at least 1.
+        taken: optimiser steps of the epochs before.
+        epochs: epochs to come, this one included.
     """
-    return max(round(student.min_steps / (student.epochs * steps)), 1)
+    wanted = round((student.min_steps - taken) / (epochs * steps))
+    return min(max(wanted, 1), MAX_PASSES)
 
 
 def make_optimizer(model: torch.nn.Module, student: StudentConfig) -> torch.optim.AdamW:
