@@ -51,7 +51,8 @@ class StudentConfig(Section):
     to 0 over the steps of the run."""
     min_steps: Annotated[int, Field(ge=0)] = 200
     """About how many optimiser steps a run takes at least. Where the selected rows are too few for an
-    epoch's share of them, the epoch passes over its rows several times, up to eight."""
+    epoch's share of them, the epoch passes over its rows several times, after the first one at most
+    four times."""
     loss: Loss = LossSettings()
     """The loss on the selected rows: its kind, or a section with its parameters."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0

@@ -20,8 +20,9 @@ NATIVE_HEAD_RATE = 1e-3
 """That of any other head, unless `student.learning_rate` is higher."""
 
 
-MAX_PASSES = 8
-"""More passes over few uncertain rows would only teach the wrong labels among them by heart."""
+MAX_PASSES = 4
+"""Of an epoch after the first: more passes over a few uncertain rows teach by heart the wrong labels
+among them."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Schedule:
 
 
 def passes(student: StudentConfig, steps: int, taken: int, epochs: int) -> int:
-    """How often an epoch passes over its rows so that the run takes about `student.min_steps`; at most
-    MAX_PASSES.
+    """How often an epoch passes over its rows so that the run takes about `student.min_steps`; after the
+    first epoch at most MAX_PASSES times.
 
     Args:
         student: the settings.
@@ -59,7 +60,7 @@ def passes(student: StudentConfig, steps: int, taken: int, epochs: int) -> int:
         epochs: epochs to come, this one included.
     """
     wanted = round((student.min_steps - taken) / (epochs * steps))
-    return min(max(wanted, 1), MAX_PASSES)
+    return max(min(wanted, MAX_PASSES) if taken else wanted, 1)
 
 
 def make_optimizer(model: torch.nn.Module, student: StudentConfig) -> torch.optim.AdamW:
