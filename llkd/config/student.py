@@ -9,6 +9,10 @@ from llkd.config.selection import Loss, LossSettings
 
 Workers = Positive | tuple[Positive, Positive]
 
+MAX_PASSES = 4
+"""Of an epoch after the first: more passes over a few uncertain rows teach by heart the wrong labels
+among them."""
+
 
 class LoraSettings(Section):
     """Low-rank adapters (arXiv 2106.09685), trained instead of all weights."""
@@ -107,6 +111,18 @@ class StudentConfig(Section):
     def most_workers(self) -> int:
         """Maximum size of the worker group."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    def passes(self, steps: int, taken: int, epoch: int) -> int:
+        """How often an epoch passes over its rows so that the run takes about `min_steps`; after the
+        first epoch at most MAX_PASSES times.
+
+        Args:
+            steps: optimiser steps of one pass, at least 1.
+            taken: optimiser steps of the epochs before.
+            epoch: from 0.
+        """
+        wanted = round((self.min_steps - taken) / ((self.epochs - epoch) * steps))
+        return max(min(wanted, MAX_PASSES) if epoch else wanted, 1)
 
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":

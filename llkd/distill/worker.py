@@ -220,7 +220,7 @@ class EpochLoop:
         import torch
 
         from llkd.student.data import portion
-        from llkd.student.training import Schedule, passes
+        from llkd.student.training import Schedule
 
         seed = self.config.seed * 1009 + epoch
         counts = self.selector.counts(epoch)
@@ -235,7 +235,7 @@ class EpochLoop:
         student = self.config.student
         steps = -(-part.rows // (student.batch_size // self.workers))
         taken = sum(read_stats(self.config, before)["steps"] for before in range(epoch))
-        repeats = passes(student, steps, taken, student.epochs - epoch)
+        repeats = student.passes(steps, taken, epoch)
         if self.rank == 0:
             name, rows = self._name(epoch, "training"), part.rows * self.workers * repeats
             self.tracker.begin.remote(name, rows, 0, "worker")

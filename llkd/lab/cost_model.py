@@ -5,6 +5,7 @@ requests are linear in shards. One-off costs (engine starts, model loads, the ex
 minutes, whatever the corpus.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -227,15 +228,19 @@ class Estimate:
         cpus = self._cpus(SELECT_RATE)
         last_reads += epochs * REQUESTS["unique"].reads
         stages = [self._stage("prepare", labelled, cpus, pseudo_labels, prefix=prefix)]
+        taken = 0  # optimiser steps
         for number, share in enumerate(selected_shares(config), start=1):
             epoch, rows = f"{prefix}epoch {number} ", labelled * share
             if policy.uses_uncertainty:
                 stages.append(self._stage("score", labelled, scorers, scored, prefix=epoch))
             selection = Table(rows, selected_row, NUMBERS_FIXED)
             reads = last_reads if number == epochs else 0
+            steps = max(math.ceil(rows / config.student.batch_size), 1)
+            passes = config.student.passes(steps, taken, number - 1)
+            taken += steps * passes
             stages += [
                 self._stage("select", labelled, cpus, selection, prefix=epoch),
-                self._stage("train", rows, trainers, prefix=epoch, reads=reads),
+                self._stage("train", rows * passes, trainers, prefix=epoch, reads=reads),
             ]
         return stages
 

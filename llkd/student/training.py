@@ -20,11 +20,6 @@ NATIVE_HEAD_RATE = 1e-3
 """That of any other head, unless `student.learning_rate` is higher."""
 
 
-MAX_PASSES = 4
-"""Of an epoch after the first: more passes over a few uncertain rows teach by heart the wrong labels
-among them."""
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate within an epoch, as a share of its peak.
@@ -47,20 +42,6 @@ class Schedule:
         total, rising = self.taken + self.count * self.epochs, self.warmup * self.count
         rise = 1.0 if self.taken or rising == 0 else min((step + 0.5) / rising, 1.0)
         return rise * (1.0 - (self.taken + step + 0.5) / total)
-
-
-def passes(student: StudentConfig, steps: int, taken: int, epochs: int) -> int:
-    """How often an epoch passes over its rows so that the run takes about `student.min_steps`; after the
-    first epoch at most MAX_PASSES times.
-
-    Args:
-        student: the settings.
-        steps: optimiser steps of one pass, at least 1.
-        taken: optimiser steps of the epochs before.
-        epochs: epochs to come, this one included.
-    """
-    wanted = round((student.min_steps - taken) / (epochs * steps))
-    return max(min(wanted, MAX_PASSES) if taken else wanted, 1)
 
 
 def make_optimizer(model: torch.nn.Module, student: StudentConfig) -> torch.optim.AdamW:

@@ -14,7 +14,7 @@ from llkd.student.checkpoints import last_checkpoint, load_checkpoint, save_chec
 from llkd.student.data import Batch
 from llkd.student.model import load_student, without_adapters
 from llkd.student.parallel import model_tensors, optimizer_tensors
-from llkd.student.training import Schedule, Trainer, make_optimizer, passes
+from llkd.student.training import Schedule, Trainer, make_optimizer
 from tests.helpers import student_of
 
 CPU = torch.device("cpu")
@@ -62,10 +62,10 @@ def test_the_learning_rate_rises_in_the_first_epoch_and_decays_over_the_steps_of
 
 def test_an_epoch_passes_over_few_rows_several_times() -> None:
     student = StudentConfig(model="m", epochs=4, min_steps=400)
-    assert [passes(student, steps, 0, 4) for steps in (1, 30, 60, 99, 5000)] == [100, 3, 2, 1, 1]
+    assert [student.passes(steps, 0, 0) for steps in (1, 30, 60, 99, 5000)] == [100, 3, 2, 1, 1]
     # What the first epochs had too many steps, the last ones do not need, and the reverse.
-    assert [passes(student, 25, taken, 2) for taken in (1, 300, 350, 900)] == [4, 2, 1, 1]
-    assert passes(student.model_copy(update={"min_steps": 0}), 1, 0, 4) == 1
+    assert [student.passes(25, taken, 2) for taken in (1, 300, 350, 900)] == [4, 2, 1, 1]
+    assert student.model_copy(update={"min_steps": 0}).passes(1, 0, 0) == 1
 
 
 @pytest.mark.parametrize(
