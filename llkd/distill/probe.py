@@ -16,7 +16,7 @@ from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout, Validation
 from llkd.distill.selection import Selector
 from llkd.errors import DamageError
-from llkd.store.arrays import fixed_lists
+from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
 from llkd.store.schema import PROBS, ROW, TEXT, RunLayout
@@ -46,7 +46,7 @@ def fit(
         StudentError: the student cannot be loaded.
     """
     from llkd.student.model import head_of, load_student
-    from llkd.student.probe import fit_probe, frozen_features
+    from llkd.student.probe import FrozenStudent, fit_probe
 
     config = selector.config
     if read_probe(config) is not None:
@@ -54,22 +54,20 @@ def fit(
     started = time.monotonic()
     layout, student = RunLayout(config.run_dir), config.student
     tokenizer, model = load_student(student, config.task.label_names)
-    model.to(device)
-
-    def features(texts: list[str]) -> np.ndarray:
-        return frozen_features(tokenizer, model, texts, student.max_length, bfloat16)
-
+    frozen = FrozenStudent(
+        tokenizer, model, max_length=student.max_length, bfloat16=bfloat16, device=device
+    )
     texts, label_n = _sample(selector, holdout)
     targets_nc, bias = np.eye(selector.classes)[label_n], head_of(model).bias is not None
-    probe = fit_probe(features(texts), targets_nc, config.seed, bias)
+    probe = fit_probe(frozen.features(texts), targets_nc, config.seed, bias)
     figures = None
     if validation is not None:
-        figures = validation.measure(probe.probabilities(features(validation.texts)))
+        figures = validation.measure(probe.probabilities(frozen.features(validation.texts)))
     if config.test is not None:
         rows, predicted = Folder(layout.rows("test")), Folder(layout.probe_predictions)
         for shard in range(len(require_complete(rows, "ingest").results["rows"])):
             table = rows.read_shard(shard, [ROW, TEXT])
-            probs_nc = probe.probabilities(features(table[TEXT].to_pylist()))
+            probs_nc = probe.probabilities(frozen.features(table[TEXT].to_pylist()))
             columns = {ROW: table[ROW], PROBS: fixed_lists(probs_nc)}
             predicted.write_shard(shard, pa.table(columns))
     folder = Folder(layout.probe)
@@ -116,6 +114,18 @@ def read_probe(config: RunConfig) -> dict[str, Any] | None:
     except (DamageError, KeyError, TypeError):
         return None
     return found
+
+
+def read_predictions(config: RunConfig, shard: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(row, distributions) of a shard of the test set; None if it is missing or damaged."""
+    folder = Folder(RunLayout(config.run_dir).probe_predictions)
+    if shard not in folder.shards():
+        return None
+    try:
+        table = folder.read_shard(shard, [ROW, PROBS])
+    except DamageError:
+        return None
+    return table[ROW].to_numpy(), matrix(table[PROBS])
 
 
 def put_into(config: RunConfig, model: Any) -> None:

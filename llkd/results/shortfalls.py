@@ -15,7 +15,7 @@ def shortfalls(metrics: Mapping[str, Any]) -> dict[str, str]:
             "The student stays below its teacher in macro-F1. More rows, more epochs or a larger "
             "student.model may help."
         )
-    if "probe" in metrics and student < metrics["probe"]["test"]["macro_f1"]:
+    if "test" in metrics.get("probe", {}) and student < metrics["probe"]["test"]["macro_f1"]:
         found["probe"] = (
             "The student stays below a linear probe on the same labels in macro-F1, which "
             "student.keep: probe makes the result."

@@ -52,7 +52,7 @@ def _quality_table(metrics: dict[str, Any]) -> Table:
     keys, title = ("accuracy", "macro_f1", "ece"), f"Test set, {student['rows']:,} rows"
     table = _table(title, "", "accuracy", "macro-F1", "calibration error", names="")
     both = [("teacher", teacher), ("student", student)]
-    if "probe" in metrics:
+    if "test" in metrics.get("probe", {}):
         both.insert(1, ("linear probe", metrics["probe"]["test"]))
     for name, figures in both:
         table.add_row(name, *(f"{figures[key]:.3f}" for key in keys))

@@ -43,26 +43,33 @@ class Probe:
         return np.asarray(found.float().numpy())
 
 
-def frozen_features(
-    tokenizer: Any, model: Any, texts: Sequence[str], max_length: int, bfloat16: bool
-) -> np.ndarray:
-    """What the head of a student reads: float32, shape (N, D).
+class FrozenStudent:
+    """A student without its head; maps texts to the features that the head reads."""
 
-    Args:
-        tokenizer: the student's.
-        model: the student; unchanged.
-        texts: N of them.
-        max_length: maximum tokens of a text.
-        bfloat16: whether weights are rounded to bfloat16, as in scoring.
-    """
-    headless = scoring_copy(model, bfloat16)
-    head = head_of(headless, trained=False)
-    for module in headless.modules():
-        for name, child in module.named_children():
-            if child is head:
-                setattr(module, name, torch.nn.Identity())
-    scorer = Scorer(tokenizer, headless, max_length=max_length, features=head.in_features)
-    return scorer.probabilities(texts)
+    def __init__(
+        self, tokenizer: Any, model: Any, *, max_length: int, bfloat16: bool, device: torch.device
+    ) -> None:
+        """
+        Args:
+            tokenizer: the student's.
+            model: the student; unchanged.
+            max_length: maximum tokens of a text.
+            bfloat16: whether weights are rounded to bfloat16, as in scoring.
+            device: to compute on.
+        """
+        headless = scoring_copy(model, bfloat16)
+        head = head_of(headless, trained=False)
+        for module in headless.modules():
+            for name, child in module.named_children():
+                if child is head:
+                    setattr(module, name, torch.nn.Identity())
+        self._scorer = Scorer(
+            tokenizer, headless.to(device), max_length=max_length, features=head.in_features
+        )
+
+    def features(self, texts: Sequence[str]) -> np.ndarray:
+        """What the head reads for N texts: float32, shape (N, D)."""
+        return self._scorer.probabilities(texts)
 
 
 def fit_probe(

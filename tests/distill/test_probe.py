@@ -138,6 +138,13 @@ def test_a_probe_that_is_kept_is_a_student_like_any_other(
         scorer = Scorer(tokenizer, scoring_copy(model, False), max_length=32)
         expected_nc = matrix(predicted.read_shard(shard, [PROBS])[PROBS])
         assert np.allclose(scorer.probabilities(texts), expected_nc, atol=1e-4)
+    run_in_test("evaluate", config)
+    assert "test" in Folder(config.run_dir).read_json(METRICS)["probe"]
+    # Predictions that are lost or damaged leave the figures of the probe out.
+    path = Path(layout.probe_predictions, "part-00000.parquet")
+    path.write_bytes(path.read_bytes()[:-9])
+    run_in_test("evaluate", config)
+    assert "test" not in Folder(config.run_dir).read_json(METRICS)["probe"]
     # A head that is lost or altered is fitted again, to the same weights.
     folder = Folder(layout.probe)
     before = folder.read_bytes(probe.HEAD)

@@ -10,7 +10,7 @@ import torch
 from llkd.config.student import StudentConfig
 from llkd.errors import StudentError
 from llkd.student.model import head_of, load_student
-from llkd.student.probe import frozen_features
+from llkd.student.probe import FrozenStudent
 from llkd.student.scoring import Scorer, scoring_copy
 from tests.fakes import make_texts
 from tests.helpers import student_of
@@ -162,7 +162,9 @@ def test_features_are_what_the_head_reads(request: pytest.FixtureRequest, kind: 
     torch.manual_seed(0)
     tokenizer, student = load_student(StudentConfig(model=model), LABELS)
     texts = ["one text", "another longer text about something else", "x"]
-    features_nd = frozen_features(tokenizer, student, texts, 32, bfloat16=False)
+    device = torch.device("cpu")
+    frozen = FrozenStudent(tokenizer, student, max_length=32, bfloat16=False, device=device)
+    features_nd = frozen.features(texts)
     with torch.no_grad():
         found = torch.softmax(head_of(student)(torch.from_numpy(features_nd)), dim=-1)
     scorer = Scorer(tokenizer, scoring_copy(student, False), max_length=32)

@@ -185,15 +185,17 @@ def run_fine_tuned(
         done.append(run)
         results.append(_read_result(policy, run, Folder(run.run_dir).read_json(METRICS)))
         _print(results[-1], console)
-    return results + [_read_probe(run) for run in done[:seeds]]
+    probes = [_read_probe(run) for run in done[:seeds]]
+    return results + [probe for probe in probes if probe is not None]
 
 
-def _read_probe(config: RunConfig) -> RunResult:
-    """The linear probe of a finished run; it is the same for every policy."""
-    tested = Folder(config.run_dir).read_json(METRICS)["probe"]["test"]
+def _read_probe(config: RunConfig) -> RunResult | None:
+    """The linear probe of a finished run, which is the same for every policy; None if it is lost."""
+    tested = Folder(config.run_dir).read_json(METRICS).get("probe", {}).get("test")
     found = read_probe(config)
-    seconds = found["seconds"] if found is not None else 0.0
-    return probe_result(config.seed, tested["accuracy"], tested["macro_f1"], seconds)
+    if tested is None or found is None:
+        return None
+    return probe_result(config.seed, tested["accuracy"], tested["macro_f1"], found["seconds"])
 
 
 def _copy_first_scores(config: RunConfig, done: Sequence[RunConfig]) -> None:
