@@ -129,7 +129,7 @@ def test_several_teachers_in_place_of_one(tmp_path: Path) -> None:
 def test_defaults() -> None:
     config = parse_config(MINIMAL)
     assert config.task.label_names == ["a", "b"]
-    assert (config.corpus.rows_per_shard, config.student.epochs) == (8192, 10)
+    assert (config.corpus.rows_per_shard, config.student.epochs) == (8192, 4)
     assert (config.teacher.calibration, config.selection.policy) == ("batch", "llkd")
     assert config.student.learning_rate == 5e-5
 
