@@ -10,7 +10,7 @@ from llkd.config.selection import Loss, LossSettings
 Workers = Positive | tuple[Positive, Positive]
 
 MAX_PASSES = 4
-"""Of an epoch after the first: more passes over a few uncertain rows teach by heart the wrong labels
+"""Of an epoch after the first: more passes over a few uncertain rows would memorise the wrong labels
 among them."""
 
 
@@ -39,8 +39,8 @@ class StudentConfig(Section):
     first token (`cls`), or what AutoModelForSequenceClassification makes of the model (`native`). `auto`:
     what an encoder of sentence-transformers was trained for, otherwise `native`."""
     epochs: Annotated[int, Field(ge=1)] = 4
-    """Cycles of scoring, selection and training. Each epoch scores the whole corpus; `min_steps` sees
-    to it that few epochs of few rows are enough training."""
+    """Cycles of scoring, selection and training. Each epoch scores the whole corpus. On a small corpus
+    `min_steps` makes up for the few epochs."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows per optimiser step, summed over all workers."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
@@ -93,9 +93,9 @@ class StudentConfig(Section):
     """Share of the confident rows (at most 16,384) to hold out as a validation split: never trained
     on, and used to evaluate each epoch's student against the teacher's labels."""
     keep: Literal["best", "last", "probe"] = "best"
-    """Which student to keep. `best`: that of the epoch with the highest score on the validation split;
-    the linear probe (a head on the frozen encoder, which every run fits) where it is clearly better
-    there; without a validation split the last epoch's. `last`: the last epoch's. `probe`: the linear
+    """Which student to keep. `best`: that of the epoch with the highest score on the validation split,
+    or the linear probe (a head on the frozen encoder, which every run fits) if it is clearly better
+    there; without a validation split, the last epoch's. `last`: the last epoch's. `probe`: the linear
     probe."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many epochs without improvement on the validation split; null: never."""

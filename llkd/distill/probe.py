@@ -16,7 +16,7 @@ from llkd.config.run import RunConfig
 from llkd.core.holdout import Holdout, Validation
 from llkd.distill.selection import Selector
 from llkd.errors import DamageError
-from llkd.store.arrays import fixed_lists, matrix
+from llkd.store.arrays import fixed_lists
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
 from llkd.store.schema import PROBS, ROW, TEXT, RunLayout
@@ -114,18 +114,6 @@ def read_probe(config: RunConfig) -> dict[str, Any] | None:
     except (DamageError, KeyError, TypeError):
         return None
     return found
-
-
-def read_predictions(config: RunConfig, shard: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """(row, distributions) of a shard of the test set; None if it is missing or damaged."""
-    folder = Folder(RunLayout(config.run_dir).probe_predictions)
-    if shard not in folder.shards():
-        return None
-    try:
-        table = folder.read_shard(shard, [ROW, PROBS])
-    except DamageError:
-        return None
-    return table[ROW].to_numpy(), matrix(table[PROBS])
 
 
 def put_into(config: RunConfig, model: Any) -> None:

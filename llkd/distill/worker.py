@@ -106,12 +106,13 @@ class EpochLoop:
 
     def run(self) -> None:
         """Run all remaining epochs."""
-        from llkd.student.pooling import set_here
+        from llkd.student.pooling import pooling_of
 
         first = self._resume()
+        self._taken = sum(read_stats(self.config, epoch)["steps"] for epoch in range(first))
         if self.rank == 0:
             self.tracker.note.remote(
-                f"pooling of the student: {set_here(self._weights) or 'native'}"
+                f"pooling of the student: {pooling_of(self._weights) or 'native'}"
             )
         if self.rank == 0 and not self.layout.is_round:
             self.tracker.doing.remote("the linear probe")
@@ -234,13 +235,15 @@ class EpochLoop:
             )
         student = self.config.student
         steps = -(-part.rows // (student.batch_size // self.workers))
-        taken = sum(read_stats(self.config, before)["steps"] for before in range(epoch))
-        repeats = student.passes(steps, taken, epoch)
+        repeats = student.passes(steps, self._taken, epoch)
         if self.rank == 0:
             name, rows = self._name(epoch, "training"), part.rows * self.workers * repeats
             self.tracker.begin.remote(name, rows, 0, "worker")
         torch.manual_seed(seed * 65537 + self.rank)  # dropout
-        schedule = Schedule(taken, steps * repeats, student.epochs - epoch, student.warmup_fraction)
+        schedule = Schedule(
+            self._taken, steps * repeats, student.epochs - epoch, student.warmup_fraction
+        )
+        self._taken += schedule.count
         weight_mean = counts.weight_sum / max(stats["selected"], 1)
         with Ahead(self._batches(epoch, part, repeats, seed, weight_mean), STEPS_AHEAD) as batches:
             total, count = self.trainer.train(self._counted(batches, epoch), schedule)

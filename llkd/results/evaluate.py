@@ -13,14 +13,14 @@ from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.metrics import Evaluation
 from llkd.core.metrics import evaluate as compare_with_gold
-from llkd.distill import probe as linear_probe
 from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import read_predictions
+from llkd.errors import DamageError
 from llkd.results.gold import gold_of
 from llkd.store.arrays import class_indices, matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
-from llkd.store.schema import CONFIDENCE, LABEL, LOGPROBS, ROW, RunLayout
+from llkd.store.schema import CONFIDENCE, LABEL, LOGPROBS, PROBS, ROW, RunLayout
 
 
 def evaluate(config: RunConfig, calibration: Calibration) -> dict[str, Evaluation]:
@@ -48,13 +48,19 @@ def evaluate(config: RunConfig, calibration: Calibration) -> dict[str, Evaluatio
 
 def _measure_probe(config: RunConfig) -> Evaluation | None:
     """Compare the linear probe's predictions of the test set with its gold; None where some are
-    missing, as for a test set that was named after training."""
+    missing or damaged, as for a test set that was named after training."""
     layout = RunLayout(config.run_dir)
-    shards = range(len(require_complete(Folder(layout.rows("test")), "ingest").results["rows"]))
-    predicted = {shard: linear_probe.read_predictions(config, shard) for shard in shards}
-    if any(part is None for part in predicted.values()):
+    folder = Folder(layout.probe_predictions)
+    shards = len(require_complete(Folder(layout.rows("test")), "ingest").results["rows"])
+
+    def probabilities(shard: int) -> tuple[np.ndarray, np.ndarray]:
+        table = folder.read_shard(shard, [ROW, PROBS])
+        return table[ROW].to_numpy(), matrix(table[PROBS])
+
+    try:
+        return _measure(layout, "test", shards, probabilities)
+    except DamageError:
         return None
-    return _measure(layout, "test", len(shards), predicted.get)
 
 
 def measure_teacher(config: RunConfig, dataset: str, calibration: Calibration) -> Evaluation:

@@ -19,7 +19,8 @@ from llkd.config.student import LoraSettings, StudentConfig
 from llkd.errors import StudentError
 from llkd.student.pooling import (
     can_pool,
-    set_here,
+    pooling_of,
+    require_poolable,
     set_pooling,
     trained_pooling,
     untrained_modules,
@@ -65,7 +66,7 @@ def _pool(student: StudentConfig, model: Any) -> None:
     """Set the pooling of `student.pooling`."""
     pooling: Any = student.pooling
     if pooling == "auto":
-        pooling = set_here(model)
+        pooling = pooling_of(model)
         if pooling is None and can_pool(model):
             pooling = trained_pooling(student.model, student.revision)
     if pooling not in (None, "native"):
@@ -112,13 +113,18 @@ def without_adapters(model: Any) -> Any:
 
 
 def require_loadable(student: StudentConfig) -> None:
-    """Check that the model's config and tokenizer can be loaded, before labelling takes hours.
+    """Check that the model's config and tokenizer can be loaded, and that it can have the pooling,
+    before labelling takes hours.
 
     Raises:
-        StudentError: one cannot be loaded.
+        StudentError: one cannot be loaded, or its layers do not support the pooling.
     """
     try:
-        _config(student)
+        config = _config(student)
+        if student.pooling in ("mean", "cls"):
+            with torch.device("meta"):
+                model = AutoModelForSequenceClassification.from_config(config)
+            require_poolable(model, student.pooling)
         AutoTokenizer.from_pretrained(
             student.model, revision=student.revision, trust_remote_code=False
         )

@@ -39,7 +39,7 @@ def trained_pooling(model: str, revision: str | None) -> Pooling | None:
     return None
 
 
-def set_here(model: Any) -> Pooling | None:
+def pooling_of(model: Any) -> Pooling | None:
     """The pooling that `set_pooling` has set; None for any other model."""
     found: Pooling | None = getattr(getattr(model, "config", None), _KEY, None)
     return found
@@ -58,34 +58,48 @@ def set_pooling(model: Any, pooling: Pooling) -> None:
         pooling: of its tokens.
 
     Raises:
-        StudentError: its layers are of another kind.
+        StudentError: its layers are of another kind, or it has another pooling.
     """
-    dense = _dense(model)
-    if dense is None or not _like_bert(model):
-        raise StudentError(
-            f"student.pooling: {pooling} cannot be set for {type(model).__name__}, whose layers are not "
-            "like BERT's",
-            "Set student.pooling: native.",
-        )
-    if set_here(model) is None:
+    require_poolable(model, pooling)
+    if pooling_of(model) is None:
         if pooling == "mean":
             _append_mean(model)
         setattr(model.config, _KEY, pooling)
-    if set_here(model) == "mean":
+    if pooling == "mean":
         _freeze(_layers(model)[-1])
+    dense: Any = _dense(model)
     with torch.no_grad():
         dense.weight.copy_(torch.eye(len(dense.weight)) / math.sqrt(len(dense.weight)))
         dense.bias.zero_()
 
 
+def require_poolable(model: Any, pooling: Pooling) -> None:
+    """Check that a classifier, whose weights may be on the meta device, can have a pooling.
+
+    Raises:
+        StudentError: it cannot.
+    """
+    if not can_pool(model):
+        raise StudentError(
+            f"student.pooling: {pooling} cannot be set for {type(model).__name__}, whose layers are not "
+            "like BERT's",
+            "Set student.pooling: native.",
+        )
+    if pooling_of(model) not in (None, pooling):
+        raise StudentError(
+            f"student.pooling is {pooling}, but student.model was saved with {pooling_of(model)}",
+            "Set student.pooling: auto, which keeps it.",
+        )
+
+
 def can_pool(model: Any) -> bool:
-    """Whether `set_pooling` supports a classifier."""
+    """Whether `set_pooling` supports the layers of a classifier."""
     return _dense(model) is not None and _like_bert(model)
 
 
 def untrained_modules(model: Any) -> list[str]:
     """The names of the linear layers that `set_pooling` has appended."""
-    if set_here(model) != "mean":
+    if pooling_of(model) != "mean":
         return []
     own = set(_layers(model)[-1].modules())
     return [n for n, m in model.named_modules() if m in own and isinstance(m, torch.nn.Linear)]

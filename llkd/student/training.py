@@ -12,7 +12,7 @@ from llkd.student.data import Batch
 from llkd.student.dropout import use_byte_dropout
 from llkd.student.losses import row_losses
 from llkd.student.model import autocast, head_of
-from llkd.student.pooling import set_here
+from llkd.student.pooling import pooling_of
 
 POOLED_HEAD_RATE = 2e-2
 """Default peak learning rate of a head that reads vectors of norm 1."""
@@ -52,7 +52,7 @@ def make_optimizer(model: torch.nn.Module, student: StudentConfig) -> torch.opti
     """
     head_rate = student.head_learning_rate
     if head_rate is None:
-        pooled = set_here(getattr(model, "module", model)) is not None
+        pooled = pooling_of(getattr(model, "module", model)) is not None
         head_rate = POOLED_HEAD_RATE if pooled else max(NATIVE_HEAD_RATE, student.learning_rate)
     trained = [p for p in model.parameters() if p.requires_grad]
     head = list(head_of(model).parameters())

@@ -107,8 +107,9 @@ def test_targets_go_with_their_rows(tmp_path: Path, tiny_student: str) -> None:
 
 
 def test_workers_meet_batches_of_like_length_at_the_same_step(
-    tmp_path: Path, tiny_student: str
+    tmp_path: Path, tiny_student: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("llkd.student.data.WINDOW_BATCHES", 6)  # fewer than a worker's eight
     rows, selection, _ = rows_and_selection(tmp_path)
     reader = reader_of(rows, selection, tiny_student)
     parts = [portion([20, 20, 19], rank, 2, seed=1) for rank in range(2)]
@@ -118,3 +119,20 @@ def test_workers_meet_batches_of_like_length_at_the_same_step(
     ]
     gaps = np.abs(np.array(lengths[0]) - np.array(lengths[1]))
     assert gaps.mean() < np.std(lengths[0])
+
+
+def test_few_rows_are_drawn_at_random_and_many_by_length(
+    tmp_path: Path, tiny_student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of one length would hold one class, where its texts have that length."""
+    rows, selection, _ = rows_and_selection(tmp_path)
+    reader, part = reader_of(rows, selection, tiny_student), portion([20, 20, 19], 0, 1, seed=1)
+
+    def spread() -> float:
+        """The mean over the batches of the deviation of their texts' lengths."""
+        masks = [batch.inputs["attention_mask"] for (batch,) in reader.steps(part, 1, 1.0)]
+        return float(np.mean([mask.sum(dim=1).double().std().item() for mask in masks[:-1]]))
+
+    few = spread()
+    monkeypatch.setattr("llkd.student.data.WINDOW_BATCHES", 14)  # one fewer than there are
+    assert spread() < few / 2

@@ -22,8 +22,8 @@ from transformers import (
 
 from llkd.config.student import StudentConfig
 from llkd.errors import StudentError
-from llkd.student.model import load_student, without_adapters
-from llkd.student.pooling import can_pool, set_here, set_pooling, trained_pooling
+from llkd.student.model import load_student, require_loadable, without_adapters
+from llkd.student.pooling import can_pool, pooling_of, set_pooling, trained_pooling
 from tests.helpers import student_of
 
 LABELS = ["sport", "tech", "trade"]
@@ -81,14 +81,14 @@ def test_the_pooling_is_that_of_the_sentence_transformers_files(
 ) -> None:
     model = sentence_encoder(tmp_path / "encoder", tiny_student, **settings)
     assert trained_pooling(model, None) == expected
-    assert set_here(student_of(StudentConfig(model=model), LABELS)) == expected
+    assert pooling_of(student_of(StudentConfig(model=model), LABELS)) == expected
     native = StudentConfig(model=model, pooling="native")
-    assert set_here(student_of(native, LABELS)) is None
+    assert pooling_of(student_of(native, LABELS)) is None
 
 
 def test_other_models_keep_their_own_pooling(tmp_path: Path, tiny_student: str) -> None:
     assert trained_pooling(tiny_student, None) is None
-    assert set_here(student_of(StudentConfig(model=tiny_student), LABELS)) is None
+    assert pooling_of(student_of(StudentConfig(model=tiny_student), LABELS)) is None
     damaged = sentence_encoder(tmp_path / "encoder", tiny_student)
     (tmp_path / "encoder/1_Pooling/config.json").write_text("{")
     assert trained_pooling(damaged, None) is None
@@ -155,7 +155,7 @@ def test_adapters_leave_the_pooling_alone(tiny_student: str) -> None:
     assert any("layer.0." in name for name in adapted)
     assert not any(f"layer.{last}." in name for name in adapted)
     merged = without_adapters(model)
-    assert set_here(merged) == "mean"
+    assert pooling_of(merged) == "mean"
 
 
 def tiny(settings: type[Any], **sizes: Any) -> Any:
@@ -183,6 +183,32 @@ def test_layers_of_another_kind_are_refused() -> None:
     assert not can_pool(model)
     with pytest.raises(StudentError, match=r"mean cannot be set for DistilBert.*pooling: native"):
         set_pooling(model, "mean")
+
+
+def test_a_pooling_that_cannot_be_set_is_told_before_labelling(
+    tmp_path: Path, tiny_student: str
+) -> None:
+    config = tiny(DistilBertConfig, dim=16, hidden_dim=32, n_layers=1, n_heads=2)
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "distil")
+    AutoTokenizer.from_pretrained(tiny_student).save_pretrained(tmp_path / "distil")
+    require_loadable(StudentConfig(model=str(tmp_path / "distil")))
+    with pytest.raises(StudentError, match="student.pooling: cls cannot be set"):
+        require_loadable(StudentConfig(model=str(tmp_path / "distil"), pooling="cls"))
+    tokenizer, model = load_student(StudentConfig(model=tiny_student, pooling="mean"), LABELS)
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for load in (require_loadable, lambda student: load_student(student, LABELS)):
+        load(StudentConfig(model=str(tmp_path / "saved"), pooling="mean"))
+        with pytest.raises(StudentError, match="is cls, but student.model was saved with mean"):
+            load(StudentConfig(model=str(tmp_path / "saved"), pooling="cls"))
+
+
+def test_onnx_scores_a_pooled_student_the_same(tmp_path: Path, tiny_student: str) -> None:
+    from llkd.results.onnx import write_onnx
+
+    tokenizer, model = load_student(StudentConfig(model=tiny_student, pooling="mean"), LABELS)
+    torch.nn.init.normal_(model.classifier.weight, std=10)  # so that texts differ
+    assert write_onnx(tokenizer, model, tmp_path / "m.onnx", TEXTS, 24) < 1e-4
 
 
 def test_bert_itself_can_pool() -> None:

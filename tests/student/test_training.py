@@ -104,8 +104,14 @@ def test_training_learns(tiny_student: str) -> None:
     assert second < first / 2
 
 
-def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path: Path, tiny_student: str) -> None:
-    settings: dict[str, Any] = {"dropout": True, "learning_rate": 1e-3, "epochs": 4}
+@pytest.mark.parametrize("pooling", ["native", "mean"])
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, tiny_student: str, pooling: str
+) -> None:
+    """Also the head's own learning rate, and a layer that is not trained."""
+    settings: dict[str, Any] = {
+        "dropout": True, "learning_rate": 1e-3, "epochs": 4, "pooling": pooling
+    }  # fmt: skip
 
     def epoch(trainer: Trainer, number: int) -> None:
         torch.manual_seed(number)
