@@ -1,14 +1,17 @@
 """The linear probe beside the student."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import llkd.student.probe
 from llkd.distill import probe
 from llkd.results.shortfalls import shortfalls
+from llkd.results.summary import show_summary
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import METRICS, PROBS, RunLayout
@@ -153,6 +156,21 @@ def test_a_probe_that_is_kept_is_a_student_like_any_other(
         assert probe.read_probe(config) is None
         run_in_test("distill", config)
         assert folder.read_bytes(probe.HEAD) == before
+
+
+def test_the_console_shows_the_probe_and_warns_where_it_is_better(finished_run: MadeRun) -> None:
+    config = finished_run.config()
+    metrics = Folder(config.run_dir).read_json(METRICS)
+
+    def shown(macro_f1: float) -> str:
+        metrics["probe"]["test"]["macro_f1"] = macro_f1
+        console = Console(file=io.StringIO(), record=True, width=150)
+        show_summary(config, metrics, console)
+        return console.export_text()
+
+    assert "linear probe" in shown(0.0)
+    assert "below a linear probe" not in shown(0.0)
+    assert "Warning   The student stays below a linear probe" in shown(1.0)
 
 
 def test_a_student_below_its_teacher_or_its_probe_is_told() -> None:

@@ -85,6 +85,15 @@ def test_only_what_a_config_needs_is_counted() -> None:
     assert stages(sections={"plan": {"price_per_hour": None}})["label"].cost is None
 
 
+def test_few_rows_are_trained_on_several_times() -> None:
+    """20 steps a pass; 200 in two epochs, the second of which passes over its rows at most four times."""
+    found = stages(
+        rows=640, sections={"selection": {"policy": "all"}, "student": {"min_steps": 200}}
+    )
+    assert (found["epoch 1 train"].rows, found["epoch 2 train"].rows) == (5 * 640, 4 * 640)
+    assert found["epoch 1 select"].rows == 640
+
+
 def test_several_teachers_and_a_test_set() -> None:
     found = stages(teachers=2, test_rows=5000)
     assert found["label"].files == 30_000  # those of each, and the combined ones

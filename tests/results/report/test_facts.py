@@ -1,6 +1,7 @@
 """Facts and sentences of a report: figures worked out by hand, unfinished and damaged runs."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,9 @@ def test_findings(tmp_path: Path) -> None:
         made.labelled(config, dataset, teacher_probs() * times)
     made.trained(config, 0, UNSURE)
     made.tested(config, [made.answers([0] * 6, 0.99, 3) for _ in range(8)])
-    found = {text: kind for kind, text in findings(gather(config))}
+    facts = gather(config)
+    found = {text: kind for kind, text in findings(facts)}
+    assert not any("linear probe" in text for text in found)
     # The student labels all rows sport: 16 of 48 are right; the teacher is right on 36.
     assert found["The student's accuracy is 41.7 points below the teacher's on 48 test rows "
                  "(33\u00a0% against 75\u00a0%), more than chance explains."] == "bad"  # fmt: skip
@@ -246,6 +249,17 @@ def test_findings(tmp_path: Path) -> None:
     assert found["The test set has only 48 rows: its figures are imprecise."] == "note"
     unfinished = "The run is not finished: next is “epoch 2”. All figures are preliminary."
     assert found[unfinished] == "warn"
+    metrics = {
+        name: {"test": {"macro_f1": score}}
+        for name, score in (("teacher", 0.7), ("probe", 0.5), ("student", 0.4))
+    }
+    told = findings(replace(facts, metrics=metrics, distilled={"keeps_probe": True}))
+    assert (
+        "warn",
+        "The student is the linear probe, which was better than the fine-tuned encoder.",
+    ) in told
+    below = [text for kind, text in told if kind == "bad" and "below a linear probe" in text]
+    assert len(below) == 1
 
 
 def test_a_label_that_is_never_selected_comes_first(tmp_path: Path) -> None:
