@@ -77,6 +77,10 @@ class _Row:
     """The teacher's distribution, shape (C,); None if the loss does not use it."""
 
 
+SMALLEST_PIECE = 8
+"""Minimum rows of a piece of a random batch that is cut by length."""
+
+
 class SelectedRows:
     """Reads a portion and yields the batches of each optimiser step."""
 
@@ -150,9 +154,14 @@ class SelectedRows:
         # worker waits long for another.
         for number in shuffle.permutation(len(starts)):
             chosen = order[starts[number] : starts[number] + self._batch_size]
+            micro = self._micro
+            if not by_length:
+                # Pieces of similar lengths are padded less, and their gradients add up to the same.
+                chosen.sort(key=lambda i: len(encoded["input_ids"][i]))
+                micro = min(micro, max(-(-len(chosen) // 4), SMALLEST_PIECE))
             yield [
-                self._batch(window, encoded, chosen[first : first + self._micro])
-                for first in range(0, len(chosen), self._micro)
+                self._batch(window, encoded, chosen[first : first + micro])
+                for first in range(0, len(chosen), micro)
             ]
 
     def _batch(self, window: list[_Row], encoded: Any, chosen: list[int]) -> Batch:

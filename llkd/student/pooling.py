@@ -9,6 +9,7 @@ set so that it computes what the encoder was trained for; no code of ours is nee
 import json
 import math
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -149,9 +150,16 @@ def _append_mean(model: Any) -> None:
     model.config.num_hidden_layers = len(layers)
 
 
-def _freeze(layer: torch.nn.Module) -> None:
-    """Exclude a layer from training and from dropout."""
+def _freeze(layer: Any) -> None:
+    """Exclude a layer from training and from dropout, and skip its feed-forward part, which is zero."""
     layer.requires_grad_(False)
+    layer.feed_forward_chunk = MethodType(_without_feed_forward, layer)
     for module in layer.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+
+
+def _without_feed_forward(layer: Any, attention_output: torch.Tensor) -> torch.Tensor:
+    """What `feed_forward_chunk` of a layer of BERT computes if its feed-forward weights are zero."""
+    normed: torch.Tensor = layer.output.LayerNorm(attention_output)
+    return normed
