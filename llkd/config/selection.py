@@ -21,11 +21,14 @@ class SelectionConfig(Section):
 
     policy: Annotated[str, AfterValidator(_policy)] = "llkd"
     """`llkd`: rows on which the teacher is confident and the student uncertain. `refined`: one part
-    of the corpus per epoch, its labels corrected with the help of the student, which has not yet
-    trained on it. Baselines: `all`, `random`, `teacher_confidence`, `student_uncertainty`;
+    of the corpus per epoch, without the least confident labels. Baselines: `all`, `random`, `teacher_confidence`, `student_uncertainty`;
     `freematch` and `softmatch`, by the student's own confidence; `small_loss` and
     `confident_learning`, which drop rows with suspect labels. llkd/core/policies cites the source
     of each. Or `package.module:Class`, a custom policy (see docs/extending.md)."""
+    refine: bool | None = None
+    """Refine the labels before the first epoch: the teacher's distribution of each row times that of a
+    linear probe fitted to other rows (see llkd/core/refinement.py). Costs about one scoring pass over
+    the corpus. Default: yes for `llkd` and `refined`; other policies keep the teacher's labels."""
     sides: Sides = "both"
     """For `llkd`: which signals must reach their thresholds."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"
@@ -57,15 +60,19 @@ class SelectionConfig(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     """For `random`: the share of rows drawn each epoch. For `quantile`: see `thresholds`."""
     beta: Annotated[float, Field(ge=0, le=4)] = 1.0
-    """For `refined`: maximum weight of the student relative to the teacher. The actual weight is
-    estimated on rows that the student has not trained on, and falls to 0 for a poor student."""
+    """For `refine`: weight of the probe relative to the teacher."""
     parts: Annotated[int, Field(ge=1, le=1000)] = 4
     """For `refined`: number of random parts of the corpus, at most the number of epochs. Epoch n
     trains on part n modulo `parts`."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """For `refined`: share of each class's rows in the part to select, the most confident first."""
+    """For `refined`: share of each class's rows to select, the most confident first."""
     clean_probability: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """For `small_loss`: minimum probability that a row's loss belongs to the low-loss component."""
+
+    @property
+    def refines(self) -> bool:
+        """Whether the labels are refined before the first epoch."""
+        return self.policy in ("llkd", "refined") if self.refine is None else self.refine
 
 
 class LabelConfig(Section):

@@ -28,7 +28,6 @@ def policy_of(config: RunConfig) -> Policy:
         sides=selection.sides,
         warmup_epochs=selection.warmup_epochs,
         class_floor=selection.class_floor,
-        beta=selection.beta,
         parts=min(selection.parts, config.student.epochs),
         keep=selection.keep,
         clean_probability=selection.clean_probability,

@@ -1,4 +1,4 @@
-"""The number format of the student's matrix products."""
+"""The number format of the student's matrix products, and the resources of a student that only scores."""
 
 from typing import Any
 
@@ -23,3 +23,25 @@ def chosen_precision(config: RunConfig, resources: connection.Resources) -> str:
 
     folder = Folder(RunLayout(config.run_dir).epochs)
     return str(choose_once(folder, decide, resources)["precision"])
+
+
+def scoring_resources(config: RunConfig) -> connection.Resources:
+    """The resources that one replica of a student reserves: `predict.resources`, or its default.
+
+    Raises:
+        ResourceError: no node has them.
+    """
+    resources = config.predict.resources
+    if resources is None:
+        if connection.cluster_has_gpus("predict.resources"):
+            resources = {"GPU": 1.0}
+        else:
+            resources = {"CPU": connection.cpus_each(config.predict.replicas[1])}
+    connection.require_resources(resources, "predict.resources")
+    return resources
+
+
+def alone_on_cpus() -> bool:
+    """Whether this process may score: on its own local Ray the CPUs are idle between two stages. On a
+    GPU it would keep memory that the next stage needs."""
+    return connection.is_local() and not connection.cluster_has_gpus("predict.resources")

@@ -1,6 +1,7 @@
 """Pseudo-labels: the calibrated teacher's most probable label of each row, and its confidence.
 
-They are computed once, into sidecars from which all epochs select.
+They are computed once, into sidecars from which all epochs select. Where they are refined first,
+llkd/distill/refine.py writes the sidecars.
 """
 
 import numpy as np
@@ -49,7 +50,8 @@ def make_pseudo_labels(
             table = folder.read_shard(shard, [LABEL, CONFIDENCE])
         else:
             logprobs = labels.read_shard(shard, [ROW, LOGPROBS])
-            table = pseudo_labels(logprobs, calibration, with_distributions)
+            probs_nc = calibration.apply(matrix(logprobs[LOGPROBS]))
+            table = pseudo_labels(logprobs[ROW], probs_nc, with_distributions)
             folder.write_shard(shard, table)
         label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
         return class_statistics(label_n, confidence_n, None, classes)
@@ -59,17 +61,18 @@ def make_pseudo_labels(
     folder.write_json(STATISTICS, total.to_json())
 
 
-def pseudo_labels(table: pa.Table, calibration: Calibration, with_distributions: bool) -> pa.Table:
-    """Label and confidence of each row, on request with the calibrated distribution.
+def pseudo_labels(
+    rows: pa.ChunkedArray, probs_nc: np.ndarray, with_distributions: bool
+) -> pa.Table:
+    """Label and confidence of each row, on request with the distribution.
 
     Args:
-        table: `row`, and the teacher's raw log-probabilities.
-        calibration: of the corpus's labels.
-        with_distributions: whether the policy or the loss reads them.
+        rows: the row numbers.
+        probs_nc: their distributions, shape (N, C).
+        with_distributions: whether the policy or the loss reads the distributions.
     """
-    probs_nc = calibration.apply(matrix(table[LOGPROBS]))
     columns, schema = {
-        ROW: table[ROW],
+        ROW: rows,
         LABEL: probs_nc.argmax(axis=1).astype(np.int32),
         CONFIDENCE: on_grid(probs_nc.max(axis=1)),
     }, PSEUDO_LABELS_SCHEMA  # fmt: skip

@@ -65,11 +65,11 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
     selector = Selector(config, shard_starts(ingested.results["rows"]), policy_of(config))
     if manifest.complete and (not manifest.results["keeps_probe"] or read_probe(config)):
-        prepare_epochs(selector, calibration)
+        prepare_epochs(selector, calibration, tracker)
         delete_checkpoints(Folder(layout.checkpoints), [manifest.results["checkpoint"]])
         return manifest
     resources, max_workers = worker_resources(config)
-    prepare_epochs(selector, calibration)
+    prepare_epochs(selector, calibration, tracker)
     tracker.doing.remote("the training workers start")
     epochs = _train(config, selector, labelled.results["rows"], resources, max_workers, tracker)
     results = _results(selector, sum(labelled.results["rows"]), epochs)

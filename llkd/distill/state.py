@@ -1,11 +1,14 @@
 """The state of a run's epochs: those begun, those trained, and the inputs that all share."""
 
+from typing import Any
+
 from llkd.cluster.integrity import read_record, record_shards
 from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
 from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import holdout_of, make_validation
 from llkd.distill.pseudo_labels import make_pseudo_labels
+from llkd.distill.refine import refine
 from llkd.distill.selection import Selector
 from llkd.distill.selection_counts import COUNTS
 from llkd.store.folder import Folder
@@ -26,14 +29,20 @@ def record_epoch(layout: RunLayout, epoch: int) -> None:
     record_shards(Folder(layout.selection(epoch)))
 
 
-def prepare_epochs(selector: Selector, calibration: Calibration) -> None:
+def prepare_epochs(selector: Selector, calibration: Calibration, tracker: Any) -> None:
     """Make the inputs that all epochs share, and the missing shards of earlier selections.
+
+    Args:
+        selector: of the run.
+        calibration: of the corpus's labels.
+        tracker: the progress tracker.
 
     Raises:
         DataError: the corpus is too small to hold rows out.
         StorageError: their own inputs are damaged too.
     """
     layout = RunLayout(selector.config.run_dir)
+    refine(selector, calibration, tracker)
     make_pseudo_labels(selector.config, selector.shards, calibration, selector.keeps_teacher_probs)
     make_validation(selector.config, selector)
     for epoch in begun_epochs(layout):

@@ -43,6 +43,7 @@ REQUESTS = {
     "ingest": Requests(4, 1),  # of a Parquet source: size, footer, metadata, a range of rows
     "label": Requests(2, 1),
     "prepare": Requests(4, 1),  # labels; the pseudo-labels again, for their statistics
+    "refine": Requests(6, 1),  # texts, besides
     "score": Requests(6, 1),  # row numbers, texts, and the pseudo-labels with the sums
     "select": Requests(4, 1),  # pseudo-labels and uncertainty
     "train": Requests(4, 0),  # selected rows and their texts
@@ -227,7 +228,10 @@ class Estimate:
         trainers = scorers._replace(rate=load.train_rate)
         cpus = self._cpus(SELECT_RATE)
         last_reads += epochs * REQUESTS["unique"].reads
-        stages = [self._stage("prepare", labelled, cpus, pseudo_labels, prefix=prefix)]
+        if config.selection.refines and not prefix:  # rounds of labelling refine nothing
+            stages = [self._stage("refine", labelled, self._predictors, pseudo_labels)]
+        else:
+            stages = [self._stage("prepare", labelled, cpus, pseudo_labels, prefix=prefix)]
         taken = 0  # optimiser steps
         for number, share in enumerate(selected_shares(config), start=1):
             epoch, rows = f"{prefix}epoch {number} ", labelled * share

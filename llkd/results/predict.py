@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster import actor_pool, connection, shard_tasks
+from llkd.cluster import actor_pool, shard_tasks
 from llkd.cluster.integrity import require_recorded
 from llkd.cluster.progress import Pace, throttled
 from llkd.cluster.stage import ShardedStage
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
 from llkd.core.tally import Tally
-from llkd.distill.precision import chosen_precision
+from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
 from llkd.errors import DataError
 from llkd.store.arrays import class_indices, fixed_lists, named
 from llkd.store.folder import Folder
@@ -128,12 +128,11 @@ def _run_pool(
     each."""
     if not missing:
         return []
-    resources = config.predict.resources or _default_resources(config)
-    connection.require_resources(resources, "predict.resources")
+    resources = scoring_resources(config)
     precision = chosen_precision(config, resources)
     threads = max(int(resources.get("CPU", 1)), 1)
     arguments = (config, wanted, precision, threads, tracker)
-    if wanted.dataset == "test" and rows <= MAX_ROWS_HERE and _alone_on_cpus():
+    if wanted.dataset == "test" and rows <= MAX_ROWS_HERE and alone_on_cpus():
         here = StudentActor(*arguments)
         return map(here, missing)
     return actor_pool.run_on_actors(
@@ -143,19 +142,6 @@ def _run_pool(
         pool=config.predict.replicas,
         resources=resources,
     )
-
-
-def _alone_on_cpus() -> bool:
-    """Whether this process may score: on its own local Ray the CPUs are idle by now. On a GPU it
-    would keep memory that the next stage needs."""
-    return connection.is_local() and not connection.cluster_has_gpus("predict.resources")
-
-
-def _default_resources(config: RunConfig) -> connection.Resources:
-    """The resources that one replica reserves unless the config sets them."""
-    if connection.cluster_has_gpus("predict.resources"):
-        return {"GPU": 1.0}
-    return {"CPU": connection.cpus_each(config.predict.replicas[1])}
 
 
 class StudentActor:

@@ -88,7 +88,7 @@ def _parsed(folder: Folder, data: dict[str, Any]) -> Manifest:
     return Manifest(**data)
 
 
-_PREPARED = {MANIFEST, FILES, "settled.json", "pseudo_labels", "validation"}
+_PREPARED = {MANIFEST, FILES, "settled.json", "pseudo_labels", "refinement", "validation"}
 """Files that a stage writes before its first result."""
 
 

@@ -72,7 +72,8 @@ PSEUDO_LABELS_SCHEMA = pa.schema(
         pa.field(CONFIDENCE, pa.float32(), False),
     ]
 )
-"""The calibrated teacher's most probable label, and its probability."""
+"""The most probable label of the calibrated teacher, or of its refined distribution, and its
+probability."""
 
 UNCERTAINTY_SCHEMA = pa.schema(
     [pa.field(ROW, pa.int32(), False), pa.field(UNCERTAINTY, pa.float32(), False)]
@@ -266,6 +267,11 @@ class RunLayout:
     def pseudo_labels(self) -> str:
         """Labels and confidences that all epochs select by, by shard."""
         return self._at("epochs", "pseudo_labels")
+
+    @property
+    def refinement(self) -> str:
+        """What refines the teacher's labels to the pseudo-labels."""
+        return self._at("epochs", "refinement")
 
     @property
     def validation(self) -> str:

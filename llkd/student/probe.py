@@ -1,17 +1,19 @@
 """A linear probe: the head of the frozen student, as softmax regression on its features.
 
 It takes seconds, and shows what the encoder gives without fine-tuning. Its weights go into the same
-model, so that a probe is a student like any other.
+model, so that a probe is a student like any other. Cross-fitted probes refine the pseudo-labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.functional import log_softmax
 
+from llkd.core import refinement
+from llkd.core.refinement import bias_to_keep_mean, product, refined
 from llkd.student.model import head_of
 from llkd.student.scoring import Scorer, scoring_copy
 
@@ -19,7 +21,19 @@ PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)
 """L2 penalties that cross-validation chooses from, for features of mean squared norm 1; the strongest
 first, each the start of the next."""
 FOLDS = 4
-MAX_ITERATIONS = 200
+ROUNDS = 3
+"""Rounds of refinement; further ones hardly change a label."""
+
+
+class Limits(NamedTuple):
+    """When a fit stops."""
+
+    max_iter: int = 200
+    tolerance_grad: float = 1e-6
+
+
+EXACTLY, ROUGHLY = Limits(), Limits(50, 1e-4)
+"""For a probe that is kept, and for the many of a refinement."""
 
 
 @dataclass(frozen=True)
@@ -84,25 +98,130 @@ def fit_probe(
         seed: of the folds.
         bias: whether the head has one; those of decoders have none.
     """
-    features = torch.from_numpy(features_nd).double()
+    space = _Space(features_nd, bias, torch.float64)
     targets = torch.from_numpy(targets_nc).double()
-    mean_d = features.mean(dim=0) * float(bias)
-    # Not the norm of the centred features: where texts hardly differ, their rounding errors would grow.
-    scale = float(features.square().sum(dim=1).mean().sqrt().clamp_min(1e-12))
-    centred = (features - mean_d) / scale
-    constant = torch.full((len(centred), 1), float(bias)).double()
-    centred = torch.cat([centred, constant], dim=1)
-    fold_n = torch.from_numpy(np.random.default_rng(seed).permutation(len(centred)) % FOLDS)
-    losses = np.zeros(len(PENALTIES))
-    for fold in range(FOLDS if len(centred) >= FOLDS else 0):
-        inside = fold_n != fold
-        path = _path(centred[inside], targets[inside], PENALTIES)
+    fold_n = np.random.default_rng(seed).permutation(len(targets)) % FOLDS
+    penalty = _best_penalty(space, targets, fold_n)
+    path = _path(space.rows, targets, PENALTIES[: PENALTIES.index(penalty) + 1])
+    return space.probe(path[-1], penalty)
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """Cross-fitted probes that refine a teacher's distributions; see llkd/core/refinement.py."""
+
+    probe_f: Sequence[Probe]
+    """One for each fold, fitted to the others."""
+    bias_c: np.ndarray
+    """Shape (C,)."""
+    beta: float
+    """The exponent of the probes."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All numbers but beta: `weight`, shape (F, C, D), `offset`, (F, C), and `bias`, (C,)."""
+        heads = [probe.arrays() for probe in self.probe_f]
+        return {
+            "weight": np.stack([head["weight"] for head in heads]),
+            "offset": np.stack([head["bias"] for head in heads]),
+            "bias": self.bias_c,
+        }
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray], beta: float) -> "Refiner":
+        """The inverse of `arrays`."""
+        weight, offset = (torch.from_numpy(arrays[name]).double() for name in ("weight", "offset"))
+        probes = [Probe(*head, 0.0) for head in zip(weight, offset, strict=True)]
+        return Refiner(probes, arrays["bias"], beta)
+
+    def refine(
+        self, features_nd: np.ndarray, teacher_nc: np.ndarray, fold_n: np.ndarray
+    ) -> np.ndarray:
+        """The refined distributions, float64, shape (N, C).
+
+        Args:
+            features_nd: frozen features, shape (N, D).
+            teacher_nc: the teacher's distributions, shape (N, C).
+            fold_n: see `refinement.fold_of`, shape (N,).
+        """
+        student_nc = _out_of_fold(self.probe_f, features_nd, fold_n, teacher_nc.shape[1])
+        return refined(product(teacher_nc, student_nc, self.beta), self.bias_c)
+
+
+def fit_refiner(
+    features_nd: np.ndarray,
+    teacher_nc: np.ndarray,
+    fold_n: np.ndarray,
+    beta: float,
+    bias: bool = True,
+) -> Refiner:
+    """Fit probes and refine labels in turn, ROUNDS times.
+
+    Args:
+        features_nd: frozen features, shape (N, D).
+        teacher_nc: the teacher's distributions, shape (N, C).
+        fold_n: see `refinement.fold_of`, shape (N,).
+        beta: exponent of the probes, at least 0.
+        bias: see `fit_probe`.
+    """
+    space = _Space(features_nd, bias, torch.float32)
+    teacher = torch.from_numpy(teacher_nc).float()
+    penalty = _best_penalty(space, teacher, fold_n, ROUGHLY)
+    targets, bias_c = teacher, np.zeros(teacher_nc.shape[1])
+    probe_f: list[Probe] = []
+    for _ in range(ROUNDS):
+        probe_f = []
+        for fold in range(refinement.FOLDS):
+            inside = torch.from_numpy(fold_n != fold)
+            [weight] = _path(space.rows[inside], targets[inside], [penalty], ROUGHLY)
+            probe_f.append(space.probe(weight, penalty))
+        student_nc = _out_of_fold(probe_f, features_nd, fold_n, len(bias_c))
+        product_nc = product(teacher_nc, student_nc, beta)
+        bias_c = bias_to_keep_mean(product_nc, teacher_nc)
+        targets = torch.from_numpy(refined(product_nc, bias_c)).float()
+    return Refiner(probe_f, bias_c, beta)
+
+
+def _out_of_fold(
+    probe_f: Sequence[Probe], features_nd: np.ndarray, fold_n: np.ndarray, classes: int
+) -> np.ndarray:
+    """The distribution of each row by the probe of its fold, float32, shape (N, C)."""
+    student_nc = np.zeros((len(features_nd), classes), np.float32)
+    for fold, probe in enumerate(probe_f):
+        student_nc[fold_n == fold] = probe.probabilities(features_nd[fold_n == fold])
+    return student_nc
+
+
+class _Space:
+    """Features centred and scaled to a mean squared norm of 1, with a constant for the bias."""
+
+    def __init__(self, features_nd: np.ndarray, bias: bool, dtype: torch.dtype) -> None:
+        features = torch.from_numpy(features_nd).double()
+        self._mean_d = features.mean(dim=0) * float(bias)
+        # Not the norm of the centred features: where texts hardly differ, their rounding errors would
+        # grow.
+        self._scale = float(features.square().sum(dim=1).mean().sqrt().clamp_min(1e-12))
+        constant = torch.full((len(features), 1), float(bias), dtype=torch.float64)
+        centred = torch.cat([(features - self._mean_d) / self._scale, constant], dim=1)
+        self.rows = centred.to(dtype)
+
+    def probe(self, weight: torch.Tensor, penalty: float) -> Probe:
+        """The probe with these weights in this space, for features as they come."""
+        weight_cd = weight[:, :-1].double() / self._scale
+        return Probe(weight_cd, weight[:, -1].double() - weight_cd @ self._mean_d, penalty)
+
+
+def _best_penalty(
+    space: _Space, targets: torch.Tensor, fold_n: np.ndarray, limits: Limits = EXACTLY
+) -> float:
+    """The penalty of the smallest cross-validated loss; the strongest for fewer rows than folds."""
+    losses, folds = np.zeros(len(PENALTIES)), int(fold_n.max(initial=-1)) + 1
+    for fold in range(folds if len(fold_n) >= folds else 0):
+        inside = torch.from_numpy(fold_n != fold)
+        path = _path(space.rows[inside], targets[inside], PENALTIES, limits)
+        outside = space.rows[~inside], targets[~inside]
         for number, weight in enumerate(path):
-            losses[number] += float(_loss(weight, centred[~inside], targets[~inside]))
-    best = int(np.argmin(losses))
-    weight = _path(centred, targets, PENALTIES[: best + 1])[-1]
-    weight_cd = weight[:, :-1] / scale
-    return Probe(weight_cd, weight[:, -1] - weight_cd @ mean_d, PENALTIES[best])
+            losses[number] += float(_loss(weight, *outside)) * int((~inside).sum())
+    return PENALTIES[int(np.argmin(losses))]
 
 
 def _loss(weight: torch.Tensor, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -111,16 +230,20 @@ def _loss(weight: torch.Tensor, features: torch.Tensor, targets: torch.Tensor) -
 
 
 def _path(
-    features: torch.Tensor, targets: torch.Tensor, penalties: Sequence[float]
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    penalties: Sequence[float],
+    limits: Limits = EXACTLY,
 ) -> list[torch.Tensor]:
-    """The weights for each penalty; the bias, in the last column, is not penalised."""
-    weight = torch.zeros(targets.shape[1], features.shape[1], dtype=torch.float64)
+    """The weights for each penalty, zero without rows; the bias, in the last column, is not
+    penalised."""
+    weight = torch.zeros(targets.shape[1], features.shape[1], dtype=features.dtype)
+    if not len(features):
+        return [weight] * len(penalties)
     weight.requires_grad_(True)
     found = []
     for penalty in penalties:
-        optimizer = torch.optim.LBFGS(
-            [weight], max_iter=MAX_ITERATIONS, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
-        )
+        optimizer = torch.optim.LBFGS([weight], **limits._asdict(), line_search_fn="strong_wolfe")
 
         def closure(optimizer: Any = optimizer, penalty: float = penalty) -> torch.Tensor:
             optimizer.zero_grad()

@@ -227,7 +227,7 @@ def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
     no_features_nd, position_n = np.zeros((420, 1), np.float32), np.arange(420)
     problem = Problem(
         no_features_nd, calibration.apply(logprobs_nc).astype(np.float32), position_n,
-        position_n // 60, None, no_features_nd, position_n,
+        position_n // 60, position_n % 5, None, no_features_nd, position_n,
     )  # fmt: skip
     cheap = CheapRun(config, problem)
     assert cheap._epoch(0, cheap.signals, None)[0]["classes"] == stats["classes"]

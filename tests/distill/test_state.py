@@ -19,6 +19,7 @@ from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, write_manifest
 from llkd.store.schema import RunLayout, shard_starts
 from llkd.teacher.calibrate import calibrate
+from tests.conftest import SilentTracker
 from tests.helpers import cut
 from tests.results.report import made
 
@@ -45,7 +46,7 @@ def repair(config: RunConfig) -> list[str]:
     lines: list[str] = []
     EpochsRepair(config, SHARDS, lines.append).repair()
     selector = Selector(config, shard_starts([ROWS] * SHARDS), policy_of(config))
-    prepare_epochs(selector, calibrate(config))
+    prepare_epochs(selector, calibrate(config), SilentTracker())
     return lines
 
 

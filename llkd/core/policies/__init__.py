@@ -15,7 +15,7 @@ from llkd.core.policies.base import (
 from llkd.core.policies.baselines import SelectAll, SelectRandom
 from llkd.core.policies.driver import select, select_rows
 from llkd.core.policies.label_noise import ConfidentLearning, SmallLoss
-from llkd.core.policies.refine import Refined
+from llkd.core.policies.refined import Refined
 from llkd.core.policies.student_confidence import FreeMatch, SoftMatch
 from llkd.core.policies.threshold import Rule, ThresholdPolicy
 from llkd.core.policy_names import PolicyName, Sides, ThresholdKind, WeightKind
@@ -38,7 +38,6 @@ class PolicySettings:
     """For `llkd`: the signals that must reach their thresholds."""
     warmup_epochs: int = 1
     class_floor: float = 0.0
-    beta: float = 1.0
     parts: int = 4
     keep: float = 0.9
     clean_probability: float = 0.5
@@ -66,9 +65,8 @@ def make_policy(name: PolicyName, settings: PolicySettings | None = None) -> Pol
             return ConfidentLearning(**filled)
         case "refined":
             return Refined(
-                beta=s.beta, parts=s.parts, keep=s.keep, weights=s.rule.weights,
-                momentum=momentum, **filled,
-            )  # fmt: skip
+                parts=s.parts, keep=s.keep, weights=s.rule.weights, momentum=momentum, **filled
+            )
     sides = _SIDES.get(name, s.sides)
     return ThresholdPolicy(
         teacher_side=sides != "student", student_side=sides != "teacher", rule=s.rule, **filled

@@ -18,6 +18,7 @@ from llkd.config.run import RunConfig
 from llkd.core.holdout import Validation, draw_holdout
 from llkd.core.metrics import evaluate
 from llkd.core.policies import Choice, Policy, Signals, select_rows
+from llkd.core.refinement import fold_of
 from llkd.core.statistics import class_statistics, on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import MEASURES
@@ -30,9 +31,9 @@ from llkd.lab.compare.results import RunResult, probe_result, reliability
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
-from llkd.store.schema import GOLD, LOGPROBS, ROW, RunLayout, shard_starts
+from llkd.store.schema import GOLD, LOGPROBS, ROW, TEXT, RunLayout, shard_starts
 from llkd.student.data import Batch
-from llkd.student.probe import fit_probe
+from llkd.student.probe import fit_probe, fit_refiner
 from llkd.student.training import Schedule, Trainer
 from llkd.teacher.calibrate import calibrate
 
@@ -49,6 +50,8 @@ class Problem:
     """Positions in the corpus, int64, shape (N,)."""
     shard_n: np.ndarray
     """The shard of each row, shape (N,)."""
+    fold_n: np.ndarray
+    """The fold of each row, shape (N,), in which its label is refined."""
     gold_n: np.ndarray | None
     """Gold classes, −1 for rows without gold, shape (N,); None for a corpus without gold. Never
     used in training."""
@@ -85,10 +88,16 @@ def read_problem(config: RunConfig) -> Problem:
         np.concatenate(probs),
         position_n,
         np.repeat(list(shards), [len(part) for part in position]),
+        np.concatenate([_folds(rows, shard)[tables[shard][ROW].to_numpy()] for shard in shards]),
         gold_n,
         ((embeddings(config, "test") - mean_d) / deviation_d)[gold_m >= 0],
         gold_m[gold_m >= 0],
     )
+
+
+def _folds(rows: Folder, shard: int) -> np.ndarray:
+    """The folds of a shard's rows."""
+    return fold_of(rows.read_shard(shard, [TEXT])[TEXT].to_pylist())
 
 
 def _gold(rows: Folder, shards: Sequence[int]) -> np.ndarray:
@@ -146,9 +155,15 @@ class CheapRun:
         self.trainer = Trainer(self.head, student, torch.device("cpu"), bfloat16=False)
         self._taken = 0  # optimiser steps
         self.policy: Policy = policy_of(config)
+        probs_nc = problem.teacher_nc
+        if config.selection.refines:
+            refiner = fit_refiner(
+                problem.corpus_nd, probs_nc, problem.fold_n, config.selection.beta
+            )
+            probs_nc = refiner.refine(problem.corpus_nd, probs_nc, problem.fold_n)
         self.signals = Signals(
-            problem.teacher_nc.argmax(axis=1), on_grid(problem.teacher_nc.max(axis=1)), None,
-            problem.position_n, None, problem.teacher_nc,
+            probs_nc.argmax(axis=1), on_grid(probs_nc.max(axis=1)), None, problem.position_n, None,
+            probs_nc,
         )  # fmt: skip
         self.held_n = self._held_out()
         label_v = self.signals.label_n[self.held_n]

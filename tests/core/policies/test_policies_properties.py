@@ -101,7 +101,6 @@ settings_ = st.builds(
     sides=st.sampled_from(["both", "teacher", "student"]),
     warmup_epochs=st.integers(0, 2),
     class_floor=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
-    beta=st.floats(0, 4),
     parts=st.integers(1, 4),
     keep=st.floats(0.01, 1),
     clean_probability=st.floats(0.01, 0.99),

@@ -45,6 +45,7 @@ def a_config(run_dir: object, names: Sequence[str], **sections: Any) -> RunConfi
         "teacher": {"model": "teacher"},
         "student": {"model": "student", "epochs": 2},
         **sections,
+        "selection": {"refine": False, **sections.get("selection", {})},  # there is no student
     }
     config = parse_config(raw)
     Folder(str(run_dir)).write_bytes("run.yaml", dump_config(config).encode())

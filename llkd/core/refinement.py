@@ -1,0 +1,66 @@
+"""Pseudo-labels refined by a classifier that has not seen the row's own label.
+
+The teacher judges each text alone. A classifier fitted to the pseudo-labels of thousands of other
+texts knows what their labels have in common, and its errors are others than the teacher's. Given the
+label the two are taken as independent, so their distributions are multiplied:
+
+    r ∝ p · q^β · exp(−bias)
+
+p is the teacher's calibrated distribution, q the classifier's. It is cross-fitted: the texts are split
+into folds, and q of a row comes from a classifier fitted to the other folds; one fitted to the row
+itself would repeat its label, right or wrong. Equal texts share a fold. The classifier is fitted to
+the distributions p and not to their labels, so that it is as unsure as its teacher; fitted again to r,
+it is better, and so is r. The bias keeps the mean of r over the rows equal to that of p: no class grows
+at the expense of others.
+
+A product of experts, with the bias of batch calibration (arXiv 2309.17249); cross-fitting as in
+confident learning (arXiv 1911.00068).
+"""
+
+import zlib
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from llkd.core.calibration import Calibration, fit_batch_bias, marginal
+
+FOLDS = 5
+SMALLEST_PROB = 1e-4
+"""Lower bound of probabilities: a zero must not veto a label."""
+
+
+def fold_of(texts: Sequence[str]) -> np.ndarray:
+    """The fold of each of N texts, int64, shape (N,), in [0, FOLDS): a hash of the text."""
+    folds = (zlib.crc32(text.encode("utf-8", "surrogatepass")) % FOLDS for text in texts)
+    return np.fromiter(folds, np.int64, count=len(texts))
+
+
+def product(teacher_nc: np.ndarray, student_nc: np.ndarray, beta: float) -> np.ndarray:
+    """log p + β log q, float64, shape (N, C): r before its bias."""
+    return _logs(teacher_nc) + beta * _logs(student_nc)
+
+
+def bias_to_keep_mean(product_nc: np.ndarray, teacher_nc: np.ndarray) -> np.ndarray:
+    """The bias, shape (C,), under which the mean of r is that of p.
+
+    Args:
+        product_nc: see `product`, shape (N, C).
+        teacher_nc: p, shape (N, C).
+    """
+    mean_c = np.maximum(teacher_nc.mean(axis=0, dtype=np.float64), 1e-6)
+    return fit_batch_bias(partial(marginal, product_nc), mean_c / mean_c.sum())
+
+
+def refined(product_nc: np.ndarray, bias_c: np.ndarray) -> np.ndarray:
+    """r, float64, shape (N, C); rows sum to 1.
+
+    Args:
+        product_nc: see `product`, shape (N, C).
+        bias_c: see `bias_to_keep_mean`, shape (C,).
+    """
+    return Calibration(bias_c).apply(product_nc)
+
+
+def _logs(probs_nc: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probs_nc.astype(np.float64), SMALLEST_PROB))
