@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from llkd.cluster.integrity import damaged_files, forget, read_record, record_shards
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import STATS
+from llkd.distill.holdout import RULE
 from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import STATISTICS
 from llkd.distill.selection_counts import COUNTS
@@ -199,7 +200,9 @@ class EpochsRepair:
         _drop_unreadable(labels, [STATISTICS], "pseudo-labels", self._say)
         if bad:
             labels.delete_file(STATISTICS)
-        _delete_damaged(Folder(self._layout.validation), (), "rows held out", self._say)
+        validation = Folder(self._layout.validation)
+        _delete_damaged(validation, (), "rows held out", self._say)
+        _drop_unreadable(validation, [RULE], "rows held out", self._say)
 
     def _repair_finished(self, epoch: int) -> None:
         """Repair an epoch of a finished student, without training."""

@@ -1,7 +1,6 @@
 """The validation split: confident rows that are never trained on and measure the student.
 
-They are drawn from a few shards by their position in the corpus, so that every worker can
-determine them without a list.
+They are drawn from a few shards by their position in the corpus.
 """
 
 from dataclasses import dataclass
@@ -38,6 +37,17 @@ class Holdout:
     """Minimum confidence of a held-out row by class, shape (C,); infinite for a class without any."""
     seed: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values without the seed, null for infinite; `from_json` reads them back."""
+        confidences = [float(x) if np.isfinite(x) else None for x in self.confidence_c]
+        return {"shards": sorted(self.shards), "rate": self.rate, "confidence_c": confidences}
+
+    @staticmethod
+    def from_json(data: dict[str, Any], seed: int) -> "Holdout":
+        """The inverse of `to_json`."""
+        confidence_c = [np.inf if x is None else x for x in data["confidence_c"]]
+        return Holdout(frozenset(data["shards"]), data["rate"], np.array(confidence_c), seed)
+
     def rows(self, signals: Signals) -> np.ndarray:
         """Mask of the held-out rows of one of the shards: bool, shape (N,)."""
         confident_n = signals.confidence_n >= self.confidence_c[signals.label_n] - TOLERANCE
@@ -45,20 +55,16 @@ class Holdout:
         return np.asarray(confident_n & (draw_n < self.rate))
 
 
-def draw_holdout(
-    fraction: float, statistics: ClassStatistics, shards: int, seed: int
-) -> Holdout | None:
-    """The rule for a corpus; None if `fraction` is 0.
+def draw_holdout(fraction: float, statistics: ClassStatistics, shards: int, seed: int) -> Holdout:
+    """The rule for a corpus.
 
     Args:
-        fraction: share of the confident rows to hold out, in [0, 1). A row is confident at or above
+        fraction: share of the confident rows to hold out, in (0, 1). A row is confident at or above
             the mean confidence of its class; half of the rows are assumed to be.
         statistics: the teacher's statistics of the whole corpus.
         shards: number of shards of the corpus.
         seed: of the draw.
     """
-    if fraction == 0:
-        return None
     mean_c = statistics.mean_confidence_c
     confidence_c = np.where(statistics.rows_c >= SMALL_CLASS, mean_c, np.inf)
     chosen = np.random.default_rng(seed).permutation(shards)[:MAX_SHARDS]

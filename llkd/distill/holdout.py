@@ -10,43 +10,60 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llkd.cluster.shard_tasks import run_on_shards
+from llkd.cluster.shard_tasks import run_on_shards, sum_over_shards
 from llkd.config.run import RunConfig
+from llkd.core.calibration import Calibration
 from llkd.core.holdout import Holdout, Validation, draw_holdout
+from llkd.core.policies.base import Signals
 from llkd.core.prompts import CHARACTERS_PER_TOKEN
-from llkd.distill.pseudo_labels import teacher_statistics
+from llkd.core.statistics import ClassStatistics, class_statistics
+from llkd.distill.pseudo_labels import pseudo_labels
 from llkd.distill.selection import Selector
 from llkd.errors import DataError
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
-from llkd.store.schema import LABEL, PROBS, ROW, TEXT, RunLayout
+from llkd.store.schema import LABEL, LOGPROBS, PROBS, ROW, TEXT, RunLayout
+
+RULE = "rule.json"
 
 
-def holdout_of(config: RunConfig, selector: Selector) -> Holdout | None:
-    """The rule that determines the held-out rows; None without validation split."""
-    return draw_holdout(
-        config.student.validation_fraction,
-        teacher_statistics(selector.config),
-        selector.shards,
-        config.seed,
-    )
-
-
-def make_validation(config: RunConfig, selector: Selector) -> None:
+def make_validation(selector: Selector, calibration: Calibration) -> None:
     """Write the held-out rows of each shard that has any; existing shards are kept.
+
+    Rows are drawn and labelled by the teacher alone: a refined label is in part the opinion of a linear
+    probe, which would be measured by itself.
+
+    Args:
+        selector: of the run.
+        calibration: of the corpus's labels.
 
     Raises:
         DataError: the corpus is too small for a validation split.
     """
-    holdout = holdout_of(config, selector)
-    if holdout is None:
+    config, fraction = selector.config, selector.config.student.validation_fraction
+    if fraction == 0:
         return
     layout = RunLayout(config.run_dir)
-    folder = Folder(layout.validation)
+    folder, labels = Folder(layout.validation), Folder(layout.labels("corpus"))
     max_characters = config.student.max_length * CHARACTERS_PER_TOKEN
 
+    def signals_of(shard: int) -> tuple[np.ndarray, Signals]:
+        logprobs = labels.read_shard(shard, [ROW, LOGPROBS])
+        table = pseudo_labels(logprobs[ROW], calibration.apply(matrix(logprobs[LOGPROBS])), False)
+        return selector.teacher_signals(shard, table)
+
+    def count(shard: int) -> ClassStatistics:
+        _, signals = signals_of(shard)
+        return class_statistics(signals.label_n, signals.confidence_n, None, selector.classes)
+
+    if not folder.exists(RULE):
+        total = sum_over_shards(ClassStatistics, count, range(selector.shards))
+        holdout = draw_holdout(fraction, total, selector.shards, config.seed)
+        folder.write_json(RULE, holdout.to_json())
+    holdout = Holdout.from_json(folder.read_json(RULE), config.seed)
+
     def work(shard: int) -> dict[str, Any]:
-        row_n, signals = selector.signals(shard, None)
+        row_n, signals = signals_of(shard)
         held_n = np.flatnonzero(holdout.rows(signals))
         texts = Folder(layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
         held_texts = texts.take(pa.array(row_n[held_n]))
@@ -63,8 +80,7 @@ def make_validation(config: RunConfig, selector: Selector) -> None:
         pass
     if not any(folder.shard_rows(shard) for shard in sorted(holdout.shards)):
         raise DataError(
-            f"student.validation_fraction = {config.student.validation_fraction} holds "
-            "out no row of this corpus",
+            f"student.validation_fraction = {fraction} holds out no row of this corpus",
             "Raise it, or set it to 0.",
         )
 

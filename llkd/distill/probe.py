@@ -13,7 +13,7 @@ import pyarrow as pa
 from safetensors.numpy import load, save
 
 from llkd.config.run import RunConfig
-from llkd.core.holdout import Holdout, Validation
+from llkd.core.holdout import Validation
 from llkd.distill.selection import Selector
 from llkd.errors import DamageError
 from llkd.store.arrays import fixed_lists
@@ -28,7 +28,6 @@ RESULT, HEAD = "probe.json", "head.safetensors"
 
 def fit(
     selector: Selector,
-    holdout: Holdout | None,
     validation: Validation | None,
     device: Any,
     bfloat16: bool,
@@ -37,8 +36,7 @@ def fit(
 
     Args:
         selector: of the run.
-        holdout: the rule of the held-out rows.
-        validation: these rows.
+        validation: the rows held out.
         device: to compute the features on.
         bfloat16: the precision of scoring.
 
@@ -57,7 +55,7 @@ def fit(
     frozen = FrozenStudent(
         tokenizer, model, max_length=student.max_length, bfloat16=bfloat16, device=device
     )
-    texts, label_n = _sample(selector, holdout)
+    texts, label_n = _sample(selector)
     targets_nc, bias = np.eye(selector.classes)[label_n], head_of(model).bias is not None
     probe = fit_probe(frozen.features(texts), targets_nc, config.seed, bias)
     figures = None
@@ -79,7 +77,7 @@ def fit(
     folder.write_json(RESULT, result)
 
 
-def _sample(selector: Selector, holdout: Holdout | None) -> tuple[list[str], np.ndarray]:
+def _sample(selector: Selector) -> tuple[list[str], np.ndarray]:
     """(texts, pseudo-labels) of up to PROBE_ROWS rows of shards drawn at random, without those held
     out."""
     config = selector.config
@@ -89,10 +87,7 @@ def _sample(selector: Selector, holdout: Holdout | None) -> tuple[list[str], np.
     random = np.random.default_rng(config.seed)
     for shard in random.permutation(selector.shards).tolist():
         row_n, signals = selector.signals(shard, None)
-        free_n = np.ones(len(row_n), dtype=bool)
-        if holdout is not None and shard in holdout.shards:
-            free_n = ~holdout.rows(signals)
-        chosen = np.flatnonzero(free_n)
+        chosen = np.flatnonzero(~selector.held(shard, row_n))
         left = PROBE_ROWS - len(texts)
         if len(chosen) > left:
             chosen = np.sort(random.choice(chosen, left, replace=False))

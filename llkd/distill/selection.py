@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
-from llkd.core.holdout import Holdout
 from llkd.core.policies.base import Policy, Signals
 from llkd.core.policies.driver import select
 from llkd.core.statistics import ClassStatistics
@@ -33,6 +32,7 @@ from llkd.store.schema import (
     UNCERTAINTY,
     WEIGHT,
     RunLayout,
+    shard_name,
     with_probs,
 )
 
@@ -82,8 +82,8 @@ class Selector:
         folder = Folder(self._layout.pseudo_labels)
         teacher = distributions and self.keeps_teacher_probs
         table = folder.read_shard(shard, [ROW, LABEL, CONFIDENCE, *([PROBS] if teacher else [])])
-        row_n = table[ROW].to_numpy()
         uncertainty_n = student_nc = None
+        row_n, found = self.teacher_signals(shard, table)
         if epoch is not None:
             folder = Folder(self._layout.uncertainty(epoch))
             student = distributions and self.policy.uses_student_probs
@@ -95,11 +95,30 @@ class Selector:
                 )
             uncertainty_n = scored[UNCERTAINTY].to_numpy()
             student_nc = matrix(scored[PROBS]) if student else None
+        teacher_nc = matrix(table[PROBS]) if teacher else None
+        return row_n, replace(
+            found, uncertainty_n=uncertainty_n, student_nc=student_nc, teacher_nc=teacher_nc
+        )
+
+    def teacher_signals(self, shard: int, table: pa.Table) -> tuple[np.ndarray, Signals]:
+        """(row, signals) of a shard's pseudo-labels, without distributions."""
+        row_n = table[ROW].to_numpy()
+        position_n = self.starts[shard] + row_n.astype(np.int64)
         return row_n, Signals(
-            table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy(), uncertainty_n,
-            self.starts[shard] + row_n.astype(np.int64), student_nc,
-            matrix(table[PROBS]) if teacher else None,
-        )  # fmt: skip
+            table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy(), None, position_n
+        )
+
+    def held(self, shard: int, row_n: np.ndarray) -> np.ndarray:
+        """Mask of the rows that are held out of training, bool, shape (N,)."""
+        folder = Folder(self._layout.validation)
+        if not self.holds_out or not folder.exists(shard_name(shard)):
+            return np.zeros(len(row_n), dtype=bool)
+        return np.isin(row_n, folder.read_shard(shard, [ROW])[ROW].to_numpy())
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether rows are held out of training."""
+        return self.config.student.validation_fraction > 0
 
     def uncertainty_sums(self, shards: Sequence[int], epoch: int) -> np.ndarray:
         """Sums of the uncertainties of scored shards by pseudo-label, shape (C,)."""
@@ -121,7 +140,6 @@ class Selector:
         statistics: ClassStatistics,
         uncertainty_c: np.ndarray | None,
         previous: Thresholds | None,
-        holdout: Holdout | None = None,
     ) -> dict[str, Any]:
         """Write the selection of an epoch; returns its `epoch_stats`.
 
@@ -131,24 +149,23 @@ class Selector:
             uncertainty_c: sums of the student's uncertainty by class, shape (C,); None if the
                 policy does not use it.
             previous: the thresholds of the previous epoch.
-            holdout: the rows held out of training; class floors do not count them.
         """
         if uncertainty_c is not None:
             statistics = replace(statistics, uncertainty_c=uncertainty_c)
 
         def measure(question: str, thresholds: Thresholds, held: bool = False) -> Tally:
-            only = holdout if held else None
-            shards = range(self.shards) if only is None else sorted(only.shards)
-            work = partial(_measure_shard, self, epoch, question, thresholds, only)
+            validation = Folder(self._layout.validation)
+            shards = sorted(validation.shards()) if held else range(self.shards)
+            work = partial(_measure_shard, self, epoch, question, thresholds, held)
             total: Tally = sum_over_shards(Tally, work, shards, reserve=False)
             return total
 
         def choose(thresholds: Thresholds) -> tuple[Counts, np.ndarray]:
-            counts = self.select_by(epoch, thresholds, holdout)
+            counts = self.select_by(epoch, thresholds)
             return counts, counts.selected_c
 
         state, counts = select(
-            self.policy, epoch, statistics, previous, measure, choose, holdout is not None
+            self.policy, epoch, statistics, previous, measure, choose, self.holds_out
         )
         Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
         scored = uncertainty_c is not None
@@ -177,11 +194,10 @@ class Selector:
         self,
         epoch: int,
         thresholds: Thresholds,
-        holdout: Holdout | None,
         shards: Sequence[int] | None = None,
     ) -> Counts:
         """Write the rows that thresholds select, of all shards or of some; returns their counts."""
-        work = partial(_select_shard, self, epoch, thresholds, holdout)
+        work = partial(_select_shard, self, epoch, thresholds)
         # Without a reservation: the training workers reserve the CPUs and wait for this.
         wanted = range(self.shards) if shards is None else shards
         counts: Counts = sum_over_shards(Counts, work, wanted, reserve=False)
@@ -250,14 +266,14 @@ def _measure_shard(
     epoch: int,
     question: str,
     thresholds: Thresholds,
-    holdout: Holdout | None,
+    held: bool,
     shard: int,
 ) -> Tally:
-    """See Policy.measure; restricted to the held-out rows if `holdout` is given."""
+    """See Policy.measure; with `held` restricted to the rows held out."""
     policy = selector.policy
-    _, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, True)
-    if holdout is not None:
-        signals = signals.of(holdout.rows(signals))
+    row_n, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, True)
+    if held:
+        signals = signals.of(selector.held(shard, row_n))
     return policy.measure(epoch, question, signals, thresholds)
 
 
@@ -265,14 +281,11 @@ def _select_shard(
     selector: Selector,
     epoch: int,
     thresholds: Thresholds,
-    holdout: Holdout | None,
     shard: int,
 ) -> Counts:
     policy = selector.policy
     row_n, signals = selector.signals(shard, epoch if policy.uses_uncertainty else None, True)
-    choice = policy.choose(epoch, signals, thresholds)
-    if holdout is not None and shard in holdout.shards:
-        choice = choice.without(holdout.rows(signals))
+    choice = policy.choose(epoch, signals, thresholds).without(selector.held(shard, row_n))
     chosen_n = np.flatnonzero(choice.weight_n)
     label_n = choice.label_n[chosen_n]
     weight_n = choice.weight_n[chosen_n].astype(np.float32)

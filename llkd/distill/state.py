@@ -6,7 +6,7 @@ from llkd.cluster.integrity import read_record, record_shards
 from llkd.core.calibration import Calibration
 from llkd.core.thresholds import Thresholds
 from llkd.distill.epoch_stats import STATS, read_stats
-from llkd.distill.holdout import holdout_of, make_validation
+from llkd.distill.holdout import make_validation
 from llkd.distill.pseudo_labels import make_pseudo_labels
 from llkd.distill.refine import refine
 from llkd.distill.selection import Selector
@@ -44,7 +44,7 @@ def prepare_epochs(selector: Selector, calibration: Calibration, tracker: Any) -
     layout = RunLayout(selector.config.run_dir)
     refine(selector, calibration, tracker)
     make_pseudo_labels(selector.config, selector.shards, calibration, selector.keeps_teacher_probs)
-    make_validation(selector.config, selector)
+    make_validation(selector, calibration)
     for epoch in begun_epochs(layout):
         if Folder(layout.epoch(epoch)).exists(STATS):
             _complete_selection(selector, epoch)
@@ -66,8 +66,7 @@ def _complete_selection(selector: Selector, epoch: int) -> None:
         return
     if missing:
         thresholds = Thresholds.from_json(read_stats(selector.config, epoch)["thresholds"])
-        holdout = holdout_of(selector.config, selector)
-        selector.select_by(epoch, thresholds, holdout, sorted(missing))
+        selector.select_by(epoch, thresholds, sorted(missing))
     if not counted:
         folder.write_json(COUNTS, selector.recount(epoch).to_json(), indent=None)
     if read_record(folder) is not None:

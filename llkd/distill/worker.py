@@ -17,12 +17,11 @@ import ray
 from llkd.cluster.progress import throttled
 from llkd.cluster.telemetry import Work
 from llkd.config.run import RunConfig
-from llkd.core.holdout import Holdout
 from llkd.core.thresholds import Thresholds
 from llkd.distill import probe
 from llkd.distill.checkpointing import CheckpointStore
 from llkd.distill.epoch_stats import STATS, best_epoch, notes, read_stats, scores_until
-from llkd.distill.holdout import holdout_of, read_validation, write_predictions
+from llkd.distill.holdout import read_validation, write_predictions
 from llkd.distill.idle_time import Waits
 from llkd.distill.pseudo_labels import teacher_statistics
 from llkd.distill.scoring_pass import UncertaintyPass
@@ -101,7 +100,6 @@ class EpochLoop:
         self.model = parallel_model(whole, student.parallel, self.workers, self.device)
         self._weights = whole  # without the parallel wrapper
         self.trainer = Trainer(self.model, student, self.device, self._bfloat16)
-        self.holdout: Holdout | None = holdout_of(config, selector)
         self.validation = read_validation(config)
 
     def run(self) -> None:
@@ -116,7 +114,7 @@ class EpochLoop:
             )
         if self.rank == 0 and not self.layout.is_round:
             self.tracker.doing.remote("the linear probe")
-            probe.fit(self.selector, self.holdout, self.validation, self.device, self._bfloat16)
+            probe.fit(self.selector, self.validation, self.device, self._bfloat16)
         self._agreed(None)
         self._begun = time.monotonic()
         if first > 0 and read_stats(self.config, first - 1)["stopped"]:
@@ -205,7 +203,6 @@ class EpochLoop:
                 teacher_statistics(self.selector.config),
                 self.uncertainty.merged(epoch) if self.policy.uses_uncertainty else None,
                 previous,
-                self.holdout,
             )
             folder.write_json(STATS, stats)
         self._agreed(None)

@@ -1,9 +1,11 @@
 """The rows that are held out of training."""
 
+import json
+
 import numpy as np
 import pytest
 
-from llkd.core.holdout import MAX_ROWS, draw_holdout
+from llkd.core.holdout import MAX_ROWS, Holdout, draw_holdout
 from llkd.core.policies import Signals
 from llkd.core.statistics import ClassStatistics, class_statistics
 
@@ -19,7 +21,6 @@ def corpus(rows: int, classes: int = 2) -> tuple[Signals, ClassStatistics]:
 def test_a_share_of_the_confident_rows_and_no_other() -> None:
     signals, statistics = corpus(20000)
     holdout = draw_holdout(0.1, statistics, shards=1, seed=3)
-    assert holdout is not None
     held_n = holdout.rows(signals)
     assert held_n.sum() == pytest.approx(1000, rel=0.1)  # a tenth of half the rows
     assert signals.confidence_n[held_n].min() >= 0.5 - 1e-4
@@ -29,7 +30,6 @@ def test_a_share_of_the_confident_rows_and_no_other() -> None:
 def test_the_same_rows_however_the_corpus_is_cut() -> None:
     signals, statistics = corpus(2000)
     holdout = draw_holdout(0.2, statistics, shards=1, seed=3)
-    assert holdout is not None
     parts = [holdout.rows(signals.of(part)) for part in np.split(np.arange(2000), 4)]
     assert np.array_equal(np.concatenate(parts), holdout.rows(signals))
 
@@ -38,19 +38,19 @@ def test_a_large_corpus_gives_no_more_than_are_needed_from_a_few_shards() -> Non
     signals, statistics = corpus(100_000)
     large = ClassStatistics(*(1000 * value for value in vars(statistics).values()))
     holdout = draw_holdout(0.5, large, shards=1000, seed=3)
-    assert holdout is not None
     assert len(holdout.shards) == 64
     # one shard has a 1000th of the rows: 100,000, and half of them are confident
     assert holdout.rows(signals).sum() * 64 == pytest.approx(MAX_ROWS, rel=0.15)
 
 
-def test_a_small_class_gives_none_and_no_share_means_none() -> None:
+def test_a_small_class_gives_none() -> None:
     label_n = np.array([0] * 1000 + [1] * 20)
     confidence_n = np.linspace(0.5, 1.0, 1020)
     statistics = class_statistics(label_n, confidence_n, None, 3)
     holdout = draw_holdout(0.5, statistics, shards=1, seed=0)
-    assert holdout is not None
     held_n = holdout.rows(Signals(label_n, confidence_n, None, np.arange(1020)))
     assert held_n[:1000].any()
     assert not held_n[1000:].any()
-    assert draw_holdout(0.0, statistics, shards=1, seed=0) is None
+    again = Holdout.from_json(json.loads(json.dumps(holdout.to_json())), seed=0)
+    assert np.array_equal(again.confidence_c, holdout.confidence_c)
+    assert (again.shards, again.rate, again.seed) == (holdout.shards, holdout.rate, holdout.seed)

@@ -13,10 +13,8 @@ from safetensors.numpy import load_file
 
 from llkd.config.run import RunConfig
 from llkd.core.statistics import on_grid
-from llkd.core.thresholds import Thresholds
-from llkd.core.uncertainty import entropy
 from llkd.distill.epoch_stats import read_stats
-from llkd.distill.holdout import holdout_of
+from llkd.distill.holdout import make_validation
 from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import make_pseudo_labels, teacher_statistics
 from llkd.distill.selection import Selector
@@ -210,13 +208,12 @@ def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
     selector = selector_of(config)
     calibration = calibrate(config)
     make_pseudo_labels(config, selector.shards, calibration, selector.keeps_teacher_probs)
-    holdout = holdout_of(config, selector)
-    assert holdout is not None
-    stats = selector.select(0, teacher_statistics(selector.config), None, None, holdout)
+    make_validation(selector, calibration)
+    stats = selector.select(0, teacher_statistics(selector.config), None, None)
     trainable_c = np.zeros(3)
     for shard in range(7):
-        _, signals = selector.signals(shard, None)
-        held_n = holdout.rows(signals) & (shard in holdout.shards)
+        row_n, signals = selector.signals(shard, None)
+        held_n = selector.held(shard, row_n)
         trainable_c += np.bincount(signals.label_n[~held_n], minlength=3)
     for found, trainable in zip(stats["classes"].values(), trainable_c, strict=True):
         assert trainable < 0.9 * found["rows"]
@@ -242,40 +239,6 @@ def write_uncertainty(config: RunConfig, epoch: int, shard: int, values: np.ndar
         schema = with_probs(schema, pa.float16(), 3)
     table = pa.table(columns, schema=schema)
     Folder(RunLayout(config.run_dir).uncertainty(epoch)).write_shard(shard, table)
-
-
-@pytest.mark.usefixtures("in_process")
-def test_refined_labels_and_soft_targets_are_kept_and_made_again(
-    tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker
-) -> None:
-    config = make_config(
-        run_dir=str(tmp_path / "run"), test=None, selection={"policy": "refined"},
-        student={"epochs": 3, "loss": "mix", "learning_rate": 1e-2},
-    )  # fmt: skip
-    distilled(config, tracker)
-    layout = RunLayout(config.run_dir)
-    selector = selector_of(config)
-    found = []
-    for epoch in (1, 2):
-        stats = read_stats(config, epoch)
-        thresholds = Thresholds.from_json(stats["thresholds"])
-        assert 0 <= thresholds.parameters["beta"] <= 1
-        assert np.isfinite(stats["training_loss"])
-        _, signals = selector.signals(2, epoch, distributions=True)
-        assert signals.student_nc is not None
-        assert signals.uncertainty_n is not None
-        # the distributions are the epoch's own, to the two bytes that a number is kept in
-        assert entropy(signals.student_nc) == pytest.approx(signals.uncertainty_n, abs=2e-3)
-        chosen = Folder(layout.selection(epoch)).read_shard(2)
-        seen = selector.policy.view(epoch, signals, thresholds)
-        assert chosen["label"].to_pylist() == seen.label_n[chosen["row"].to_numpy()].tolist()
-        assert seen.teacher_nc is not None
-        expected = seen.teacher_nc[chosen["row"].to_numpy()]
-        assert matrix(chosen["probs"]) == pytest.approx(expected, abs=1e-6)
-        found.append(selected_rows(config, epoch))
-    lose_last_epoch(config)
-    distill(config, calibrate(config), live_tracker())
-    assert selected_rows(config, 2) == found[1]
 
 
 def test_gold_never_reaches_training(

@@ -116,6 +116,13 @@ def fitted_probe(problem: Problem, seed: int) -> RunResult:
     return probe_result(seed, found.accuracy, found.macro_f1, time.monotonic() - started)
 
 
+def _signals(probs_nc: np.ndarray, position_n: np.ndarray) -> Signals:
+    """The signals of labels with these distributions, shape (N, C)."""
+    return Signals(
+        probs_nc.argmax(axis=1), on_grid(probs_nc.max(axis=1)), None, position_n, None, probs_nc
+    )
+
+
 class Head(torch.nn.Module):
     """A linear layer, or two with tanh between them, with dropout before each."""
 
@@ -161,27 +168,26 @@ class CheapRun:
                 problem.corpus_nd, probs_nc, problem.fold_n, config.selection.beta
             )
             probs_nc = refiner.refine(problem.corpus_nd, probs_nc, problem.fold_n)
-        self.signals = Signals(
-            probs_nc.argmax(axis=1), on_grid(probs_nc.max(axis=1)), None, problem.position_n, None,
-            probs_nc,
-        )  # fmt: skip
+        self.signals = _signals(probs_nc, problem.position_n)
         self.held_n = self._held_out()
-        label_v = self.signals.label_n[self.held_n]
+        label_v = problem.teacher_nc.argmax(axis=1)[self.held_n]
         self.validation = Validation([""] * len(label_v), label_v, classes)
 
     def _held_out(self) -> np.ndarray:
         """Rows that are never trained on, bool, shape (N,)."""
-        problem, classes = self.problem, len(self.config.task.labels)
-        label_n, confidence_n = self.signals.label_n, self.signals.confidence_n
+        problem, fraction = self.problem, self.config.student.validation_fraction
+        signals = _signals(problem.teacher_nc, problem.position_n)
+        if fraction == 0:
+            return np.zeros(len(signals.label_n), dtype=bool)
         holdout = draw_holdout(
-            self.config.student.validation_fraction,
-            class_statistics(label_n, confidence_n, None, classes),
+            fraction,
+            class_statistics(
+                signals.label_n, signals.confidence_n, None, len(self.config.task.labels)
+            ),
             int(problem.shard_n.max()) + 1,
             self.config.seed,
         )
-        if holdout is None:
-            return np.zeros(len(label_n), dtype=bool)
-        return holdout.rows(self.signals) & np.isin(problem.shard_n, sorted(holdout.shards))
+        return holdout.rows(signals) & np.isin(problem.shard_n, sorted(holdout.shards))
 
     def run(self) -> RunResult:
         """Train all epochs and evaluate the best or the last of them."""

@@ -174,7 +174,6 @@ def test_what_each_policy_asks_for() -> None:
         for policy in [make_policy(name)]
     }
     assert needs["llkd"] == (True, False, False)
-    assert needs["all"] == needs["random"] == needs["teacher_confidence"] == (False, False, False)
-    assert needs["refined"] == (True, True, True)
+    assert needs["all"] == needs["random"] == needs["refined"] == (False, False, False)
     for name in ("freematch", "softmatch", "small_loss", "confident_learning"):
         assert needs[name] == (True, True, False)

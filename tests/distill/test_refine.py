@@ -1,0 +1,162 @@
+"""Labels refined before the first epoch, by probes on a frozen student."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llkd.distill.refine
+from llkd.core.calibration import Calibration
+from llkd.core.refinement import FOLDS, fold_of
+from llkd.distill.policy import policy_of
+from llkd.distill.pseudo_labels import make_pseudo_labels
+from llkd.distill.refine import RESULT, WEIGHTS, read_refinement, refine
+from llkd.distill.selection import Selector
+from llkd.store.arrays import matrix
+from llkd.store.folder import Folder
+from llkd.store.manifest import require_complete
+from llkd.store.schema import LOGPROBS, RunLayout, shard_starts
+from llkd.student.probe import Refiner, fit_refiner
+from llkd.teacher.calibrate import calibrate
+from tests.conftest import MadeRun, SilentTracker
+from tests.in_process import in_process
+
+ROWS, CLASSES = 600, 3
+
+
+def noisy_teacher(noise: float = 0.4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(features, distributions of a teacher, gold): a linear rule, and labels drawn wrong at random."""
+    random = np.random.default_rng(0)
+    features_nd = random.normal(size=(ROWS, 8)).astype(np.float32)
+    gold_n = (features_nd @ random.normal(size=(8, CLASSES))).argmax(axis=1)
+    said_n = np.where(random.random(ROWS) < noise, random.integers(0, CLASSES, ROWS), gold_n)
+    return features_nd, 0.55 * np.eye(CLASSES)[said_n] + 0.15, gold_n
+
+
+def test_refinement_corrects_labels_that_contradict_those_of_similar_texts() -> None:
+    features_nd, teacher_nc, gold_n = noisy_teacher()
+    fold_n = np.arange(ROWS) % FOLDS
+    refiner = fit_refiner(features_nd, teacher_nc, fold_n, beta=1.0)
+    refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
+    before = (teacher_nc.argmax(axis=1) == gold_n).mean()
+    after = (refined_nc.argmax(axis=1) == gold_n).mean()
+    assert (before < 0.77, after > 0.87) == (True, True)
+    assert refined_nc.mean(axis=0) == pytest.approx(teacher_nc.mean(axis=0), rel=5e-3)
+    kept = Refiner.from_arrays(refiner.arrays(), 1.0).refine(features_nd, teacher_nc, fold_n)
+    assert kept == pytest.approx(refined_nc, abs=1e-4)
+
+
+def test_features_that_say_nothing_change_no_label() -> None:
+    _, teacher_nc, _ = noisy_teacher()
+    features_nd = np.random.default_rng(1).normal(size=(ROWS, 8)).astype(np.float32)
+    fold_n = np.arange(ROWS) % FOLDS
+    refined_nc = fit_refiner(features_nd, teacher_nc, fold_n, 1.0).refine(
+        features_nd, teacher_nc, fold_n
+    )
+    assert np.array_equal(refined_nc.argmax(axis=1), teacher_nc.argmax(axis=1))
+
+
+def test_a_rows_own_label_does_not_count() -> None:
+    features_nd, teacher_nc, _ = noisy_teacher()
+    fold_n = np.arange(ROWS) % FOLDS
+    other_nc = np.where((fold_n == 2)[:, None], np.roll(teacher_nc, 1, axis=1), teacher_nc)
+    # After one round only: later rounds fit to labels that were refined with those of this fold.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llkd.student.probe.ROUNDS", 1)
+        patch.setattr("llkd.student.probe.PENALTIES", (1e-3,))
+        found = [fit_refiner(features_nd, p_nc, fold_n, 1.0) for p_nc in (teacher_nc, other_nc)]
+    mine, others = ([r.arrays()["weight"][fold] for r in found] for fold in (2, 1))
+    assert np.array_equal(mine[0], mine[1])
+    assert not np.array_equal(others[0], others[1])
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, labelled_run: MadeRun) -> tuple[Selector, Calibration]:
+    return of_run(labelled_run.copy(tmp_path / "run"))
+
+
+def of_run(run: MadeRun, **sections: Any) -> tuple[Selector, Calibration]:
+    config = run.config(**sections)
+    rows = require_complete(Folder(RunLayout(config.run_dir).rows("corpus")), "ingest")
+    selector = Selector(config, shard_starts(rows.results["rows"]), policy_of(config))
+    return selector, calibrate(config)
+
+
+def made(selector: Selector, calibration: Calibration) -> list[bytes]:
+    """The refined shards, byte by byte."""
+    with in_process():
+        refine(selector, calibration, SilentTracker())
+    folder = Path(RunLayout(selector.config.run_dir).pseudo_labels)
+    return [path.read_bytes() for path in sorted(folder.glob("part-*.parquet"))]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_shards_are_refined_out_of_fold_and_made_again_to_the_byte(
+    prepared: tuple[Selector, Calibration],
+) -> None:
+    selector, calibration = prepared
+    layout = RunLayout(selector.config.run_dir)
+    before = made(selector, calibration)
+    assert len(before) == selector.shards
+    found = read_refinement(selector.config)
+    assert found is not None
+    assert found["fitted"]
+    stored = Folder(layout.refinement).read_bytes(WEIGHTS)
+    Path(layout.pseudo_labels, "part-00001.parquet").unlink()
+    Path(layout.refinement, RESULT).write_text("{")  # damaged: fitted again
+    assert made(selector, calibration) == before
+    assert Folder(layout.refinement).read_bytes(WEIGHTS) == stored
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_actors_write_the_same_labels(
+    prepared: tuple[Selector, Calibration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selector, calibration = prepared
+    layout = RunLayout(selector.config.run_dir)
+    made(selector, calibration)
+    folder = Folder(layout.pseudo_labels)
+    here = [folder.read_shard(shard) for shard in range(selector.shards)]
+    folder.delete()
+    Folder(layout.refinement).delete()
+    monkeypatch.setattr(llkd.distill.refine, "alone_on_cpus", lambda: False)
+    refine(selector, calibration, SilentTracker())
+    for shard, table in enumerate(here):
+        again = folder.read_shard(shard)
+        assert again["row"].equals(table["row"])
+        assert again["label"].equals(table["label"])
+        assert np.allclose(again["confidence"], table["confidence"], atol=1e-4)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    "selection", [{"refine": False}, {"policy": "all"}, {"policy": "random", "refine": None}]
+)
+def test_a_baseline_keeps_the_teachers_labels(
+    tmp_path: Path, labelled_run: MadeRun, selection: dict[str, Any]
+) -> None:
+    selector, calibration = of_run(labelled_run.copy(tmp_path / "run"), selection=selection)
+    assert made(selector, calibration) == []
+    with in_process():
+        make_pseudo_labels(selector.config, selector.shards, calibration, False)
+    layout = RunLayout(selector.config.run_dir)
+    logprobs = Folder(layout.labels("corpus")).read_shard(0, [LOGPROBS])[LOGPROBS]
+    label_n = Folder(layout.pseudo_labels).read_shard(0)["label"].to_numpy()
+    assert np.array_equal(label_n, calibration.apply(matrix(logprobs)).argmax(axis=1))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_handful_of_rows_is_not_refined(
+    prepared: tuple[Selector, Calibration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llkd.distill.refine, "SMALLEST_SAMPLE", 10_000)
+    selector, calibration = prepared
+    assert made(selector, calibration) == []
+    found = read_refinement(selector.config)
+    assert found is not None
+    assert not found["fitted"]
+
+
+def test_equal_texts_share_a_fold() -> None:
+    assert len(set(fold_of(["the same text"] * 20).tolist())) == 1
