@@ -20,6 +20,7 @@ from llkd.distill.epoch_stats import best_epoch, read_stats, scores_until
 from llkd.distill.policy import policy_of
 from llkd.distill.precision import chosen_precision
 from llkd.distill.probe import keeps_probe, read_probe
+from llkd.distill.refine import read_refinement
 from llkd.distill.selection import Selector
 from llkd.distill.shard_queue import ShardQueue
 from llkd.distill.state import prepare_epochs, record_epoch, trained_epochs
@@ -96,7 +97,7 @@ def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
     config = selector.config
     stats = [read_stats(config, epoch) for epoch in range(epochs)]
     visits = sum(entry["selected"] - entry["dropped"] for entry in stats)
-    best = _chosen_epoch(config, epochs)
+    best, refinement = _chosen_epoch(config, epochs), read_refinement(config)
     return {
         "checkpoint": checkpoint_name(best),
         "epoch": best,
@@ -106,6 +107,7 @@ def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
         "rows": rows,
         "row_visits_fraction": visits / (rows * epochs),
         "unique_rows_fraction": selector.unique_rows(epochs) / rows,
+        **({} if refinement is None else {"relabelled_fraction": refinement["changed"]}),
         "stats": stats,  # a copy, in case a file is lost
     }
 

@@ -59,6 +59,8 @@ def collect_metrics(
         "steps": sum(stats["steps"] for stats in distilled["stats"]),
         "unique_rows_fraction": distilled["unique_rows_fraction"],
     }
+    if "relabelled_fraction" in distilled:
+        metrics["selection"]["relabelled_fraction"] = distilled["relabelled_fraction"]
     seconds = {
         "ingest": sum(entry["seconds"] for entry in ingested),
         "label": labelled["seconds"],
