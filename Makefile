@@ -18,8 +18,6 @@ BIN := $(VENV)/bin
 # Bytecode is compiled at the first import: compiling packages that are never imported costs a minute.
 # It must be kept: a run starts dozens of processes, and each would compile torch and Ray again.
 unexport PYTHONDONTWRITEBYTECODE
-# Python may cache its bytecode: without, each of Ray's processes starts three times as slowly.
-unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install -qq --no-deps --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
