@@ -43,7 +43,6 @@ REQUESTS = {
     "ingest": Requests(4, 1),  # of a Parquet source: size, footer, metadata, a range of rows
     "label": Requests(2, 1),
     "prepare": Requests(4, 1),  # labels; the pseudo-labels again, for their statistics
-    "refine": Requests(6, 1),  # texts, besides
     "score": Requests(6, 1),  # row numbers, texts, and the pseudo-labels with the sums
     "select": Requests(4, 1),  # pseudo-labels and uncertainty
     "train": Requests(4, 0),  # selected rows and their texts
@@ -228,10 +227,11 @@ class Estimate:
         trainers = scorers._replace(rate=load.train_rate)
         cpus = self._cpus(SELECT_RATE)
         last_reads += epochs * REQUESTS["unique"].reads
-        if config.selection.refines and not prefix:  # rounds of labelling refine nothing
-            stages = [self._stage("refine", labelled, self._predictors, pseudo_labels)]
-        else:
-            stages = [self._stage("prepare", labelled, cpus, pseudo_labels, prefix=prefix)]
+        refines = config.selection.refines and not prefix  # rounds of labelling refine nothing
+        makers, texts = (self._predictors, 2) if refines else (cpus, 0)
+        stages = [
+            self._stage("prepare", labelled, makers, pseudo_labels, prefix=prefix, reads=texts)
+        ]
         taken = 0  # optimiser steps
         for number, share in enumerate(selected_shares(config), start=1):
             epoch, rows = f"{prefix}epoch {number} ", labelled * share
