@@ -153,9 +153,11 @@ class Selector:
         if uncertainty_c is not None:
             statistics = replace(statistics, uncertainty_c=uncertainty_c)
 
+        validation = Folder(self._layout.validation)
+        held_shards = sorted(validation.shards()) if self.holds_out else []
+
         def measure(question: str, thresholds: Thresholds, held: bool = False) -> Tally:
-            validation = Folder(self._layout.validation)
-            shards = sorted(validation.shards()) if held else range(self.shards)
+            shards = held_shards if held else range(self.shards)
             work = partial(_measure_shard, self, epoch, question, thresholds, held)
             total: Tally = sum_over_shards(Tally, work, shards, reserve=False)
             return total
@@ -165,7 +167,7 @@ class Selector:
             return counts, counts.selected_c
 
         state, counts = select(
-            self.policy, epoch, statistics, previous, measure, choose, self.holds_out
+            self.policy, epoch, statistics, previous, measure, choose, bool(held_shards)
         )
         Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
         scored = uncertainty_c is not None

@@ -122,7 +122,7 @@ def test_the_same_choice_for_1_2_and_7_shards_and_any_order(name: PolicyName, ru
     label_n, weight_n = label_en[-1], weight_en[-1]
     assert np.isfinite(weight_n).all()
     assert (weight_n >= 0).all()
-    if name not in ("all", "random", "softmatch"):
+    if name not in ("all", "random", "softmatch", "refined"):  # refined: of a part of the rows
         for label in np.unique(label_n):
             assert (weight_n[label_n == label] > 0).mean() >= 0.1
 

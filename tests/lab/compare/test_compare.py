@@ -166,7 +166,7 @@ def test_fine_tuned_runs_share_rows_and_labels_and_resume(
     ]  # fmt: skip
     metrics = Folder(f"{config.run_dir}/compare/refined-0").read_json(METRICS)
     assert first[-1].macro_f1 == metrics["probe"]["test"]["macro_f1"]
-    assert set(first[0].reliability) == {"confidence", "uncertainty"}
+    assert set(first[0].reliability) == {"confidence"}
     folder = Path(config.run_dir, "compare/refined-0")
     assert (folder / "student/model.safetensors").exists()
     assert not (folder / "corpus").exists()
@@ -182,13 +182,13 @@ def test_students_of_a_seed_share_the_first_scores(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
     config = copied(labelled[0], tmp_path / "run")
-    policies = ["refined", "llkd", "llkd:selection.uncertainty=margin;student.epochs=1"]
+    policies = ["small_loss", "llkd", "llkd:selection.uncertainty=margin;student.epochs=1"]
     run_fine_tuned(config, policies, 1, silent())
-    refined, llkd, margin = (
+    small_loss, llkd, margin = (
         [path.read_bytes() for path in sorted(folder.glob("epochs/00/uncertainty/part-*"))]
         for folder in (Path(run.run_dir) for _, run in variants(config, policies, 1))
     )
-    assert llkd == refined  # including the distributions, which only the refined policy needs
+    assert llkd == small_loss  # including the distributions, which only that policy needs
     assert len(margin) == len(llkd)
     assert margin != llkd
 
