@@ -1,11 +1,14 @@
 """The confident rows of one part of the corpus per epoch, for refined labels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from llkd.core.draws import uniform_by_position
-from llkd.core.policies.base import Choice, Signals
+from llkd.core.policies.base import ROWS, Choice, Signals, State
 from llkd.core.policies.threshold import Rule, ThresholdPolicy
 from llkd.core.policy_names import WeightKind
+from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
 
 _STREAM = 0x6A7D5EED
@@ -46,8 +49,23 @@ class Refined(ThresholdPolicy):
         )  # fmt: skip
         self.parts = parts
 
+    def question(self, epoch: int, state: State, asked: Sequence[str]) -> str | None:
+        """See Policy.question."""
+        return None if ROWS in asked else ROWS
+
+    def measure(self, epoch: int, question: str, signals: Signals, thresholds: Thresholds) -> Tally:
+        """See Policy.measure; confidences are counted in the epoch's part, which fills a class."""
+        found = super().measure(epoch, question, signals, thresholds)
+        part = signals.of(self._in_part(epoch, signals))
+        of_part = self.class_statistics(part, thresholds)
+        return Tally({**found.values, "histogram_cb": of_part.histogram_cb})
+
     def choose(self, epoch: int, signals: Signals, thresholds: Thresholds) -> Choice:
         """See Policy.choose: only rows of the epoch's part, also to fill a class."""
+        chosen = super().choose(epoch, signals, thresholds)
+        return chosen.without(~self._in_part(epoch, signals))
+
+    def _in_part(self, epoch: int, signals: Signals) -> np.ndarray:
+        """Mask of the rows of the epoch's part: bool, shape (N,)."""
         draw_n = uniform_by_position(signals.position_n, self.seed, _STREAM)
-        in_part_n = np.floor(draw_n * self.parts) == epoch % self.parts
-        return super().choose(epoch, signals, thresholds).without(~in_part_n)
+        return np.asarray(np.floor(draw_n * self.parts) == epoch % self.parts)

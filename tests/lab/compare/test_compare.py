@@ -160,20 +160,20 @@ def test_fine_tuned_runs_share_rows_and_labels_and_resume(
     labelled: tuple[RunConfig, MakeConfig], tmp_path: Path
 ) -> None:
     config = copied(labelled[0], tmp_path / "run")
-    first = run_fine_tuned(config, ["refined", "random"], 1, silent())
+    first = run_fine_tuned(config, ["llkd", "random"], 1, silent())
     assert [(run.policy, run.seed, len(run.epochs)) for run in first] == [
-        ("refined", 0, 2), ("random", 0, 2), (PROBE, 0, 0),
+        ("llkd", 0, 2), ("random", 0, 2), (PROBE, 0, 0),
     ]  # fmt: skip
-    metrics = Folder(f"{config.run_dir}/compare/refined-0").read_json(METRICS)
+    metrics = Folder(f"{config.run_dir}/compare/llkd-0").read_json(METRICS)
     assert first[-1].macro_f1 == metrics["probe"]["test"]["macro_f1"]
-    assert set(first[0].reliability) == {"confidence"}
-    folder = Path(config.run_dir, "compare/refined-0")
+    assert set(first[0].reliability) == {"confidence", "uncertainty"}
+    folder = Path(config.run_dir, "compare/llkd-0")
     assert (folder / "student/model.safetensors").exists()
     assert not (folder / "corpus").exists()
     assert not (folder / "labels").exists()
     students = sorted(Path(config.run_dir).rglob("model.safetensors"))
     written_at = [path.stat().st_mtime_ns for path in students]
-    assert run_fine_tuned(config, ["refined", "random"], 1, silent()) == first
+    assert run_fine_tuned(config, ["llkd", "random"], 1, silent()) == first
     assert [path.stat().st_mtime_ns for path in students] == written_at
 
 
