@@ -9,14 +9,15 @@ import pytest
 import llkd.distill.refine
 from llkd.core.calibration import Calibration
 from llkd.core.refinement import FOLDS
+from llkd.distill.holdout import make_validation
 from llkd.distill.policy import policy_of
-from llkd.distill.pseudo_labels import make_pseudo_labels
+from llkd.distill.pseudo_labels import make_pseudo_labels, pseudo_labels
 from llkd.distill.refine import RESULT, WEIGHTS, read_refinement, refine
 from llkd.distill.selection import Selector
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
-from llkd.store.schema import LOGPROBS, RunLayout, shard_starts
+from llkd.store.schema import LABEL, LOGPROBS, ROW, RunLayout, shard_starts
 from llkd.student.probe import Refiner, fit_refiner
 from llkd.teacher.calibrate import calibrate
 from tests.conftest import MadeRun, SilentTracker
@@ -157,3 +158,26 @@ def test_a_handful_of_rows_is_not_refined(
     found = read_refinement(selector.config)
     assert found is not None
     assert not found["fitted"]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_rows_held_out_have_the_teachers_labels(tmp_path: Path, labelled_run: MadeRun) -> None:
+    student = {"validation_fraction": 0.5}
+    selector, calibration = of_run(labelled_run.copy(tmp_path / "run"), student=student)
+    layout = RunLayout(selector.config.run_dir)
+    for shard in range(selector.shards):  # as refinement could leave them: every label another
+        logprobs = Folder(layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
+        probs_nc = np.roll(calibration.apply(matrix(logprobs[LOGPROBS])), 1, axis=1)
+        table = pseudo_labels(logprobs[ROW], probs_nc, False)
+        Folder(layout.pseudo_labels).write_shard(shard, table)
+    with in_process():
+        make_validation(selector, calibration)
+    held = 0
+    for shard in range(selector.shards):
+        logprobs = Folder(layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
+        label_n = calibration.apply(matrix(logprobs[LOGPROBS])).argmax(axis=1)
+        held_n = selector.held(shard, logprobs[ROW].to_numpy())
+        kept = Folder(layout.validation).read_shard(shard, [LABEL])[LABEL].to_numpy()
+        assert np.array_equal(kept, label_n[held_n])
+        held += held_n.sum()
+    assert held > 50
