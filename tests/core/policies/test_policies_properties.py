@@ -177,3 +177,12 @@ def test_what_each_policy_asks_for() -> None:
     assert needs["all"] == needs["random"] == needs["refined"] == (False, False, False)
     for name in ("freematch", "softmatch", "small_loss", "confident_learning"):
         assert needs[name] == (True, True, False)
+
+
+def test_a_class_is_filled_from_the_part_of_the_epoch() -> None:
+    policy = make_policy("refined", PolicySettings(class_floor=0.2, parts=4, keep=0.01))
+    signals = corpus()
+    _, label_en, weight_en = chosen(policy, signals, CLASSES, [np.arange(ROWS)])
+    for epoch in range(3):
+        largest_n = label_en[epoch] == np.bincount(label_en[epoch]).argmax()
+        assert (weight_en[epoch][largest_n] > 0).mean() >= 0.2  # a quarter is in the part
