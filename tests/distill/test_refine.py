@@ -100,9 +100,6 @@ def test_shards_are_refined_out_of_fold_and_made_again_to_the_byte(
     layout = RunLayout(selector.config.run_dir)
     before = made(selector, calibration)
     assert len(before) == selector.shards
-    found = read_refinement(selector.config)
-    assert found is not None
-    assert found["fitted"]
     stored = Folder(layout.refinement).read_bytes(WEIGHTS)
     Path(layout.pseudo_labels, "part-00001.parquet").unlink()
     Path(layout.refinement, RESULT).write_text("{")  # damaged: fitted again
@@ -112,9 +109,11 @@ def test_shards_are_refined_out_of_fold_and_made_again_to_the_byte(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("sample", [16384, 40])
 def test_actors_write_the_same_labels(
-    prepared: tuple[Selector, Calibration], monkeypatch: pytest.MonkeyPatch
+    prepared: tuple[Selector, Calibration], monkeypatch: pytest.MonkeyPatch, sample: int
 ) -> None:
+    monkeypatch.setattr(llkd.distill.refine, "PROBE_ROWS", sample)
     selector, calibration = prepared
     layout = RunLayout(selector.config.run_dir)
     made(selector, calibration)
@@ -155,9 +154,7 @@ def test_a_handful_of_rows_is_not_refined(
     monkeypatch.setattr(llkd.distill.refine, "SMALLEST_SAMPLE", 10_000)
     selector, calibration = prepared
     assert made(selector, calibration) == []
-    found = read_refinement(selector.config)
-    assert found is not None
-    assert not found["fitted"]
+    assert read_refinement(selector.config) is None
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -44,8 +44,9 @@ from llkd.store.schema import RunLayout
 GAP_SECONDS = (1.0, 8.0)
 """Range of the time between two faults of a run, drawn uniformly."""
 
-STALLED_SECONDS = 600.0
-"""A start of a run that takes longer counts as hung."""
+STALLED_SECONDS = 1800.0
+"""A start of a run that takes longer counts as hung: far more than a slow and busy machine needs for a
+corpus that is small enough for fault injection."""
 
 MAX_STARTS = 40
 """Starts of one run."""
@@ -111,7 +112,8 @@ class Harness:
                 status = process.wait(timeout=STALLED_SECONDS)
             except subprocess.TimeoutExpired:
                 raise ChaosError(
-                    f"The run does not end within {STALLED_SECONDS:.0f} s even without faults",
+                    f"The run does not end within {STALLED_SECONDS:.0f} s even without faults; the end "
+                    f"of its log: {_last_line(log)}",
                     f"Take a smaller corpus, or see {log}.",
                 ) from None
         if status:
@@ -140,7 +142,9 @@ class Harness:
             with self._started(config, outcome.starts) as (process, log):
                 status = self._inject_into(process, outcome, waiting, random)
             if status is None:
-                outcome.problems.append(f"hung for {STALLED_SECONDS:.0f} s; see {log}")
+                outcome.problems.append(
+                    f"hung for {STALLED_SECONDS:.0f} s after {_last_line(log)}; see {log}"
+                )
                 break
             outcome.statuses.append(status)
             if status not in (0, -9) and not _names_error(log):
@@ -216,6 +220,11 @@ class Harness:
             time.sleep(2 * REPLY_SECONDS + random.uniform(0, 3))
             self.cluster.replace_lost()
         return what
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log."""
+    return (log.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1].strip()
 
 
 def _names_error(log: Path) -> bool:
