@@ -169,7 +169,9 @@ def recorded_config(config: RunConfig) -> RunConfig:
             f"There is no run in {root}: it has no run.yaml.",
             "Run jobs/run.py first, or correct run_dir.",
         )
-    return load_config(f"{root}/run.yaml").model_copy(update={"run_dir": config.run_dir})
+    # Any valid run_dir in place of the recorded one, which jobs/compare.py may have chosen.
+    found = load_config(f"{root}/run.yaml", ["run_dir=runs"])
+    return found.model_copy(update={"run_dir": config.run_dir})
 
 
 def gather(config: RunConfig) -> Facts:

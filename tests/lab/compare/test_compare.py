@@ -169,6 +169,7 @@ def test_fine_tuned_runs_share_rows_and_labels_and_resume(
     assert set(first[0].reliability) == {"confidence", "uncertainty"}
     folder = Path(config.run_dir, "compare/llkd-0")
     assert (folder / "student/model.safetensors").exists()
+    assert (folder / "report.html").exists()
     assert not (folder / "corpus").exists()
     assert not (folder / "labels").exists()
     students = sorted(Path(config.run_dir).rglob("model.safetensors"))
