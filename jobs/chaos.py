@@ -32,7 +32,7 @@ from llkd.config.packages import require_packages
 
 def main() -> None:
     """Inject, check, and report."""
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_intermixed_args()
     with reported_errors():
         config = load_config(arguments.config, arguments.overrides)
 

@@ -24,7 +24,7 @@ def main() -> None:
         "overrides", nargs="*", default=[], metavar="dotted.key=value",
         help="settings that override those in the file",
     )  # fmt: skip
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with reported_errors():
         run = load_config(arguments.config, arguments.overrides)
     try:

@@ -19,7 +19,7 @@ from llkd.store.folder import portable_path
 
 def main() -> None:
     """Write the report and print its path; exit with 2 without a run, with 1 if it fails."""
-    arguments = job_parser("report", __doc__).parse_args()
+    arguments = job_parser("report", __doc__).parse_intermixed_args()
     with reported_errors():
         from llkd.results.report.facts import recorded_config
 

@@ -45,7 +45,7 @@ def run_job(name: str, description: str | None, measure: Stage | None = None) ->
     parser = job_parser(name, description)
     if measure is not None:
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with reported_errors():
         config = load_config(arguments.config, arguments.overrides)
 

@@ -289,6 +289,11 @@ def test_wrong_input_is_told_in_a_line_and_fails(
     assert ("logs/run-" in todo) == (not any("epoch=" in text for text in overrides))
 
 
+def test_settings_may_follow_options(write_config: WriteConfig) -> None:
+    output = run_job("chaos", write_config(), "--kills", "2", "student.epoch=3", status=2)
+    assert "did you mean 'epochs'" in output
+
+
 def test_a_run_directory_in_use_is_refused_at_once(
     tmp_path: Path, write_config: WriteConfig
 ) -> None:
