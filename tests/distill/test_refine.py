@@ -113,7 +113,6 @@ def test_shards_are_refined_out_of_fold_and_made_again_to_the_byte(
 def test_actors_write_the_same_labels(
     prepared: tuple[Selector, Calibration], monkeypatch: pytest.MonkeyPatch, sample: int
 ) -> None:
-    monkeypatch.setattr(llkd.distill.refine, "PROBE_ROWS", sample)
     selector, calibration = prepared
     layout = RunLayout(selector.config.run_dir)
     made(selector, calibration)
@@ -122,6 +121,8 @@ def test_actors_write_the_same_labels(
     folder.delete()
     Folder(layout.refinement).delete()
     monkeypatch.setattr(llkd.distill.refine, "alone_on_cpus", lambda: False)
+    # In this process only: a corpus larger than the sample, whose other shards a second pool writes.
+    monkeypatch.setattr(llkd.distill.refine, "PROBE_ROWS", sample)
     refine(selector, calibration, SilentTracker())
     for shard, table in enumerate(here):
         again = folder.read_shard(shard)
