@@ -28,7 +28,8 @@ class SelectionConfig(Section):
     refine: bool | None = None
     """Refine the labels before the first epoch: the teacher's distribution of each row times that of a
     linear probe fitted to other rows (see llkd/core/refinement.py). Costs about one scoring pass over
-    the corpus. Default: yes for `llkd` and `refined`; other policies keep the teacher's labels."""
+    the corpus. Default: for `llkd` and `refined`, if the probe confirms the labels that the teacher is
+    surest of; other policies keep the teacher's labels."""
     sides: Sides = "both"
     """For `llkd`: which signals must reach their thresholds."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"
@@ -71,7 +72,7 @@ class SelectionConfig(Section):
 
     @property
     def refines(self) -> bool:
-        """Whether the labels are refined before the first epoch."""
+        """Whether the labels may be refined before the first epoch."""
         return self.policy in ("llkd", "refined") if self.refine is None else self.refine
 
 

@@ -13,6 +13,11 @@ the distributions p and not to their labels, so that it is as unsure as its teac
 it is better, and so is r. The bias keeps the mean of r over the rows equal to that of p: no class grows
 at the expense of others.
 
+Where the classifier cannot tell the classes apart, the rows on which both agree are merely the easy ones,
+and a student that trains on them learns no more than it. So it is tried first: on the fifth of the rows
+of which the teacher is surest, it must agree with the teacher about as often as the teacher expects to
+be right.
+
 A product of experts, with the bias of batch calibration (arXiv 2309.17249); cross-fitting as in
 confident learning (arXiv 1911.00068).
 """
@@ -26,6 +31,10 @@ import numpy as np
 from llkd.core.calibration import Calibration, fit_batch_bias, marginal
 
 FOLDS = 5
+SUREST = 0.2
+"""Share of the rows on which a classifier is tried."""
+LEAST_AGREEMENT = 0.9
+"""Least ratio of its agreement to the teacher's confidence there."""
 SMALLEST_PROB = 1e-4
 """Lower bound of probabilities: a zero must not veto a label."""
 
@@ -60,6 +69,19 @@ def refined(product_nc: np.ndarray, bias_c: np.ndarray) -> np.ndarray:
         bias_c: see `bias_to_keep_mean`, shape (C,).
     """
     return Calibration(bias_c).apply(product_nc)
+
+
+def judgement(student_nc: np.ndarray, teacher_nc: np.ndarray) -> tuple[float, float]:
+    """(agreement, mean confidence) of classifiers and teacher on the rows of which the teacher is surest.
+
+    Args:
+        student_nc: q, shape (N, C).
+        teacher_nc: p, shape (N, C).
+    """
+    confidence_n = teacher_nc.max(axis=1)
+    surest_n = confidence_n >= np.quantile(confidence_n, 1 - SUREST)
+    agrees_n = student_nc.argmax(axis=1) == teacher_nc.argmax(axis=1)
+    return float(agrees_n[surest_n].mean()), float(confidence_n[surest_n].mean())
 
 
 def _logs(probs_nc: np.ndarray) -> np.ndarray:

@@ -76,7 +76,15 @@ def refine(selector: Selector, calibration: Calibration, tracker: Any) -> None:
     tracker.end.remote()
     found = read_refinement(config)
     assert found is not None
-    tracker.note.remote(f"refinement changed {found['changed']:.0%} of the teacher's labels")
+    if found["refines"]:
+        line = f"refinement changed {found['changed']:.0%} of the teacher's labels"
+    else:
+        line = (
+            "labels are not refined: of those that the teacher is surest of, a linear probe confirms "
+            f"only {found['agreement']:.0%}, and the teacher expects {found['confidence']:.0%} to "
+            "be right"
+        )
+    tracker.note.remote(line)
 
 
 def read_refinement(config: RunConfig) -> dict[str, Any] | None:
@@ -85,7 +93,7 @@ def read_refinement(config: RunConfig) -> dict[str, Any] | None:
     folder = Folder(RunLayout(config.run_dir).refinement)
     try:
         found: dict[str, Any] | None = folder.read_json_if_there(RESULT)
-        if found is None or folder.crc32(WEIGHTS) != found["crc32"]:
+        if found is None or folder.crc32(WEIGHTS) != found["crc32"] or "refines" not in found:
             return None
     except (DamageError, KeyError, TypeError):
         return None
@@ -127,18 +135,17 @@ class Refine:
         folder = Folder(self._layout.refinement)
         if read_refinement(config) is None:
             self._fit(folder, head_of(model).bias is not None)
-        self._refiner = Refiner.from_arrays(load(folder.read_bytes(WEIGHTS)), config.selection.beta)
+        self._refiner = Refiner.from_arrays(load(folder.read_bytes(WEIGHTS)))
 
     def __call__(self, shard: int) -> dict[str, Any]:
         """Write one shard; returns its number and rows."""
-        rows, texts, teacher_nc = self._read(shard)
-        with self._turn:
-            features_nd = self._student.features(texts)
-        refined_nc = self._refiner.refine(features_nd, teacher_nc, fold_of(texts))
-        keeps = self._selector.keeps_teacher_probs
-        Folder(self._layout.pseudo_labels).write_shard(
-            shard, pseudo_labels(rows, refined_nc, keeps)
-        )
+        rows, texts, probs_nc = self._read(shard)
+        if self._refiner.beta > 0:
+            with self._turn:
+                features_nd = self._student.features(texts)
+            probs_nc = self._refiner.refine(features_nd, probs_nc, fold_of(texts))
+        table = pseudo_labels(rows, probs_nc, self._selector.keeps_teacher_probs)
+        Folder(self._layout.pseudo_labels).write_shard(shard, table)
         return {"shard": shard, "rows": len(texts)}
 
     def _read(self, shard: int) -> tuple[pa.ChunkedArray, list[str], np.ndarray]:
@@ -155,12 +162,16 @@ class Refine:
         started, config = time.monotonic(), self._selector.config
         texts, teacher_nc = self._sample()
         features_nd, fold_n = self._student.features(texts), fold_of(texts)
-        refiner = fit_refiner(features_nd, teacher_nc, fold_n, config.selection.beta, bias)
+        refiner = fit_refiner(
+            features_nd, teacher_nc, fold_n, config.selection.beta,
+            bias=bias, always=config.selection.refine is True,
+        )  # fmt: skip
         refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
         changed_n = refined_nc.argmax(axis=1) != teacher_nc.argmax(axis=1)
         folder.write_bytes(WEIGHTS, save(refiner.arrays()))
         figures = {
-            "rows": len(texts), "changed": float(changed_n.mean()),
+            "rows": len(texts), "refines": refiner.beta > 0, "agreement": refiner.agreement,
+            "confidence": refiner.confidence, "changed": float(changed_n.mean()),
             "seconds": time.monotonic() - started, "crc32": folder.crc32(WEIGHTS),
         }  # fmt: skip
         folder.write_json(RESULT, figures)

@@ -97,7 +97,7 @@ def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
     config = selector.config
     stats = [read_stats(config, epoch) for epoch in range(epochs)]
     visits = sum(entry["selected"] - entry["dropped"] for entry in stats)
-    best, refinement = _chosen_epoch(config, epochs), read_refinement(config)
+    best = _chosen_epoch(config, epochs)
     return {
         "checkpoint": checkpoint_name(best),
         "epoch": best,
@@ -107,9 +107,17 @@ def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
         "rows": rows,
         "row_visits_fraction": visits / (rows * epochs),
         "unique_rows_fraction": selector.unique_rows(epochs) / rows,
-        **({} if refinement is None else {"relabelled_fraction": refinement["changed"]}),
+        **_relabelled(config),
         "stats": stats,  # a copy, in case a file is lost
     }
+
+
+def _relabelled(config: RunConfig) -> dict[str, float]:
+    """The share of labels that refinement changed, if there was any."""
+    found = read_refinement(config)
+    return (
+        {} if found is None or not found["refines"] else {"relabelled_fraction": found["changed"]}
+    )
 
 
 def _probe_notes(results: dict[str, Any]) -> list[str]:

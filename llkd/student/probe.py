@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from llkd.core import refinement
-from llkd.core.refinement import bias_to_keep_mean, product, refined
+from llkd.core.refinement import bias_to_keep_mean, judgement, product, refined
 from llkd.student.model import head_of
 from llkd.student.scoring import Scorer, scoring_copy
 
@@ -115,23 +115,29 @@ class Refiner:
     bias_c: np.ndarray
     """Shape (C,)."""
     beta: float
-    """The exponent of the probes."""
+    """The exponent of the probes; 0 leaves the teacher's labels as they are."""
+    agreement: float
+    """See `refinement.judgement`; of the probes of the first round."""
+    confidence: float
+    """See `refinement.judgement`."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All numbers but beta: `weight`, shape (F, C, D), `offset`, (F, C), and `bias`, (C,)."""
+        """`weight`, shape (F, C, D), `offset`, (F, C), `bias`, (C,), and `numbers`: beta,
+        agreement and confidence."""
         heads = [probe.arrays() for probe in self.probe_f]
         return {
             "weight": np.stack([head["weight"] for head in heads]),
             "offset": np.stack([head["bias"] for head in heads]),
             "bias": self.bias_c,
+            "numbers": np.array([self.beta, self.agreement, self.confidence]),
         }
 
     @staticmethod
-    def from_arrays(arrays: Mapping[str, np.ndarray], beta: float) -> "Refiner":
+    def from_arrays(arrays: Mapping[str, np.ndarray]) -> "Refiner":
         """The inverse of `arrays`."""
         weight, offset = (torch.from_numpy(arrays[name]).double() for name in ("weight", "offset"))
         probes = [Probe(*head, 0.0) for head in zip(weight, offset, strict=True)]
-        return Refiner(probes, arrays["bias"], beta)
+        return Refiner(probes, arrays["bias"], *arrays["numbers"].tolist())
 
     def refine(
         self, features_nd: np.ndarray, teacher_nc: np.ndarray, fold_n: np.ndarray
@@ -152,7 +158,9 @@ def fit_refiner(
     teacher_nc: np.ndarray,
     fold_n: np.ndarray,
     beta: float,
+    *,
     bias: bool = True,
+    always: bool = False,
 ) -> Refiner:
     """Fit probes and refine labels in turn, ROUNDS times.
 
@@ -162,23 +170,30 @@ def fit_refiner(
         fold_n: see `refinement.fold_of`, shape (N,).
         beta: exponent of the probes, at least 0.
         bias: see `fit_probe`.
+        always: whether to refine even if the probes agree too rarely with the teacher, see
+            `refinement.judgement`. Otherwise the result then has a beta of 0.
     """
     space = _Space(features_nd, bias, torch.float32)
     teacher = torch.from_numpy(teacher_nc).float()
     penalty = _best_penalty(space, teacher, fold_n, ROUGHLY)
-    targets, bias_c = teacher, np.zeros(teacher_nc.shape[1])
-    probe_f: list[Probe] = []
+    refiner, targets, judged = None, teacher, (1.0, 1.0)
     for _ in range(ROUNDS):
-        probe_f = []
+        probe_f: list[Probe] = []
         for fold in range(refinement.FOLDS):
             inside = torch.from_numpy(fold_n != fold)
             [weight] = _path(space.rows[inside], targets[inside], [penalty], ROUGHLY)
             probe_f.append(space.probe(weight, penalty))
-        student_nc = _out_of_fold(probe_f, features_nd, fold_n, len(bias_c))
+        student_nc = _out_of_fold(probe_f, features_nd, fold_n, teacher_nc.shape[1])
+        if refiner is None:
+            judged = judgement(student_nc, teacher_nc)
+            if not always and judged[0] < refinement.LEAST_AGREEMENT * judged[1]:
+                return Refiner(probe_f, np.zeros(teacher_nc.shape[1]), 0.0, *judged)
         product_nc = product(teacher_nc, student_nc, beta)
         bias_c = bias_to_keep_mean(product_nc, teacher_nc)
         targets = torch.from_numpy(refined(product_nc, bias_c)).float()
-    return Refiner(probe_f, bias_c, beta)
+        refiner = Refiner(probe_f, bias_c, beta, *judged)
+    assert refiner is not None
+    return refiner
 
 
 def _out_of_fold(

@@ -44,18 +44,21 @@ def test_refinement_corrects_labels_that_contradict_those_of_similar_texts() -> 
     after = (refined_nc.argmax(axis=1) == gold_n).mean()
     assert after > before + 0.07
     assert refined_nc.mean(axis=0) == pytest.approx(teacher_nc.mean(axis=0), rel=5e-3)
-    kept = Refiner.from_arrays(refiner.arrays(), 1.0).refine(features_nd, teacher_nc, fold_n)
+    kept = Refiner.from_arrays(refiner.arrays()).refine(features_nd, teacher_nc, fold_n)
     assert kept == pytest.approx(refined_nc, abs=1e-4)
 
 
-def test_features_that_say_nothing_change_no_label() -> None:
+@pytest.mark.parametrize("always", [True, False])
+def test_features_that_say_nothing_change_no_label(always: bool) -> None:
     _, teacher_nc, _ = noisy_teacher()
     features_nd = np.random.default_rng(1).normal(size=(ROWS, 8)).astype(np.float32)
     fold_n = np.arange(ROWS) % FOLDS
-    refined_nc = fit_refiner(features_nd, teacher_nc, fold_n, 1.0).refine(
-        features_nd, teacher_nc, fold_n
-    )
+    refiner = fit_refiner(features_nd, teacher_nc, fold_n, 1.0, always=always)
+    refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
     assert np.array_equal(refined_nc.argmax(axis=1), teacher_nc.argmax(axis=1))
+    assert refiner.agreement < 0.5
+    assert (refiner.beta == 1.0) is always
+    assert np.allclose(refined_nc, teacher_nc) is not always
 
 
 def test_a_rows_own_label_does_not_count() -> None:
@@ -66,7 +69,10 @@ def test_a_rows_own_label_does_not_count() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llkd.student.probe.ROUNDS", 1)
         patch.setattr("llkd.student.probe.PENALTIES", (1e-3,))
-        found = [fit_refiner(features_nd, p_nc, fold_n, 1.0) for p_nc in (teacher_nc, other_nc)]
+        found = [
+            fit_refiner(features_nd, p_nc, fold_n, 1.0, always=True)
+            for p_nc in (teacher_nc, other_nc)
+        ]
     mine, others = ([r.arrays()["weight"][fold] for r in found] for fold in (2, 1))
     assert np.array_equal(mine[0], mine[1])
     assert not np.array_equal(others[0], others[1])
@@ -74,7 +80,7 @@ def test_a_rows_own_label_does_not_count() -> None:
 
 @pytest.fixture
 def prepared(tmp_path: Path, labelled_run: MadeRun) -> tuple[Selector, Calibration]:
-    return of_run(labelled_run.copy(tmp_path / "run"))
+    return of_run(labelled_run.copy(tmp_path / "run"), selection={"refine": True})
 
 
 def of_run(run: MadeRun, **sections: Any) -> tuple[Selector, Calibration]:
@@ -146,6 +152,29 @@ def test_a_baseline_keeps_the_teachers_labels(
     logprobs = Folder(layout.labels("corpus")).read_shard(0, [LOGPROBS])[LOGPROBS]
     label_n = Folder(layout.pseudo_labels).read_shard(0)["label"].to_numpy()
     assert np.array_equal(label_n, calibration.apply(matrix(logprobs)).argmax(axis=1))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_probes_that_judge_worse_than_the_teacher_leave_its_labels(
+    tmp_path: Path, labelled_run: MadeRun
+) -> None:
+    selector, calibration = of_run(labelled_run.copy(tmp_path / "run"))  # its encoder is random
+    tracker = SilentTracker()
+    with in_process():
+        refine(selector, calibration, tracker)
+    found = read_refinement(selector.config)
+    assert found is not None
+    assert not found["refines"]
+    assert found["agreement"] < 0.9 * found["confidence"]
+    [note] = [arguments[0] for name, arguments in tracker.calls if name == "note"]
+    assert note.startswith("labels are not refined: of those that the teacher is surest of")
+    layout = RunLayout(selector.config.run_dir)
+    for shard in range(selector.shards):
+        logprobs = Folder(layout.labels("corpus")).read_shard(shard, [LOGPROBS])[LOGPROBS]
+        probs_nc = calibration.apply(matrix(logprobs))
+        table = Folder(layout.pseudo_labels).read_shard(shard)
+        assert np.array_equal(table[LABEL].to_numpy(), probs_nc.argmax(axis=1))
+        assert np.allclose(table["confidence"].to_numpy(), probs_nc.max(axis=1), atol=1e-4)
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -165,8 +165,9 @@ class CheapRun:
         probs_nc = problem.teacher_nc
         if config.selection.refines:
             refiner = fit_refiner(
-                problem.corpus_nd, probs_nc, problem.fold_n, config.selection.beta
-            )
+                problem.corpus_nd, probs_nc, problem.fold_n, config.selection.beta,
+                always=config.selection.refine is True,
+            )  # fmt: skip
             probs_nc = refiner.refine(problem.corpus_nd, probs_nc, problem.fold_n)
         self.signals = _signals(probs_nc, problem.position_n)
         self.held_n = self._held_out()
