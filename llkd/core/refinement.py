@@ -15,8 +15,8 @@ at the expense of others.
 
 Where the classifier cannot tell the classes apart, the rows on which both agree are merely the easy ones,
 and a student that trains on them learns no more than it. So it is tried first: on the fifth of the rows
-of which the teacher is surest, it must agree with the teacher about as often as the teacher expects to
-be right.
+of which the teacher is surest, it must agree with the teacher at least as often as the teacher expects
+to be right.
 
 A product of experts, with the bias of batch calibration (arXiv 2309.17249); cross-fitting as in
 confident learning (arXiv 1911.00068).
@@ -33,8 +33,6 @@ from llkd.core.calibration import Calibration, fit_batch_bias, marginal
 FOLDS = 5
 SUREST = 0.2
 """Share of the rows on which a classifier is tried."""
-LEAST_AGREEMENT = 0.9
-"""Least ratio of its agreement to the teacher's confidence there."""
 SMALLEST_PROB = 1e-4
 """Lower bound of probabilities: a zero must not veto a label."""
 

@@ -186,7 +186,7 @@ def fit_refiner(
         student_nc = _out_of_fold(probe_f, features_nd, fold_n, teacher_nc.shape[1])
         if refiner is None:
             judged = judgement(student_nc, teacher_nc)
-            if not always and judged[0] < refinement.LEAST_AGREEMENT * judged[1]:
+            if not always and judged[0] < judged[1]:
                 return Refiner(probe_f, np.zeros(teacher_nc.shape[1]), 0.0, *judged)
         product_nc = product(teacher_nc, student_nc, beta)
         bias_c = bias_to_keep_mean(product_nc, teacher_nc)
