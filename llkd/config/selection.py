@@ -73,7 +73,8 @@ class SelectionConfig(Section):
     @property
     def refines(self) -> bool:
         """Whether the labels may be refined before the first epoch."""
-        return self.policy in ("llkd", "refined") if self.refine is None else self.refine
+        wanted = self.policy in ("llkd", "refined") if self.refine is None else self.refine
+        return wanted and self.beta > 0
 
 
 class LabelConfig(Section):

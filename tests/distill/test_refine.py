@@ -139,7 +139,8 @@ def test_actors_write_the_same_labels(
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    "selection", [{"refine": False}, {"policy": "all"}, {"policy": "random", "refine": None}]
+    "selection",
+    [{"refine": False}, {"beta": 0.0}, {"policy": "all"}, {"policy": "random", "refine": None}],
 )
 def test_a_baseline_keeps_the_teachers_labels(
     tmp_path: Path, labelled_run: MadeRun, selection: dict[str, Any]
