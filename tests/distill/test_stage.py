@@ -93,7 +93,7 @@ SETTINGS: dict[str, Any] = {
     "test": None,
     "corpus": {"label_column": "label"},
     "student": {"workers": 2, "epochs": 3},
-    "selection": {"class_floor": 0.0},
+    "selection": {"class_floor": 0.0, "refine": True},  # by default not: the encoder is random
 }
 
 Finished = tuple[RunConfig, MakeConfig]
@@ -330,7 +330,8 @@ def test_settings_that_change_the_student_are_refused(
     finished: Finished, tracker: SilentTracker
 ) -> None:
     config, make = finished
-    other = make(**{**SETTINGS, "selection": {"policy": "all", "class_floor": 0.0}})
+    selection = {**SETTINGS["selection"], "policy": "all"}
+    other = make(**{**SETTINGS, "selection": selection})
     with pytest.raises(FingerprintError, match='selection.policy: was "llkd", now "all"'):
         distill(other, calibrate(other), tracker)
     more = make(**{**SETTINGS, "student": {"epochs": 3, "workers": 1}})
