@@ -1,5 +1,5 @@
 # make demo   the whole pipeline on a real corpus, from nothing
-# make test   the tests, in seven to twenty minutes on two cores
+# make test   the tests: 7 to 20 minutes on two cores
 # make test-slow  the slow tests: growing clusters, submitted jobs, object stores, kills, notebooks
 # make check  the linter, the type checker and the tests
 # make docs   docs/settings.md, generated from the docstrings of the config

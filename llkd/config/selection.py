@@ -28,8 +28,8 @@ class SelectionConfig(Section):
     refine: bool | None = None
     """Refine the labels before the first epoch: the teacher's distribution of each row times that of a
     linear probe fitted to other rows (see llkd/core/refinement.py). Costs about one scoring pass over
-    the corpus. Default: for `llkd` and `refined`, if the probe confirms the labels that the teacher is
-    surest of; other policies keep the teacher's labels."""
+    the corpus. Default: for `llkd` and `refined`, if the probe agrees with the teacher's most confident
+    labels; other policies keep the teacher's labels."""
     sides: Sides = "both"
     """For `llkd`: which signals must reach their thresholds."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"

@@ -13,10 +13,9 @@ the distributions p and not to their labels, so that it is as unsure as its teac
 it is better, and so is r. The bias keeps the mean of r over the rows equal to that of p: no class grows
 at the expense of others.
 
-Where the classifier cannot tell the classes apart, the rows on which both agree are merely the easy ones,
-and a student that trains on them learns no more than it. So it is tried first: on the fifth of the rows
-of which the teacher is surest, it must agree with the teacher at least as often as the teacher expects
-to be right.
+A classifier that cannot tell the classes apart agrees with the teacher on easy rows only, and a student
+trained on those learns nothing beyond them. So its agreement with the teacher is checked on the fifth of
+the rows with the highest confidence: it must be at least the teacher's mean confidence there.
 
 A product of experts, with the bias of batch calibration (arXiv 2309.17249); cross-fitting as in
 confident learning (arXiv 1911.00068).
@@ -31,8 +30,8 @@ import numpy as np
 from llkd.core.calibration import Calibration, fit_batch_bias, marginal
 
 FOLDS = 5
-SUREST = 0.2
-"""Share of the rows on which a classifier is tried."""
+CHECKED = 0.2
+"""Share of the rows, those with the highest confidence, on which the classifier's agreement is checked."""
 SMALLEST_PROB = 1e-4
 """Lower bound of probabilities: a zero must not veto a label."""
 
@@ -69,17 +68,18 @@ def refined(product_nc: np.ndarray, bias_c: np.ndarray) -> np.ndarray:
     return Calibration(bias_c).apply(product_nc)
 
 
-def judgement(student_nc: np.ndarray, teacher_nc: np.ndarray) -> tuple[float, float]:
-    """(agreement, mean confidence) of classifiers and teacher on the rows of which the teacher is surest.
+def confident_agreement(student_nc: np.ndarray, teacher_nc: np.ndarray) -> tuple[float, float]:
+    """(share of rows on which classifier and teacher agree, the teacher's mean confidence) among the rows
+    with the highest confidence.
 
     Args:
         student_nc: q, shape (N, C).
         teacher_nc: p, shape (N, C).
     """
     confidence_n = teacher_nc.max(axis=1)
-    surest_n = confidence_n >= np.quantile(confidence_n, 1 - SUREST)
+    checked_n = confidence_n >= np.quantile(confidence_n, 1 - CHECKED)
     agrees_n = student_nc.argmax(axis=1) == teacher_nc.argmax(axis=1)
-    return float(agrees_n[surest_n].mean()), float(confidence_n[surest_n].mean())
+    return float(agrees_n[checked_n].mean()), float(confidence_n[checked_n].mean())
 
 
 def _logs(probs_nc: np.ndarray) -> np.ndarray:

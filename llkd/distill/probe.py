@@ -6,7 +6,8 @@ fine-tuned student below it has hardly begun to learn, or has learnt its teacher
 
 import math
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from safetensors.numpy import load, save
 
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Validation
+from llkd.core.policies.base import Signals
 from llkd.distill.selection import Selector
 from llkd.errors import DamageError
 from llkd.store.arrays import fixed_lists
@@ -24,6 +26,8 @@ from llkd.store.schema import PROBS, ROW, TEXT, RunLayout
 PROBE_ROWS = 16384
 """Maximum rows to fit to; more hardly change a linear model of a small encoder."""
 RESULT, HEAD = "probe.json", "head.safetensors"
+
+Read = TypeVar("Read")
 
 
 def fit(
@@ -43,7 +47,7 @@ def fit(
     Raises:
         StudentError: the student cannot be loaded.
     """
-    from llkd.student.model import head_of, load_student
+    from llkd.student.model import load_student
     from llkd.student.probe import FrozenStudent, fit_probe
 
     config = selector.config
@@ -55,9 +59,9 @@ def fit(
     frozen = FrozenStudent(
         tokenizer, model, max_length=student.max_length, bfloat16=bfloat16, device=device
     )
-    texts, label_n = _sample(selector)
-    targets_nc, bias = np.eye(selector.classes)[label_n], head_of(model).bias is not None
-    probe = fit_probe(frozen.features(texts), targets_nc, config.seed, bias)
+    texts, label_n = _texts_and_labels(selector)
+    targets_nc = np.eye(selector.classes)[label_n]
+    probe = fit_probe(frozen.features(texts), targets_nc, config.seed, frozen.bias)
     figures = None
     if validation is not None:
         figures = validation.measure(probe.probabilities(frozen.features(validation.texts)))
@@ -77,34 +81,53 @@ def fit(
     folder.write_json(RESULT, result)
 
 
-def _sample(selector: Selector) -> tuple[list[str], np.ndarray]:
-    """(texts, pseudo-labels) of up to PROBE_ROWS rows of shards drawn at random, without those held
-    out."""
-    config = selector.config
+def _texts_and_labels(selector: Selector) -> tuple[list[str], np.ndarray]:
+    """(texts, pseudo-labels) of a sample of the rows, without those held out."""
     texts: list[str] = []
     labels = []
-    rows = Folder(RunLayout(config.run_dir).rows("corpus"))
-    random = np.random.default_rng(config.seed)
-    for shard in random.permutation(selector.shards).tolist():
+    rows = Folder(RunLayout(selector.config.run_dir).rows("corpus"))
+
+    def candidates(shard: int) -> tuple[np.ndarray, tuple[np.ndarray, Signals]]:
         row_n, signals = selector.signals(shard, None)
-        chosen = np.flatnonzero(~selector.held(shard, row_n))
-        left = PROBE_ROWS - len(texts)
-        if len(chosen) > left:
-            chosen = np.sort(random.choice(chosen, left, replace=False))
+        return np.flatnonzero(~selector.held(shard, row_n)), (row_n, signals)
+
+    for shard, chosen, (row_n, signals) in sampled(selector, candidates):
         table = rows.read_shard(shard, [TEXT])
         texts += table[TEXT].take(pa.array(row_n[chosen])).to_pylist()
         labels.append(signals.label_n[chosen])
-        if len(texts) == PROBE_ROWS:
-            break
     return texts, np.concatenate(labels)
+
+
+def sampled(
+    selector: Selector, candidates: Callable[[int], tuple[np.ndarray, Read]]
+) -> Iterator[tuple[int, np.ndarray, Read]]:
+    """Up to PROBE_ROWS rows of shards drawn at random: (shard, indices of its rows, what was read).
+
+    Args:
+        selector: of the run.
+        candidates: of a shard: (indices of the rows to draw from, what was read of it).
+    """
+    random, left = np.random.default_rng(selector.config.seed), PROBE_ROWS
+    for shard in random.permutation(selector.shards).tolist():
+        chosen, read = candidates(shard)
+        if len(chosen) > left:
+            chosen = np.sort(random.choice(chosen, left, replace=False))
+        left -= len(chosen)
+        yield shard, chosen, read
+        if left == 0:
+            return
 
 
 def read_probe(config: RunConfig) -> dict[str, Any] | None:
     """The stored probe's figures; None if it is missing or damaged."""
-    folder = Folder(RunLayout(config.run_dir).probe)
+    return read_figures(Folder(RunLayout(config.run_dir).probe), RESULT, HEAD)
+
+
+def read_figures(folder: Folder, figures: str, weights: str) -> dict[str, Any] | None:
+    """The figures stored beside weights; None if either file is missing or damaged."""
     try:
-        found: dict[str, Any] | None = folder.read_json_if_there(RESULT)
-        if found is None or folder.crc32(HEAD) != found["crc32"]:
+        found: dict[str, Any] | None = folder.read_json_if_there(figures)
+        if found is None or folder.crc32(weights) != found["crc32"]:
             return None
     except (DamageError, KeyError, TypeError):
         return None

@@ -1,8 +1,8 @@
 """Refines the pseudo-labels before the first epoch, by probes on the frozen student.
 
-Cross-fitted probes and the bias are fitted to a sample of the corpus (llkd/core/refinement.py), by the
-first replica. It and the others then compute the features of every row, and write the shards of the
-pseudo-labels from the refined distributions.
+The first replica fits the cross-fitted probes and the bias to a sample of the corpus
+(llkd/core/refinement.py). All replicas then compute the features of every row, and write the shards of
+the pseudo-labels from the refined distributions.
 """
 
 import threading
@@ -21,10 +21,9 @@ from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.refinement import fold_of
 from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
-from llkd.distill.probe import PROBE_ROWS
+from llkd.distill.probe import PROBE_ROWS, read_figures, sampled
 from llkd.distill.pseudo_labels import pseudo_labels
 from llkd.distill.selection import Selector
-from llkd.errors import DamageError
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import LOGPROBS, ROW, TEXT, RunLayout
@@ -80,24 +79,16 @@ def refine(selector: Selector, calibration: Calibration, tracker: Any) -> None:
         line = f"refinement changed {found['changed']:.0%} of the teacher's labels"
     else:
         line = (
-            "labels are not refined: of those that the teacher is surest of, a linear probe confirms "
-            f"only {found['agreement']:.0%}, and the teacher expects {found['confidence']:.0%} to "
-            "be right"
+            "labels are not refined: on the rows with the highest confidence, a linear probe agrees with "
+            f"{found['agreement']:.0%} of the labels, below the teacher's confidence of "
+            f"{found['confidence']:.0%}"
         )
     tracker.note.remote(line)
 
 
 def read_refinement(config: RunConfig) -> dict[str, Any] | None:
-    """The stored figures of the refinement; None if it is missing or damaged, or labels were not
-    refined."""
-    folder = Folder(RunLayout(config.run_dir).refinement)
-    try:
-        found: dict[str, Any] | None = folder.read_json_if_there(RESULT)
-        if found is None or folder.crc32(WEIGHTS) != found["crc32"] or "refines" not in found:
-            return None
-    except (DamageError, KeyError, TypeError):
-        return None
-    return found
+    """The stored figures of the refinement; None if it is missing or damaged, or there was none."""
+    return read_figures(Folder(RunLayout(config.run_dir).refinement), RESULT, WEIGHTS)
 
 
 class Refine:
@@ -116,7 +107,7 @@ class Refine:
         """
         import torch
 
-        from llkd.student.model import head_of, load_student, use_bfloat16
+        from llkd.student.model import load_student, use_bfloat16
         from llkd.student.probe import FrozenStudent, Refiner
 
         self._selector, self._calibration = selector, calibration
@@ -132,17 +123,22 @@ class Refine:
         )  # fmt: skip
         # Two shards arrive at once, to overlap their I/O, but a fast tokenizer is not thread-safe.
         self._turn = threading.Lock()
+        self._sampled: dict[
+            int, np.ndarray
+        ] = {}  # features of whole shards, until they are written
         folder = Folder(self._layout.refinement)
         if read_refinement(config) is None:
-            self._fit(folder, head_of(model).bias is not None)
+            self._fit(folder)
         self._refiner = Refiner.from_arrays(load(folder.read_bytes(WEIGHTS)))
 
     def __call__(self, shard: int) -> dict[str, Any]:
         """Write one shard; returns its number and rows."""
         rows, texts, probs_nc = self._read(shard)
         if self._refiner.beta > 0:
-            with self._turn:
-                features_nd = self._student.features(texts)
+            features_nd = self._sampled.pop(shard, None)
+            if features_nd is None:
+                with self._turn:
+                    features_nd = self._student.features(texts)
             probs_nc = self._refiner.refine(features_nd, probs_nc, fold_of(texts))
         table = pseudo_labels(rows, probs_nc, self._selector.keeps_teacher_probs)
         Folder(self._layout.pseudo_labels).write_shard(shard, table)
@@ -155,40 +151,35 @@ class Refine:
         probs_nc = self._calibration.apply(matrix(table[LOGPROBS]))
         return table[ROW], texts.take(table[ROW]).to_pylist(), probs_nc
 
-    def _fit(self, folder: Folder, bias: bool) -> None:
+    def _fit(self, folder: Folder) -> None:
         """Fit the probes to a sample of the labelled rows and store them."""
         from llkd.student.probe import fit_refiner
 
         started, config = time.monotonic(), self._selector.config
-        texts, teacher_nc = self._sample()
-        features_nd, fold_n = self._student.features(texts), fold_of(texts)
+        features, teacher, folds = [], [], []
+
+        def candidates(shard: int) -> tuple[np.ndarray, tuple[list[str], np.ndarray]]:
+            _, texts, probs_nc = self._read(shard)
+            return np.arange(len(texts)), (texts, probs_nc)
+
+        for shard, chosen, (texts, probs_nc) in sampled(self._selector, candidates):
+            drawn = [texts[i] for i in chosen]
+            features.append(self._student.features(drawn))
+            teacher.append(probs_nc[chosen])
+            folds.append(fold_of(drawn))
+            if len(drawn) == len(texts):
+                self._sampled[shard] = features[-1]
+        features_nd, teacher_nc, fold_n = map(np.concatenate, (features, teacher, folds))
         refiner = fit_refiner(
             features_nd, teacher_nc, fold_n, config.selection.beta,
-            bias=bias, always=config.selection.refine is True,
+            bias=self._student.bias, always=config.selection.refine is True,
         )  # fmt: skip
         refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
         changed_n = refined_nc.argmax(axis=1) != teacher_nc.argmax(axis=1)
         folder.write_bytes(WEIGHTS, save(refiner.arrays()))
         figures = {
-            "rows": len(texts), "refines": refiner.beta > 0, "agreement": refiner.agreement,
+            "rows": len(fold_n), "refines": refiner.beta > 0, "agreement": refiner.agreement,
             "confidence": refiner.confidence, "changed": float(changed_n.mean()),
             "seconds": time.monotonic() - started, "crc32": folder.crc32(WEIGHTS),
         }  # fmt: skip
         folder.write_json(RESULT, figures)
-
-    def _sample(self) -> tuple[list[str], np.ndarray]:
-        """(texts, distributions) of up to PROBE_ROWS labelled rows of shards drawn at random."""
-        texts: list[str] = []
-        probs = []
-        random = np.random.default_rng(self._selector.config.seed)
-        for shard in random.permutation(self._selector.shards).tolist():
-            _, found, probs_nc = self._read(shard)
-            left = PROBE_ROWS - len(texts)
-            chosen = np.arange(len(found))
-            if len(found) > left:
-                chosen = np.sort(random.choice(len(found), left, replace=False))
-            texts += [found[i] for i in chosen]
-            probs.append(probs_nc[chosen])
-            if len(texts) == PROBE_ROWS:
-                break
-        return texts, np.concatenate(probs)

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from llkd.core import refinement
-from llkd.core.refinement import bias_to_keep_mean, judgement, product, refined
+from llkd.core.refinement import bias_to_keep_mean, confident_agreement, product, refined
 from llkd.student.model import head_of
 from llkd.student.scoring import Scorer, scoring_copy
 
@@ -58,7 +58,8 @@ class Probe:
 
 
 class FrozenStudent:
-    """A student without its head; maps texts to the features that the head reads."""
+    """A student without its head; maps texts to the features that the head reads. `bias` is whether
+    that head has one."""
 
     def __init__(
         self, tokenizer: Any, model: Any, *, max_length: int, bfloat16: bool, device: torch.device
@@ -73,6 +74,7 @@ class FrozenStudent:
         """
         headless = scoring_copy(model, bfloat16)
         head = head_of(headless, trained=False)
+        self.bias = head.bias is not None
         for module in headless.modules():
             for name, child in module.named_children():
                 if child is head:
@@ -117,9 +119,9 @@ class Refiner:
     beta: float
     """The exponent of the probes; 0 leaves the teacher's labels as they are."""
     agreement: float
-    """See `refinement.judgement`; of the probes of the first round."""
+    """Of the first round's probes with the teacher; see `refinement.confident_agreement`."""
     confidence: float
-    """See `refinement.judgement`."""
+    """The teacher's, on the same rows."""
 
     def arrays(self) -> dict[str, np.ndarray]:
         """`weight`, shape (F, C, D), `offset`, (F, C), `bias`, (C,), and `numbers`: beta,
@@ -170,13 +172,13 @@ def fit_refiner(
         fold_n: see `refinement.fold_of`, shape (N,).
         beta: exponent of the probes, at least 0.
         bias: see `fit_probe`.
-        always: whether to refine even if the probes agree too rarely with the teacher, see
-            `refinement.judgement`. Otherwise the result then has a beta of 0.
+        always: whether to refine even if the probes agree with the teacher less often than its
+            confidence (`refinement.confident_agreement`). Otherwise beta is then 0.
     """
     space = _Space(features_nd, bias, torch.float32)
     teacher = torch.from_numpy(teacher_nc).float()
     penalty = _best_penalty(space, teacher, fold_n, ROUGHLY)
-    refiner, targets, judged = None, teacher, (1.0, 1.0)
+    refiner, targets, checked = None, teacher, (1.0, 1.0)
     for _ in range(ROUNDS):
         probe_f: list[Probe] = []
         for fold in range(refinement.FOLDS):
@@ -185,13 +187,13 @@ def fit_refiner(
             probe_f.append(space.probe(weight, penalty))
         student_nc = _out_of_fold(probe_f, features_nd, fold_n, teacher_nc.shape[1])
         if refiner is None:
-            judged = judgement(student_nc, teacher_nc)
-            if not always and judged[0] < judged[1]:
-                return Refiner(probe_f, np.zeros(teacher_nc.shape[1]), 0.0, *judged)
+            checked = confident_agreement(student_nc, teacher_nc)
+            if not always and checked[0] < checked[1]:
+                return Refiner(probe_f, np.zeros(teacher_nc.shape[1]), 0.0, *checked)
         product_nc = product(teacher_nc, student_nc, beta)
         bias_c = bias_to_keep_mean(product_nc, teacher_nc)
         targets = torch.from_numpy(refined(product_nc, bias_c)).float()
-        refiner = Refiner(probe_f, bias_c, beta, *judged)
+        refiner = Refiner(probe_f, bias_c, beta, *checked)
     assert refiner is not None
     return refiner
 

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from llkd.core.refinement import FOLDS, bias_to_keep_mean, fold_of, product, refined
+from llkd.core.refinement import (
+    FOLDS,
+    bias_to_keep_mean,
+    confident_agreement,
+    fold_of,
+    product,
+    refined,
+)
 
 TEACHER = np.array([[0.6, 0.4]])
 STUDENT = np.array([[0.2, 0.8]])
@@ -24,6 +31,14 @@ def test_the_product_of_teacher_and_student() -> None:
 
 def test_without_weight_the_teachers_distribution_stays() -> None:
     assert refined(product(TEACHER, STUDENT, 0.0), NO_BIAS) == pytest.approx(TEACHER)
+
+
+def test_agreement_counts_the_most_confident_fifth_alone() -> None:
+    confidence_n = np.array([0.9, 0.8, *[0.6] * 8])
+    teacher_nc = np.stack([confidence_n, 1 - confidence_n], axis=1)
+    student_nc = np.tile([0.3, 0.7], (10, 1))
+    student_nc[1] = [0.7, 0.3]
+    assert confident_agreement(student_nc, teacher_nc) == pytest.approx((0.5, 0.85))
 
 
 def test_a_zero_does_not_veto_a_label() -> None:

@@ -101,6 +101,9 @@ def test_the_probe_is_kept_where_it_is_clearly_better(
 def test_every_run_measures_its_probe(finished_run: MadeRun) -> None:
     metrics = Folder(finished_run.config().run_dir).read_json(METRICS)
     assert metrics["probe"]["test"]["rows"] == metrics["student"]["test"]["rows"]
+    assert (
+        "relabelled_fraction" not in metrics["selection"]
+    )  # the probes disagree: its encoder is random
     held_out = metrics["student"]["held_out"][-1]
     assert metrics["probe"]["held_out"].keys() <= held_out.keys()
     assert metrics["probe"]["held_out"]["rows"] == held_out["rows"]

@@ -156,7 +156,7 @@ def test_a_baseline_keeps_the_teachers_labels(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_probes_that_judge_worse_than_the_teacher_leave_its_labels(
+def test_probes_that_disagree_with_confident_labels_leave_them(
     tmp_path: Path, labelled_run: MadeRun
 ) -> None:
     selector, calibration = of_run(labelled_run.copy(tmp_path / "run"))  # its encoder is random
@@ -168,7 +168,7 @@ def test_probes_that_judge_worse_than_the_teacher_leave_its_labels(
     assert not found["refines"]
     assert found["agreement"] < found["confidence"]
     [note] = [arguments[0] for name, arguments in tracker.calls if name == "note"]
-    assert note.startswith("labels are not refined: of those that the teacher is surest of")
+    assert note.startswith("labels are not refined: on the rows with the highest confidence")
     layout = RunLayout(selector.config.run_dir)
     for shard in range(selector.shards):
         logprobs = Folder(layout.labels("corpus")).read_shard(shard, [LOGPROBS])[LOGPROBS]

@@ -17,6 +17,7 @@ from llkd.distill.epoch_stats import read_stats
 from llkd.distill.holdout import make_validation
 from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import make_pseudo_labels, teacher_statistics
+from llkd.distill.refine import read_refinement
 from llkd.distill.selection import Selector
 from llkd.distill.stage import distill, largest_share
 from llkd.errors import FingerprintError, ResourceError, StorageError, StudentError
@@ -110,6 +111,7 @@ def test_an_epoch_leaves_what_the_design_says(finished: Finished) -> None:
     config, _ = finished
     layout = RunLayout(config.run_dir)
     results = Folder(layout.epochs).read_json("manifest.json")["results"]
+    assert results["relabelled_fraction"] == read_refinement(config)["changed"]
     for epoch in range(3):
         stats = read_stats(config, epoch)
         assert Folder(layout.uncertainty(epoch)).shards() == set(range(7))

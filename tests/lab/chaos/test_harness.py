@@ -204,7 +204,9 @@ def test_a_run_that_hangs_without_faults_is_ended_and_reported(
 ) -> None:
     monkeypatch.setattr(harness, "STALLED_SECONDS", 0.5)
     hanging = make_harness("exec sleep 100")
-    with pytest.raises(ChaosError, match=r"without faults.*undisturbed-01.log"):
+    with pytest.raises(
+        ChaosError, match=r"without faults; the end of its log: .*undisturbed-01.log"
+    ):
         hanging.undisturbed()
     assert processes_with(hanging.mark) == []
 
