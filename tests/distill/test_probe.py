@@ -10,18 +10,40 @@ from rich.console import Console
 
 import llkd.student.probe
 from llkd.distill import probe
+from llkd.distill.policy import policy_of
+from llkd.distill.selection import Selector
 from llkd.results.shortfalls import shortfalls
 from llkd.results.summary import show_summary
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
-from llkd.store.schema import METRICS, PROBS, RunLayout
+from llkd.store.schema import METRICS, PROBS, RunLayout, shard_starts
 from llkd.student.model import load_finished
 from llkd.student.probe import PENALTIES, fit_probe
 from llkd.student.scoring import Scorer, scoring_copy
-from tests.conftest import MadeRun
+from tests.conftest import MadeRun, MakeConfig
 from tests.conftest import run as run_in_test
 
 SIZE, CLASSES = 400, 3
+
+
+def test_a_sample_is_as_large_as_its_limit_and_of_shards_drawn_at_random(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    selector = Selector(config, shard_starts([60] * 7), policy_of(config))
+    monkeypatch.setattr(probe, "PROBE_ROWS", 150)
+
+    def drawn() -> list[tuple[int, list[int], str]]:
+        found = probe.sampled(selector, lambda shard: (np.arange(0, 60), f"of {shard}"))
+        return [(shard, chosen.tolist(), read) for shard, chosen, read in found]
+
+    assert [len(chosen) for _, chosen, _ in drawn()] == [60, 60, 30]
+    assert len({shard for shard, _, _ in drawn()}) == 3
+    assert [read for _, _, read in drawn()] == [f"of {shard}" for shard, _, _ in drawn()]
+    last = drawn()[-1][1]
+    assert last == sorted(set(last))
+    assert last != list(range(30))
+    assert drawn() == drawn()
 
 
 def problem(noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
