@@ -6,6 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Waiting threads of torch sleep: on shared cores, a spinning thread would block the one that it
 # waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray runs its workers at nice 15: any other busy process on the machine would starve the tests.
+os.environ.setdefault("RAY_worker_niceness", "0")
 import llkd.cluster.connection  # noqa: F401  sets what Ray reads when it is imported
 
 # Ray's workers import the fakes by this name.
