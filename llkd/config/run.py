@@ -277,6 +277,15 @@ class RunConfig(Section):
         return self.teachers or (self.teacher,)
 
     @property
+    def estimates_prior(self) -> bool:
+        """Whether to estimate label frequencies: calibration imposed uniform ones for want of others."""
+        imposed = (
+            teacher.prior is None and teacher.calibration in ("batch", "temperature")
+            for teacher in self.all_teachers
+        )
+        return self.selection.estimate_prior and all(imposed)
+
+    @property
     def of_each_teacher(self) -> list["RunConfig"]:
         """The config for each teacher of an ensemble; empty if there is only one teacher."""
         return [

@@ -30,6 +30,9 @@ class SelectionConfig(Section):
     linear probe fitted to other rows (see llkd/core/refinement.py). Costs about one scoring pass over
     the corpus. Default: for `llkd` and `refined`, if the probe agrees with the teacher's most confident
     labels; other policies keep the teacher's labels."""
+    estimate_prior: bool = True
+    """Where labels are refined and `teacher.prior` is not set: estimate how frequent each label is, and
+    calibrate to it if it is far from uniform and the evidence suffices (see llkd/core/prior.py)."""
     sides: Sides = "both"
     """For `llkd`: which signals must reach their thresholds."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"

@@ -10,8 +10,8 @@ p is the teacher's calibrated distribution, q the classifier's. It is cross-fitt
 into folds, and q of a row comes from a classifier fitted to the other folds; one fitted to the row
 itself would repeat its label, right or wrong. Equal texts share a fold. The classifier is fitted to
 the distributions p and not to their labels, so that it is as unsure as its teacher; fitted again to r,
-it is better, and so is r. The bias keeps the mean of r over the rows equal to that of p: no class grows
-at the expense of others.
+it is better, and so is r. The bias keeps the mean of r over the rows equal to that of p, so that no class grows
+at the expense of others, or to label frequencies that were found out (llkd/core/prior.py).
 
 A classifier that cannot tell the classes apart agrees with the teacher on easy rows only, and a student
 trained on those learns nothing beyond them. So its agreement with the teacher is checked on the fifth of
@@ -47,15 +47,15 @@ def product(teacher_nc: np.ndarray, student_nc: np.ndarray, beta: float) -> np.n
     return _logs(teacher_nc) + beta * _logs(student_nc)
 
 
-def bias_to_keep_mean(product_nc: np.ndarray, teacher_nc: np.ndarray) -> np.ndarray:
-    """The bias, shape (C,), under which the mean of r is that of p.
+def bias_to_match(product_nc: np.ndarray, prior_c: np.ndarray) -> np.ndarray:
+    """The bias, shape (C,), under which the mean of r is a prior.
 
     Args:
         product_nc: see `product`, shape (N, C).
-        teacher_nc: p, shape (N, C).
+        prior_c: label frequencies, shape (C,).
     """
-    mean_c = np.maximum(teacher_nc.mean(axis=0, dtype=np.float64), 1e-6)
-    return fit_batch_bias(partial(marginal, product_nc), mean_c / mean_c.sum())
+    prior_c = np.maximum(prior_c, 1e-6)
+    return fit_batch_bias(partial(marginal, product_nc), prior_c / prior_c.sum())
 
 
 def refined(product_nc: np.ndarray, bias_c: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def refined(product_nc: np.ndarray, bias_c: np.ndarray) -> np.ndarray:
 
     Args:
         product_nc: see `product`, shape (N, C).
-        bias_c: see `bias_to_keep_mean`, shape (C,).
+        bias_c: see `bias_to_match`, shape (C,).
     """
     return Calibration(bias_c).apply(product_nc)
 

@@ -7,7 +7,7 @@ the pseudo-labels from the refined distributions.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 from llkd.cluster.actor_pool import run_on_actors
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
+from llkd.core.prior import PriorEstimate
 from llkd.core.refinement import fold_of
 from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
 from llkd.distill.probe import PROBE_ROWS, read_figures, sampled
@@ -75,6 +76,10 @@ def refine(selector: Selector, calibration: Calibration, tracker: Any) -> None:
     tracker.end.remote()
     found = read_refinement(config)
     assert found is not None
+    if found["prior"] and found["prior"]["used"]:
+        shares = found["prior"]["share"].items()
+        frequencies = ", ".join(f"{name} {share:.0%}" for name, share in shares)
+        tracker.note.remote(f"label frequencies, estimated and now used: {frequencies}")
     if found["refines"]:
         line = f"refinement changed {found['changed']:.0%} of the teacher's labels"
     else:
@@ -89,6 +94,23 @@ def refine(selector: Selector, calibration: Calibration, tracker: Any) -> None:
 def read_refinement(config: RunConfig) -> dict[str, Any] | None:
     """The stored figures of the refinement; None if it is missing or damaged, or there was none."""
     return read_figures(Folder(RunLayout(config.run_dir).refinement), RESULT, WEIGHTS)
+
+
+def _prior_figures(found: PriorEstimate, refines: bool, labels: Sequence[str]) -> dict[str, Any]:
+    """The estimate of the label frequencies, as stored.
+
+    Args:
+        found: the estimate.
+        refines: whether labels are refined.
+        labels: their names.
+    """
+    used = refines and found.accepted
+    prior_c = found.prior_c if used else found.imposed_c
+    return {
+        "estimate": dict(zip(labels, found.share_c.tolist(), strict=True)),
+        "divergence": found.divergence, "agreement": found.agreement, "used": used,
+        "share": dict(zip(labels, prior_c.tolist(), strict=True)),
+    }  # fmt: skip
 
 
 class Refine:
@@ -108,7 +130,8 @@ class Refine:
         import torch
 
         from llkd.student.model import load_student, use_bfloat16
-        from llkd.student.probe import FrozenStudent, Refiner
+        from llkd.student.probe import FrozenStudent
+        from llkd.student.refiner import Refiner
 
         self._selector, self._calibration = selector, calibration
         config = selector.config
@@ -153,7 +176,7 @@ class Refine:
 
     def _fit(self, folder: Folder) -> None:
         """Fit the probes to a sample of the labelled rows and store them."""
-        from llkd.student.probe import fit_refiner
+        from llkd.student.refiner import fit_refiner
 
         started, config = time.monotonic(), self._selector.config
         features, teacher, folds = [], [], []
@@ -170,16 +193,18 @@ class Refine:
             if len(drawn) == len(texts):
                 self._sampled[shard] = features[-1]
         features_nd, teacher_nc, fold_n = map(np.concatenate, (features, teacher, folds))
-        refiner = fit_refiner(
+        refiner, evidence = fit_refiner(
             features_nd, teacher_nc, fold_n, config.selection.beta,
             bias=self._student.bias, always=config.selection.refine is True,
+            estimates_prior=config.estimates_prior,
         )  # fmt: skip
         refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
         changed_n = refined_nc.argmax(axis=1) != teacher_nc.argmax(axis=1)
         folder.write_bytes(WEIGHTS, save(refiner.arrays()))
         figures = {
-            "rows": len(fold_n), "refines": refiner.beta > 0, "agreement": refiner.agreement,
-            "confidence": refiner.confidence, "changed": float(changed_n.mean()),
+            "rows": len(fold_n), "refines": refiner.beta > 0, "agreement": evidence.agreement,
+            "confidence": evidence.confidence, "changed": float(changed_n.mean()),
+            "prior": evidence.prior and _prior_figures(evidence.prior, refiner.beta > 0, config.task.label_names),
             "seconds": time.monotonic() - started, "crc32": folder.crc32(WEIGHTS),
         }  # fmt: skip
         folder.write_json(RESULT, figures)

@@ -107,17 +107,18 @@ def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
         "rows": rows,
         "row_visits_fraction": visits / (rows * epochs),
         "unique_rows_fraction": selector.unique_rows(epochs) / rows,
-        **_relabelled(config),
+        **_refined(config),
         "stats": stats,  # a copy, in case a file is lost
     }
 
 
-def _relabelled(config: RunConfig) -> dict[str, float]:
-    """The share of labels that refinement changed, if there was any."""
+def _refined(config: RunConfig) -> dict[str, Any]:
+    """What refinement did to the labels; nothing if there was none."""
     found = read_refinement(config)
-    return (
-        {} if found is None or not found["refines"] else {"relabelled_fraction": found["changed"]}
-    )
+    if found is None or not found["refines"]:
+        return {}
+    estimated = {"prior": found["prior"]} if found["prior"] else {}
+    return {"relabelled_fraction": found["changed"], **estimated}
 
 
 def _probe_notes(results: dict[str, Any]) -> list[str]:

@@ -1,10 +1,10 @@
 """A linear probe: the head of the frozen student, as softmax regression on its features.
 
 It takes seconds, and shows what the encoder gives without fine-tuning. Its weights go into the same
-model, so that a probe is a student like any other. Cross-fitted probes refine the pseudo-labels.
+model, so that a probe is a student like any other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch.nn.functional import log_softmax
 
-from llkd.core import refinement
-from llkd.core.refinement import bias_to_keep_mean, confident_agreement, product, refined
 from llkd.student.model import head_of
 from llkd.student.scoring import Scorer, scoring_copy
 
@@ -21,8 +19,6 @@ PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)
 """L2 penalties that cross-validation chooses from, for features of mean squared norm 1; the strongest
 first, each the start of the next."""
 FOLDS = 4
-ROUNDS = 3
-"""Rounds of refinement; further ones hardly change a label."""
 
 
 class Limits(NamedTuple):
@@ -100,115 +96,15 @@ def fit_probe(
         seed: of the folds.
         bias: whether the head has one; those of decoders have none.
     """
-    space = _Space(features_nd, bias, torch.float64)
+    space = Space(features_nd, bias, torch.float64)
     targets = torch.from_numpy(targets_nc).double()
     fold_n = np.random.default_rng(seed).permutation(len(targets)) % FOLDS
-    penalty = _best_penalty(space, targets, fold_n)
-    path = _path(space.rows, targets, PENALTIES[: PENALTIES.index(penalty) + 1])
+    penalty = best_penalty(space, targets, fold_n)
+    path = fitted_path(space.rows, targets, PENALTIES[: PENALTIES.index(penalty) + 1])
     return space.probe(path[-1], penalty)
 
 
-@dataclass(frozen=True)
-class Refiner:
-    """Cross-fitted probes that refine a teacher's distributions; see llkd/core/refinement.py."""
-
-    probe_f: Sequence[Probe]
-    """One for each fold, fitted to the others."""
-    bias_c: np.ndarray
-    """Shape (C,)."""
-    beta: float
-    """The exponent of the probes; 0 leaves the teacher's labels as they are."""
-    agreement: float
-    """Of the first round's probes with the teacher; see `refinement.confident_agreement`."""
-    confidence: float
-    """The teacher's, on the same rows."""
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """`weight`, shape (F, C, D), `offset`, (F, C), `bias`, (C,), and `numbers`: beta,
-        agreement and confidence."""
-        heads = [probe.arrays() for probe in self.probe_f]
-        return {
-            "weight": np.stack([head["weight"] for head in heads]),
-            "offset": np.stack([head["bias"] for head in heads]),
-            "bias": self.bias_c,
-            "numbers": np.array([self.beta, self.agreement, self.confidence]),
-        }
-
-    @staticmethod
-    def from_arrays(arrays: Mapping[str, np.ndarray]) -> "Refiner":
-        """The inverse of `arrays`."""
-        weight, offset = (torch.from_numpy(arrays[name]).double() for name in ("weight", "offset"))
-        probes = [Probe(*head, 0.0) for head in zip(weight, offset, strict=True)]
-        return Refiner(probes, arrays["bias"], *arrays["numbers"].tolist())
-
-    def refine(
-        self, features_nd: np.ndarray, teacher_nc: np.ndarray, fold_n: np.ndarray
-    ) -> np.ndarray:
-        """The refined distributions, float64, shape (N, C).
-
-        Args:
-            features_nd: frozen features, shape (N, D).
-            teacher_nc: the teacher's distributions, shape (N, C).
-            fold_n: see `refinement.fold_of`, shape (N,).
-        """
-        student_nc = _out_of_fold(self.probe_f, features_nd, fold_n, teacher_nc.shape[1])
-        return refined(product(teacher_nc, student_nc, self.beta), self.bias_c)
-
-
-def fit_refiner(
-    features_nd: np.ndarray,
-    teacher_nc: np.ndarray,
-    fold_n: np.ndarray,
-    beta: float,
-    *,
-    bias: bool = True,
-    always: bool = False,
-) -> Refiner:
-    """Fit probes and refine labels in turn, ROUNDS times.
-
-    Args:
-        features_nd: frozen features, shape (N, D).
-        teacher_nc: the teacher's distributions, shape (N, C).
-        fold_n: see `refinement.fold_of`, shape (N,).
-        beta: exponent of the probes, at least 0.
-        bias: see `fit_probe`.
-        always: whether to refine even if the probes agree with the teacher less often than its
-            confidence (`refinement.confident_agreement`). Otherwise beta is then 0.
-    """
-    space = _Space(features_nd, bias, torch.float32)
-    teacher = torch.from_numpy(teacher_nc).float()
-    penalty = _best_penalty(space, teacher, fold_n, ROUGHLY)
-    refiner, targets, checked = None, teacher, (1.0, 1.0)
-    for _ in range(ROUNDS):
-        probe_f: list[Probe] = []
-        for fold in range(refinement.FOLDS):
-            inside = torch.from_numpy(fold_n != fold)
-            [weight] = _path(space.rows[inside], targets[inside], [penalty], ROUGHLY)
-            probe_f.append(space.probe(weight, penalty))
-        student_nc = _out_of_fold(probe_f, features_nd, fold_n, teacher_nc.shape[1])
-        if refiner is None:
-            checked = confident_agreement(student_nc, teacher_nc)
-            if not always and checked[0] < checked[1]:
-                return Refiner(probe_f, np.zeros(teacher_nc.shape[1]), 0.0, *checked)
-        product_nc = product(teacher_nc, student_nc, beta)
-        bias_c = bias_to_keep_mean(product_nc, teacher_nc)
-        targets = torch.from_numpy(refined(product_nc, bias_c)).float()
-        refiner = Refiner(probe_f, bias_c, beta, *checked)
-    assert refiner is not None
-    return refiner
-
-
-def _out_of_fold(
-    probe_f: Sequence[Probe], features_nd: np.ndarray, fold_n: np.ndarray, classes: int
-) -> np.ndarray:
-    """The distribution of each row by the probe of its fold, float32, shape (N, C)."""
-    student_nc = np.zeros((len(features_nd), classes), np.float32)
-    for fold, probe in enumerate(probe_f):
-        student_nc[fold_n == fold] = probe.probabilities(features_nd[fold_n == fold])
-    return student_nc
-
-
-class _Space:
+class Space:
     """Features centred and scaled to a mean squared norm of 1, with a constant for the bias."""
 
     def __init__(self, features_nd: np.ndarray, bias: bool, dtype: torch.dtype) -> None:
@@ -227,14 +123,14 @@ class _Space:
         return Probe(weight_cd, weight[:, -1].double() - weight_cd @ self._mean_d, penalty)
 
 
-def _best_penalty(
-    space: _Space, targets: torch.Tensor, fold_n: np.ndarray, limits: Limits = EXACTLY
+def best_penalty(
+    space: Space, targets: torch.Tensor, fold_n: np.ndarray, limits: Limits = EXACTLY
 ) -> float:
     """The penalty of the smallest cross-validated loss; the strongest for fewer rows than folds."""
     losses, folds = np.zeros(len(PENALTIES)), int(fold_n.max(initial=-1)) + 1
     for fold in range(folds if len(fold_n) >= folds else 0):
         inside = torch.from_numpy(fold_n != fold)
-        path = _path(space.rows[inside], targets[inside], PENALTIES, limits)
+        path = fitted_path(space.rows[inside], targets[inside], PENALTIES, limits)
         outside = space.rows[~inside], targets[~inside]
         for number, weight in enumerate(path):
             losses[number] += float(_loss(weight, *outside)) * int((~inside).sum())
@@ -246,7 +142,7 @@ def _loss(weight: torch.Tensor, features: torch.Tensor, targets: torch.Tensor) -
     return -(targets * log_softmax(features @ weight.T, dim=-1)).sum(dim=-1).mean()
 
 
-def _path(
+def fitted_path(
     features: torch.Tensor,
     targets: torch.Tensor,
     penalties: Sequence[float],

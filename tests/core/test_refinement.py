@@ -5,7 +5,7 @@ import pytest
 
 from llkd.core.refinement import (
     FOLDS,
-    bias_to_keep_mean,
+    bias_to_match,
     confident_agreement,
     fold_of,
     product,
@@ -52,7 +52,7 @@ def test_the_bias_keeps_the_mean_of_each_class() -> None:
     student_nc = random.dirichlet([1, 1, 6], 500)  # it has a favourite
     product_nc = product(teacher_nc, student_nc, 1.0)
     free_c = refined(product_nc, np.zeros(3)).mean(axis=0)
-    kept_c = refined(product_nc, bias_to_keep_mean(product_nc, teacher_nc)).mean(axis=0)
+    kept_c = refined(product_nc, bias_to_match(product_nc, teacher_nc.mean(axis=0))).mean(axis=0)
     assert np.abs(free_c - teacher_nc.mean(axis=0)).max() > 0.1
     assert kept_c == pytest.approx(teacher_nc.mean(axis=0), rel=2e-3)
 

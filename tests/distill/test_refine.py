@@ -18,7 +18,7 @@ from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
 from llkd.store.schema import LABEL, LOGPROBS, ROW, RunLayout, shard_starts
-from llkd.student.probe import Refiner, fit_refiner
+from llkd.student.refiner import Refiner, fit_refiner
 from llkd.teacher.calibrate import calibrate
 from tests.conftest import MadeRun, SilentTracker
 from tests.in_process import in_process
@@ -38,7 +38,7 @@ def noisy_teacher(noise: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def test_refinement_corrects_labels_that_contradict_those_of_similar_texts() -> None:
     features_nd, teacher_nc, gold_n = noisy_teacher()
     fold_n = np.arange(ROWS) % FOLDS
-    refiner = fit_refiner(features_nd, teacher_nc, fold_n, beta=1.0)
+    refiner, _ = fit_refiner(features_nd, teacher_nc, fold_n, beta=1.0)
     refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
     before = (teacher_nc.argmax(axis=1) == gold_n).mean()
     after = (refined_nc.argmax(axis=1) == gold_n).mean()
@@ -53,12 +53,46 @@ def test_features_that_say_nothing_change_no_label(always: bool) -> None:
     _, teacher_nc, _ = noisy_teacher()
     features_nd = np.random.default_rng(1).normal(size=(ROWS, 8)).astype(np.float32)
     fold_n = np.arange(ROWS) % FOLDS
-    refiner = fit_refiner(features_nd, teacher_nc, fold_n, 1.0, always=always)
+    refiner, evidence = fit_refiner(features_nd, teacher_nc, fold_n, 1.0, always=always)
     refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
     assert np.array_equal(refined_nc.argmax(axis=1), teacher_nc.argmax(axis=1))
-    assert refiner.agreement < 0.5
+    assert evidence.agreement < 0.5
     assert (refiner.beta == 1.0) is always
     assert np.allclose(refined_nc, teacher_nc) is not always
+
+
+def test_label_frequencies_far_from_those_imposed_are_found_out() -> None:
+    random = np.random.default_rng(0)
+    gold_n = (random.random(ROWS) < 0.2).astype(int)
+    features_nd = random.normal(size=(ROWS, 8)).astype(np.float32)
+    features_nd[:, 0] += np.where(gold_n == 1, 2.0, -2.0)
+    signal_n = np.where(gold_n == 1, 1.0, -1.0) + 0.8 * random.normal(size=ROWS)
+    second_n = 1 / (1 + np.exp(-(signal_n - np.median(signal_n))))  # half of the rows of each label
+    teacher_nc = np.stack([1 - second_n, second_n], axis=1)
+    fold_n = np.arange(ROWS) % FOLDS
+
+    def right(estimates_prior: bool) -> float:
+        arguments = features_nd, teacher_nc, fold_n
+        refiner, evidence = fit_refiner(*arguments, 1.0, estimates_prior=estimates_prior)
+        assert (evidence.prior is not None) is estimates_prior
+        refined_nc = refiner.refine(*arguments)
+        if evidence.prior is not None:
+            assert evidence.prior.accepted
+            assert evidence.prior.share_c[1] == pytest.approx(0.2, abs=0.1)
+            assert refined_nc.mean(axis=0) == pytest.approx(evidence.prior.prior_c, rel=5e-3)
+        return float((refined_nc.argmax(axis=1) == gold_n).mean())
+
+    assert right(True) > right(False) + 0.1
+
+
+def test_frequencies_as_imposed_stay() -> None:
+    features_nd, teacher_nc, _ = noisy_teacher()
+    arguments = features_nd, teacher_nc, np.arange(ROWS) % FOLDS
+    refiner, evidence = fit_refiner(*arguments, 1.0, estimates_prior=True)
+    assert evidence.prior is not None
+    assert not evidence.prior.accepted
+    without, _ = fit_refiner(*arguments, 1.0)
+    assert np.array_equal(refiner.bias_c, without.bias_c)
 
 
 def test_a_rows_own_label_does_not_count() -> None:
@@ -67,10 +101,10 @@ def test_a_rows_own_label_does_not_count() -> None:
     other_nc = np.where((fold_n == 2)[:, None], np.roll(teacher_nc, 1, axis=1), teacher_nc)
     # After one round only: later rounds fit to labels that were refined with those of this fold.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llkd.student.probe.ROUNDS", 1)
+        patch.setattr("llkd.student.refiner.ROUNDS", 1)
         patch.setattr("llkd.student.probe.PENALTIES", (1e-3,))
         found = [
-            fit_refiner(features_nd, p_nc, fold_n, 1.0, always=True)
+            fit_refiner(features_nd, p_nc, fold_n, 1.0, always=True)[0]
             for p_nc in (teacher_nc, other_nc)
         ]
     mine, others = ([r.arrays()["weight"][fold] for r in found] for fold in (2, 1))

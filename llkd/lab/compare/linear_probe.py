@@ -33,7 +33,8 @@ from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
 from llkd.store.schema import GOLD, LOGPROBS, ROW, TEXT, RunLayout, shard_starts
 from llkd.student.data import Batch
-from llkd.student.probe import fit_probe, fit_refiner
+from llkd.student.probe import fit_probe
+from llkd.student.refiner import fit_refiner
 from llkd.student.training import Schedule, Trainer
 from llkd.teacher.calibrate import calibrate
 
@@ -164,9 +165,9 @@ class CheapRun:
         self.policy: Policy = policy_of(config)
         probs_nc = problem.teacher_nc
         if config.selection.refines:
-            refiner = fit_refiner(
+            refiner, _ = fit_refiner(
                 problem.corpus_nd, probs_nc, problem.fold_n, config.selection.beta,
-                always=config.selection.refine is True,
+                always=config.selection.refine is True, estimates_prior=config.estimates_prior,
             )  # fmt: skip
             probs_nc = refiner.refine(problem.corpus_nd, probs_nc, problem.fold_n)
         self.signals = _signals(probs_nc, problem.position_n)

@@ -50,7 +50,7 @@ def selection_section(facts: Facts) -> Section:
         section.note(unread if facts.stats else "No epoch is trained yet.")
         return section
     policy = facts.config.selection.policy
-    section.lead = f"Policy {policy}."
+    section.lead = f"Policy {policy}.{refinement(facts)}"
     thresholds, plane = _thresholds_plot(facts), plane_plot(facts, _has_reasons(facts))
     section.plots = present(
         _reasons_plot(facts),
@@ -73,6 +73,32 @@ def selection_section(facts: Facts) -> Section:
     if few:
         section.find("warn", f"Fewer than {MIN_ROWS} rows were trained on for {listed(few)}.")
     return section
+
+
+def refinement(facts: Facts) -> str:
+    """What happened to the labels before the first epoch, with a space before; empty if they are the
+    teacher's."""
+    distilled = facts.distilled
+    if "relabelled_fraction" not in distilled:
+        return ""
+    text = (
+        f" Refinement changed {percent(distilled['relabelled_fraction'])} of the teacher's labels."
+    )
+    prior = distilled.get("prior")
+    if prior is None:
+        return text
+    evidence = (
+        f"{prior['divergence']:.3f} nats from those of calibration, agreement of the classifiers with "
+        f"confident labels {prior['agreement']:.2f} above chance"
+    )
+    if prior["used"]:
+        first = sorted(prior["share"].items(), key=lambda item: -item[1])[:MAX_LABELS]
+        frequencies = ", ".join(f"{quoted(name)} {percent(share)}" for name, share in first)
+        return f"{text} The labels have estimated frequencies now: {frequencies} ({evidence})."
+    return (
+        f"{text} The estimated label frequencies were too close to those of calibration or too "
+        f"uncertain to be used ({evidence})."
+    )
 
 
 def left_out(facts: Facts) -> str:

@@ -1,0 +1,43 @@
+"""What the report says about refined labels."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llkd.results.report.selection import refinement
+
+PRIOR = {
+    "estimate": {"ham": 0.8, "spam": 0.2},
+    "share": {"spam": 0.35, "ham": 0.65},
+    "divergence": 0.193,
+    "agreement": 0.84,
+    "used": True,
+}
+
+
+def said(**distilled: Any) -> str:
+    facts: Any = SimpleNamespace(distilled=distilled)
+    return refinement(facts)
+
+
+@pytest.mark.parametrize(
+    ("distilled", "expected"),
+    [
+        ({}, ""),
+        ({"relabelled_fraction": 0.24}, " Refinement changed 24\xa0% of the teacher's labels."),
+    ],
+)
+def test_labels_that_were_changed(distilled: dict[str, Any], expected: str) -> None:
+    assert said(**distilled) == expected
+
+
+def test_the_label_frequencies_and_the_evidence_for_them() -> None:
+    used = said(relabelled_fraction=0.24, prior=PRIOR)
+    assert "“ham” 65" in used
+    assert used.index("ham") < used.index("spam")
+    assert "0.193 nats" in used
+    assert "0.84 above chance" in used
+    refused = said(relabelled_fraction=0.24, prior={**PRIOR, "used": False})
+    assert "too uncertain to be used (0.193 nats" in refused
+    assert "65" not in refused
