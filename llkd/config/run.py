@@ -278,12 +278,16 @@ class RunConfig(Section):
 
     @property
     def estimates_prior(self) -> bool:
-        """Whether to estimate label frequencies: calibration imposed uniform ones for want of others."""
-        imposed = (
+        """Whether to estimate label frequencies: calibration imposes some, and none are stated.
+
+        Not after rounds of labelling, whose rows are no random sample of the corpus.
+        """
+        imposed = all(
             teacher.prior is None and teacher.calibration in ("batch", "temperature")
             for teacher in self.all_teachers
         )
-        return self.selection.estimate_prior and all(imposed)
+        chosen_rows = self.label.in_part and self.label.rounds > 1
+        return self.selection.estimate_prior and imposed and not chosen_rows
 
     @property
     def of_each_teacher(self) -> list["RunConfig"]:

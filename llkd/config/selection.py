@@ -31,8 +31,9 @@ class SelectionConfig(Section):
     the corpus. Default: for `llkd` and `refined`, if the probe agrees with the teacher's most confident
     labels; other policies keep the teacher's labels."""
     estimate_prior: bool = True
-    """Where labels are refined and `teacher.prior` is not set: estimate how frequent each label is, and
-    calibrate to it if it is far from uniform and the evidence suffices (see llkd/core/prior.py)."""
+    """Where labels are refined and `teacher.prior` is not set: estimate how frequent each label is,
+    and calibrate to the estimate if it is far from uniform and well supported (see
+    llkd/core/prior.py). Not for labels from several rounds (`label.rounds`)."""
     sides: Sides = "both"
     """For `llkd`: which signals must reach their thresholds."""
     uncertainty: Literal["entropy", "least_confidence", "margin"] = "entropy"

@@ -1,21 +1,23 @@
 """Pseudo-labels refined by a classifier that has not seen the row's own label.
 
 The teacher judges each text alone. A classifier fitted to the pseudo-labels of thousands of other
-texts knows what their labels have in common, and its errors are others than the teacher's. Given the
-label the two are taken as independent, so their distributions are multiplied:
+texts knows what their labels have in common, and its errors are others than the teacher's. Given
+the label the two are taken as independent, so their distributions are multiplied:
 
     r ∝ p · q^β · exp(−bias)
 
-p is the teacher's calibrated distribution, q the classifier's. It is cross-fitted: the texts are split
-into folds, and q of a row comes from a classifier fitted to the other folds; one fitted to the row
-itself would repeat its label, right or wrong. Equal texts share a fold. The classifier is fitted to
-the distributions p and not to their labels, so that it is as unsure as its teacher; fitted again to r,
-it is better, and so is r. The bias keeps the mean of r over the rows equal to that of p, so that no class grows
-at the expense of others, or to label frequencies that were found out (llkd/core/prior.py).
+p is the teacher's calibrated distribution, q the classifier's. It is cross-fitted: the texts are
+split into folds, and q of a row comes from a classifier fitted to the other folds; one fitted to the
+row itself would repeat its label, right or wrong. Equal texts share a fold. The classifier is fitted
+to the distributions p and not to their labels, so that it is as unsure as its teacher; fitted again
+to r, it is better, and so is r. The bias keeps the mean of r over the rows equal to that of p, so
+that no class grows at the expense of others; or makes it equal to estimated label frequencies
+(llkd/core/prior.py).
 
-A classifier that cannot tell the classes apart agrees with the teacher on easy rows only, and a student
-trained on those learns nothing beyond them. So its agreement with the teacher is checked on the fifth of
-the rows with the highest confidence: it must be at least the teacher's mean confidence there.
+A classifier that cannot tell the classes apart agrees with the teacher on easy rows only, and a
+student trained on those learns nothing beyond them. So its agreement with the teacher is checked on
+the fifth of the rows with the highest confidence: it must be at least the teacher's mean confidence
+there.
 
 A product of experts, with the bias of batch calibration (arXiv 2309.17249); cross-fitting as in
 confident learning (arXiv 1911.00068).
@@ -44,7 +46,7 @@ def fold_of(texts: Sequence[str]) -> np.ndarray:
 
 def product(teacher_nc: np.ndarray, student_nc: np.ndarray, beta: float) -> np.ndarray:
     """log p + β log q, float64, shape (N, C): r before its bias."""
-    return _logs(teacher_nc) + beta * _logs(student_nc)
+    return logs(teacher_nc) + beta * logs(student_nc)
 
 
 def bias_to_match(product_nc: np.ndarray, prior_c: np.ndarray) -> np.ndarray:
@@ -82,5 +84,6 @@ def confident_agreement(student_nc: np.ndarray, teacher_nc: np.ndarray) -> tuple
     return float(agrees_n[checked_n].mean()), float(confidence_n[checked_n].mean())
 
 
-def _logs(probs_nc: np.ndarray) -> np.ndarray:
+def logs(probs_nc: np.ndarray) -> np.ndarray:
+    """log p, float64, shape (N, C), with p at least SMALLEST_PROB."""
     return np.log(np.maximum(probs_nc.astype(np.float64), SMALLEST_PROB))

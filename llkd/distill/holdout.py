@@ -35,7 +35,7 @@ def make_validation(selector: Selector, calibration: Calibration) -> None:
 
     Args:
         selector: of the run.
-        calibration: of the corpus's labels.
+        calibration: of their labels; see `refine.with_estimated_prior`.
 
     Raises:
         DataError: the corpus is too small for a validation split.

@@ -8,9 +8,10 @@ the pseudo-labels from the refined distributions.
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,6 @@ from safetensors.numpy import load, save
 from llkd.cluster.actor_pool import run_on_actors
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
-from llkd.core.prior import PriorEstimate
 from llkd.core.refinement import fold_of
 from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
 from llkd.distill.probe import PROBE_ROWS, read_figures, sampled
@@ -29,7 +29,12 @@ from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import LOGPROBS, ROW, TEXT, RunLayout
 
+if TYPE_CHECKING:
+    from llkd.student.refiner import Diagnostics
+
 RESULT, WEIGHTS = "refinement.json", "weights.safetensors"
+SHOWN_LABELS = 15
+"""Labels whose estimated frequencies the console shows, the most frequent first."""
 SMALLEST_SAMPLE = 50
 """Fewer labelled rows are not refined: probes of a few rows know nothing."""
 
@@ -77,9 +82,9 @@ def refine(selector: Selector, calibration: Calibration, tracker: Any) -> None:
     found = read_refinement(config)
     assert found is not None
     if found["prior"] and found["prior"]["used"]:
-        shares = found["prior"]["share"].items()
-        frequencies = ", ".join(f"{name} {share:.0%}" for name, share in shares)
-        tracker.note.remote(f"label frequencies, estimated and now used: {frequencies}")
+        first = sorted(found["prior"]["imposed"].items(), key=lambda item: -item[1])[:SHOWN_LABELS]
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in first)
+        tracker.note.remote(f"estimated label frequencies in use: {shares}")
     if found["refines"]:
         line = f"refinement changed {found['changed']:.0%} of the teacher's labels"
     else:
@@ -96,20 +101,41 @@ def read_refinement(config: RunConfig) -> dict[str, Any] | None:
     return read_figures(Folder(RunLayout(config.run_dir).refinement), RESULT, WEIGHTS)
 
 
-def _prior_figures(found: PriorEstimate, refines: bool, labels: Sequence[str]) -> dict[str, Any]:
-    """The estimate of the label frequencies, as stored.
+def with_estimated_prior(config: RunConfig, calibration: Calibration) -> Calibration:
+    """The calibration of labels that are not refined: with the estimated label frequencies, if they
+    are in use.
 
     Args:
-        found: the estimate.
+        config: the run.
+        calibration: of the corpus's labels.
+    """
+    found = read_refinement(config)
+    if found is None or not found["prior"] or not found["prior"]["used"]:
+        return calibration
+    bias_c = calibration.temperature * np.array(found["prior"]["bias"])
+    return replace(calibration, bias_c=calibration.bias_c + bias_c)
+
+
+def _prior_figures(
+    found: "Diagnostics", refines: bool, labels: Sequence[str]
+) -> dict[str, Any] | None:
+    """The estimate of the label frequencies, as stored; None if there is none.
+
+    Args:
+        found: diagnostics of the fit.
         refines: whether labels are refined.
         labels: their names.
     """
-    used = refines and found.accepted
-    prior_c = found.prior_c if used else found.imposed_c
+    prior = found.prior
+    if prior is None:
+        return None
+    used = refines and prior.accepted
+    imposed_c = prior.prior_c if used else prior.imposed_c
     return {
-        "estimate": dict(zip(labels, found.share_c.tolist(), strict=True)),
-        "divergence": found.divergence, "agreement": found.agreement, "used": used,
-        "share": dict(zip(labels, prior_c.tolist(), strict=True)),
+        "estimate": dict(zip(labels, prior.estimate_c.tolist(), strict=True)),
+        "divergence": prior.divergence, "agreement": prior.agreement, "used": used,
+        "imposed": dict(zip(labels, imposed_c.tolist(), strict=True)),
+        "bias": found.prior_bias_c.tolist(),
     }  # fmt: skip
 
 
@@ -193,7 +219,7 @@ class Refine:
             if len(drawn) == len(texts):
                 self._sampled[shard] = features[-1]
         features_nd, teacher_nc, fold_n = map(np.concatenate, (features, teacher, folds))
-        refiner, evidence = fit_refiner(
+        refiner, found = fit_refiner(
             features_nd, teacher_nc, fold_n, config.selection.beta,
             bias=self._student.bias, always=config.selection.refine is True,
             estimates_prior=config.estimates_prior,
@@ -201,10 +227,11 @@ class Refine:
         refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
         changed_n = refined_nc.argmax(axis=1) != teacher_nc.argmax(axis=1)
         folder.write_bytes(WEIGHTS, save(refiner.arrays()))
+        refines = refiner.beta > 0
         figures = {
-            "rows": len(fold_n), "refines": refiner.beta > 0, "agreement": evidence.agreement,
-            "confidence": evidence.confidence, "changed": float(changed_n.mean()),
-            "prior": evidence.prior and _prior_figures(evidence.prior, refiner.beta > 0, config.task.label_names),
+            "rows": len(fold_n), "refines": refines, "agreement": found.agreement,
+            "confidence": found.confidence, "changed": float(changed_n.mean()),
+            "prior": _prior_figures(found, refines, config.task.label_names),
             "seconds": time.monotonic() - started, "crc32": folder.crc32(WEIGHTS),
         }  # fmt: skip
         folder.write_json(RESULT, figures)

@@ -8,7 +8,7 @@ from llkd.core.thresholds import Thresholds
 from llkd.distill.epoch_stats import STATS, read_stats
 from llkd.distill.holdout import make_validation
 from llkd.distill.pseudo_labels import make_pseudo_labels
-from llkd.distill.refine import refine
+from llkd.distill.refine import refine, with_estimated_prior
 from llkd.distill.selection import Selector
 from llkd.distill.selection_counts import COUNTS
 from llkd.store.folder import Folder
@@ -44,7 +44,7 @@ def prepare_epochs(selector: Selector, calibration: Calibration, tracker: Any) -
     layout = RunLayout(selector.config.run_dir)
     refine(selector, calibration, tracker)
     make_pseudo_labels(selector.config, selector.shards, calibration, selector.keeps_teacher_probs)
-    make_validation(selector, calibration)
+    make_validation(selector, with_estimated_prior(selector.config, calibration))
     for epoch in begun_epochs(layout):
         if Folder(layout.epoch(epoch)).exists(STATS):
             _complete_selection(selector, epoch)

@@ -62,7 +62,7 @@ def collect_metrics(
     if "relabelled_fraction" in distilled:
         metrics["selection"]["relabelled_fraction"] = distilled["relabelled_fraction"]
     if distilled.get("prior", {}).get("used"):
-        metrics["selection"]["label_frequencies"] = distilled["prior"]["share"]
+        metrics["selection"]["label_frequencies"] = distilled["prior"]["imposed"]
     seconds = {
         "ingest": sum(entry["seconds"] for entry in ingested),
         "label": labelled["seconds"],

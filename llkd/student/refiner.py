@@ -11,6 +11,7 @@ from llkd.core.refinement import (
     FOLDS,
     bias_to_match,
     confident_agreement,
+    logs,
     product,
     refined,
 )
@@ -65,8 +66,8 @@ class Refiner:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What the fit has found out about the teacher's labels."""
+class Diagnostics:
+    """What the fit shows of the teacher's labels."""
 
     agreement: float
     """Of the first round's probes with the teacher; see `refinement.confident_agreement`."""
@@ -74,6 +75,8 @@ class Evidence:
     """The teacher's, on the same rows."""
     prior: PriorEstimate | None
     """The label frequencies, if they were to be estimated."""
+    prior_bias_c: np.ndarray
+    """The bias, shape (C,), that gives the teacher's distributions these frequencies; 0 without."""
 
 
 def fit_refiner(
@@ -85,7 +88,7 @@ def fit_refiner(
     bias: bool = True,
     always: bool = False,
     estimates_prior: bool = False,
-) -> tuple[Refiner, Evidence]:
+) -> tuple[Refiner, Diagnostics]:
     """Fit probes and refine labels in turn, ROUNDS times.
 
     Args:
@@ -102,22 +105,22 @@ def fit_refiner(
     fit = _CrossFit(features_nd, fold_n, bias)
     prior = _prior_of(fit, teacher_nc) if estimates_prior else None
     prior_c = teacher_nc.mean(axis=0, dtype=np.float64) if prior is None else prior.prior_c
-    targets_nc = teacher_nc
+    targets_nc, prior_bias_c = teacher_nc, np.zeros(teacher_nc.shape[1])
     if prior is not None and prior.accepted:
-        unrefined_nc = product(teacher_nc, teacher_nc, 0.0)
-        targets_nc = refined(unrefined_nc, bias_to_match(unrefined_nc, prior_c))
+        prior_bias_c = bias_to_match(logs(teacher_nc), prior_c)
+        targets_nc = refined(logs(teacher_nc), prior_bias_c)
     penalty = fit.best_penalty(targets_nc)
     student_nc, probe_f = fit(targets_nc, penalty)
-    evidence = Evidence(*confident_agreement(student_nc, targets_nc), prior)
-    if not always and evidence.agreement < evidence.confidence:
-        return Refiner(probe_f, np.zeros(teacher_nc.shape[1]), 0.0), evidence
+    diagnostics = Diagnostics(*confident_agreement(student_nc, targets_nc), prior, prior_bias_c)
+    if not always and diagnostics.agreement < diagnostics.confidence:
+        return Refiner(probe_f, np.zeros(teacher_nc.shape[1]), 0.0), diagnostics
     for further in reversed(range(ROUNDS)):
         product_nc = product(teacher_nc, student_nc, beta)
         bias_c = bias_to_match(product_nc, prior_c)
         refiner = Refiner(probe_f, bias_c, beta)
         if further:
             student_nc, probe_f = fit(refined(product_nc, bias_c), penalty)
-    return refiner, evidence
+    return refiner, diagnostics
 
 
 class _CrossFit:

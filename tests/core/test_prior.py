@@ -57,13 +57,26 @@ def test_an_estimate_is_sharpened_before_it_is_made() -> None:
     chosen_n = confident_rows(teacher_nc)
     flat_nc = probs_nc**0.3 / (probs_nc**0.3).sum(axis=1, keepdims=True)
     found = estimate_prior(flat_nc, teacher_nc, chosen_n)
-    assert found.share_c == pytest.approx(
-        estimate_prior(probs_nc, teacher_nc, chosen_n).share_c, abs=0.01
+    assert found.estimate_c == pytest.approx(
+        estimate_prior(probs_nc, teacher_nc, chosen_n).estimate_c, abs=0.01
     )
     assert found.accepted
     assert 0.5 < found.agreement <= 1
     assert found.imposed_c == pytest.approx(teacher_nc.mean(axis=0))
-    assert found.prior_c == pytest.approx((found.share_c + found.imposed_c) / 2)
+    assert found.prior_c == pytest.approx((found.estimate_c + found.imposed_c) / 2)
+
+
+def test_a_label_that_the_teacher_never_gives_is_no_evidence() -> None:
+    probs_nc, _ = mixture(np.full(3, 1 / 3))
+    teacher_nc = probs_nc * [1.0, 1.0, 1e-4]
+    teacher_nc = 0.2 + 0.4 * teacher_nc / teacher_nc.sum(axis=1, keepdims=True)
+    assert (teacher_nc.argmax(axis=1) < 2).all()
+    chosen_n = confident_rows(teacher_nc)
+    found = estimate_prior(np.eye(3)[teacher_nc.argmax(axis=1)], teacher_nc, chosen_n)
+    assert found.estimate_c[2] == pytest.approx(found.imposed_c[2])
+    assert found.estimate_c.sum() == pytest.approx(1)
+    assert found.agreement == pytest.approx((2 / 3 - 1 / 3) / (1 - 1 / 3))
+    assert not found.accepted
 
 
 @pytest.mark.parametrize(

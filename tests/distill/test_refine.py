@@ -53,10 +53,10 @@ def test_features_that_say_nothing_change_no_label(always: bool) -> None:
     _, teacher_nc, _ = noisy_teacher()
     features_nd = np.random.default_rng(1).normal(size=(ROWS, 8)).astype(np.float32)
     fold_n = np.arange(ROWS) % FOLDS
-    refiner, evidence = fit_refiner(features_nd, teacher_nc, fold_n, 1.0, always=always)
+    refiner, found = fit_refiner(features_nd, teacher_nc, fold_n, 1.0, always=always)
     refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
     assert np.array_equal(refined_nc.argmax(axis=1), teacher_nc.argmax(axis=1))
-    assert evidence.agreement < 0.5
+    assert found.agreement < 0.5
     assert (refiner.beta == 1.0) is always
     assert np.allclose(refined_nc, teacher_nc) is not always
 
@@ -73,13 +73,15 @@ def test_label_frequencies_far_from_those_imposed_are_found_out() -> None:
 
     def right(estimates_prior: bool) -> float:
         arguments = features_nd, teacher_nc, fold_n
-        refiner, evidence = fit_refiner(*arguments, 1.0, estimates_prior=estimates_prior)
-        assert (evidence.prior is not None) is estimates_prior
+        refiner, found = fit_refiner(*arguments, 1.0, estimates_prior=estimates_prior)
+        assert (found.prior is not None) is estimates_prior
         refined_nc = refiner.refine(*arguments)
-        if evidence.prior is not None:
-            assert evidence.prior.accepted
-            assert evidence.prior.share_c[1] == pytest.approx(0.2, abs=0.1)
-            assert refined_nc.mean(axis=0) == pytest.approx(evidence.prior.prior_c, rel=5e-3)
+        if found.prior is not None:
+            assert found.prior.accepted
+            assert found.prior.estimate_c[1] == pytest.approx(0.2, abs=0.1)
+            assert refined_nc.mean(axis=0) == pytest.approx(found.prior.prior_c, rel=5e-3)
+            alone_nc = Calibration(found.prior_bias_c).apply(np.log(teacher_nc))
+            assert alone_nc.mean(axis=0) == pytest.approx(found.prior.prior_c, rel=5e-3)
         return float((refined_nc.argmax(axis=1) == gold_n).mean())
 
     assert right(True) > right(False) + 0.1
@@ -88,9 +90,9 @@ def test_label_frequencies_far_from_those_imposed_are_found_out() -> None:
 def test_frequencies_as_imposed_stay() -> None:
     features_nd, teacher_nc, _ = noisy_teacher()
     arguments = features_nd, teacher_nc, np.arange(ROWS) % FOLDS
-    refiner, evidence = fit_refiner(*arguments, 1.0, estimates_prior=True)
-    assert evidence.prior is not None
-    assert not evidence.prior.accepted
+    refiner, found = fit_refiner(*arguments, 1.0, estimates_prior=True)
+    assert found.prior is not None
+    assert not found.prior.accepted
     without, _ = fit_refiner(*arguments, 1.0)
     assert np.array_equal(refiner.bias_c, without.bias_c)
 

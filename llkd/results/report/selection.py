@@ -88,16 +88,16 @@ def refinement(facts: Facts) -> str:
     if prior is None:
         return text
     evidence = (
-        f"{prior['divergence']:.3f} nats from those of calibration, agreement of the classifiers with "
-        f"confident labels {prior['agreement']:.2f} above chance"
+        f"{prior['divergence']:.3f} nats from those of calibration; chance-corrected agreement of the "
+        f"probes with confident labels {prior['agreement']:.2f}"
     )
     if prior["used"]:
-        first = sorted(prior["share"].items(), key=lambda item: -item[1])[:MAX_LABELS]
+        first = sorted(prior["imposed"].items(), key=lambda item: -item[1])[:MAX_LABELS]
         frequencies = ", ".join(f"{quoted(name)} {percent(share)}" for name, share in first)
-        return f"{text} The labels have estimated frequencies now: {frequencies} ({evidence})."
+        return f"{text} The labels now follow estimated frequencies: {frequencies} ({evidence})."
     return (
-        f"{text} The estimated label frequencies were too close to those of calibration or too "
-        f"uncertain to be used ({evidence})."
+        f"{text} The estimated label frequencies were too close to those of calibration, or too "
+        f"uncertain, to be used ({evidence})."
     )
 
 

@@ -9,7 +9,7 @@ from llkd.results.report.selection import refinement
 
 PRIOR = {
     "estimate": {"ham": 0.8, "spam": 0.2},
-    "share": {"spam": 0.35, "ham": 0.65},
+    "imposed": {"spam": 0.35, "ham": 0.65},
     "divergence": 0.193,
     "agreement": 0.84,
     "used": True,
@@ -37,7 +37,7 @@ def test_the_label_frequencies_and_the_evidence_for_them() -> None:
     assert "“ham” 65" in used
     assert used.index("ham") < used.index("spam")
     assert "0.193 nats" in used
-    assert "0.84 above chance" in used
+    assert "confident labels 0.84" in used
     refused = said(relabelled_fraction=0.24, prior={**PRIOR, "used": False})
-    assert "too uncertain to be used (0.193 nats" in refused
+    assert "too uncertain, to be used (0.193 nats" in refused
     assert "65" not in refused
