@@ -134,6 +134,31 @@ def test_defaults() -> None:
     assert config.student.learning_rate == 5e-5
 
 
+@pytest.mark.parametrize(
+    ("changes", "estimates"),
+    [
+        ({}, True),
+        ({"teacher__calibration": "none"}, False),
+        ({"teacher__prior": {"a": 3, "b": 1}}, False),
+        ({"selection__estimate_prior": False}, False),
+        ({"label__budget": 0.5}, False),
+        ({"label": {"budget": 0.5, "rounds": 1}}, True),
+        ({"teacher": None, "teachers": [{"model": "x"}, {"model": "y"}]}, True),
+        (
+            {
+                "teacher": None,
+                "teachers": [{"model": "x"}, {"model": "y", "calibration": "none"}],
+            },
+            False,
+        ),
+    ],
+)
+def test_frequencies_that_somebody_knows_are_not_estimated(
+    changes: dict[str, object], estimates: bool
+) -> None:
+    assert parse_config(merged(**changes)).estimates_prior is estimates
+
+
 def test_labels_may_be_a_list() -> None:
     config = parse_config(merged(task__labels=["x", "y"]))
     assert config.task.labels == {"x": None, "y": None}

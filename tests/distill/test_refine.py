@@ -12,7 +12,13 @@ from llkd.core.refinement import FOLDS
 from llkd.distill.holdout import make_validation
 from llkd.distill.policy import policy_of
 from llkd.distill.pseudo_labels import make_pseudo_labels, pseudo_labels
-from llkd.distill.refine import RESULT, WEIGHTS, read_refinement, refine
+from llkd.distill.refine import (
+    RESULT,
+    WEIGHTS,
+    read_refinement,
+    refine,
+    with_estimated_prior,
+)
 from llkd.distill.selection import Selector
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
@@ -212,6 +218,30 @@ def test_probes_that_disagree_with_confident_labels_leave_them(
         table = Folder(layout.pseudo_labels).read_shard(shard)
         assert np.array_equal(table[LABEL].to_numpy(), probs_nc.argmax(axis=1))
         assert np.allclose(table["confidence"].to_numpy(), probs_nc.max(axis=1), atol=1e-4)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_estimated_frequencies_are_told_stored_and_used_for_rows_held_out(
+    prepared: tuple[Selector, Calibration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound in ("MIN_DIVERGENCE", "MIN_AGREEMENT"):
+        monkeypatch.setattr(f"llkd.core.prior.{bound}", -10.0)
+    selector, calibration = prepared
+    config, tracker = selector.config, SilentTracker()
+    assert with_estimated_prior(config, calibration) is calibration
+    with in_process():
+        refine(selector, calibration, tracker)
+    found = read_refinement(config)
+    assert found is not None
+    assert found["prior"]["used"]
+    notes = [arguments[0] for name, arguments in tracker.calls if name == "note"]
+    first = max(found["prior"]["imposed"], key=found["prior"]["imposed"].get)
+    assert notes[0].startswith(f"estimated label frequencies in use: {first} ")
+    shifted = with_estimated_prior(config, calibration)
+    folder = Folder(RunLayout(config.run_dir).labels("corpus"))
+    logprobs = [folder.read_shard(n, [LOGPROBS])[LOGPROBS] for n in range(selector.shards)]
+    mean_c = shifted.apply(np.concatenate([matrix(part) for part in logprobs])).mean(axis=0)
+    assert mean_c == pytest.approx(list(found["prior"]["imposed"].values()), abs=0.01)
 
 
 @pytest.mark.usefixtures("local_ray")
