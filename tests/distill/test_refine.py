@@ -1,5 +1,6 @@
 """Labels refined before the first epoch, by probes on a frozen student."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llkd.distill.refine import (
     with_estimated_prior,
 )
 from llkd.distill.selection import Selector
+from llkd.distill.state import prepare_epochs
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
@@ -140,6 +142,11 @@ def made(selector: Selector, calibration: Calibration) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("part-*.parquet"))]
 
 
+def accept_any_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in ("MIN_DIVERGENCE", "MIN_AGREEMENT"):
+        monkeypatch.setattr(f"llkd.core.prior.{bound}", -10.0)
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_shards_are_refined_out_of_fold_and_made_again_to_the_byte(
     prepared: tuple[Selector, Calibration],
@@ -199,8 +206,9 @@ def test_a_baseline_keeps_the_teachers_labels(
 
 @pytest.mark.usefixtures("local_ray")
 def test_probes_that_disagree_with_confident_labels_leave_them(
-    tmp_path: Path, labelled_run: MadeRun
+    tmp_path: Path, labelled_run: MadeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    accept_any_estimate(monkeypatch)  # not used without refinement
     selector, calibration = of_run(labelled_run.copy(tmp_path / "run"))  # its encoder is random
     tracker = SilentTracker()
     with in_process():
@@ -208,6 +216,7 @@ def test_probes_that_disagree_with_confident_labels_leave_them(
     found = read_refinement(selector.config)
     assert found is not None
     assert not found["refines"]
+    assert not found["prior"]["used"]
     assert found["agreement"] < found["confidence"]
     [note] = [arguments[0] for name, arguments in tracker.calls if name == "note"]
     assert note.startswith("labels are not refined: on the rows with the highest confidence")
@@ -222,15 +231,19 @@ def test_probes_that_disagree_with_confident_labels_leave_them(
 
 @pytest.mark.usefixtures("local_ray")
 def test_estimated_frequencies_are_told_stored_and_used_for_rows_held_out(
-    prepared: tuple[Selector, Calibration], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, labelled_run: MadeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for bound in ("MIN_DIVERGENCE", "MIN_AGREEMENT"):
-        monkeypatch.setattr(f"llkd.core.prior.{bound}", -10.0)
-    selector, calibration = prepared
+    accept_any_estimate(monkeypatch)
+    skewed_c = np.array([0.9, 0.05, 0.05])
+    monkeypatch.setattr("llkd.core.prior.most_likely_prior", lambda *_: skewed_c)
+    sections: dict[str, Any] = {
+        "selection": {"refine": True}, "student": {"validation_fraction": 0.5}
+    }  # fmt: skip
+    selector, calibration = of_run(labelled_run.copy(tmp_path / "run"), **sections)
     config, tracker = selector.config, SilentTracker()
     assert with_estimated_prior(config, calibration) is calibration
     with in_process():
-        refine(selector, calibration, tracker)
+        prepare_epochs(selector, calibration, tracker)
     found = read_refinement(config)
     assert found is not None
     assert found["prior"]["used"]
@@ -242,6 +255,19 @@ def test_estimated_frequencies_are_told_stored_and_used_for_rows_held_out(
     logprobs = [folder.read_shard(n, [LOGPROBS])[LOGPROBS] for n in range(selector.shards)]
     mean_c = shifted.apply(np.concatenate([matrix(part) for part in logprobs])).mean(axis=0)
     assert mean_c == pytest.approx(list(found["prior"]["imposed"].values()), abs=0.01)
+    assert mean_c[0] > 0.5
+    for shard in range(selector.shards):
+        table = Folder(RunLayout(config.run_dir).validation).read_shard(shard, [ROW, LABEL])
+        row_n = folder.read_shard(shard, [ROW])[ROW].to_numpy()
+        label_n = shifted.apply(matrix(logprobs[shard])).argmax(axis=1)
+        held_n = np.isin(row_n, table[ROW].to_numpy())
+        assert np.array_equal(table[LABEL].to_numpy(), label_n[held_n])
+    warm = replace(calibration, temperature=2.0)
+    expected_nc = warm.apply(matrix(logprobs[0])) * np.exp(-np.array(found["prior"]["bias"]))
+    expected_nc /= expected_nc.sum(axis=1, keepdims=True)
+    assert with_estimated_prior(config, warm).apply(matrix(logprobs[0])) == pytest.approx(
+        expected_nc
+    )
 
 
 @pytest.mark.usefixtures("local_ray")
