@@ -2,8 +2,8 @@
 
 Batch calibration imposes label frequencies, uniform ones by default. Far from the true ones, they
 give many rows of a frequent label to a rare one. Classifiers that are fitted to equally many
-confident rows of each label know nothing of frequencies; expectation maximisation finds those under
-which their predictions for all rows are most likely (Saerens, Latinne and Decaestecker 2002,
+confident rows of each label know nothing of frequencies; expectation maximisation finds those
+under which their predictions for all rows are most likely (Saerens, Latinne and Decaestecker 2002,
 Adjusting the outputs of a classifier to new a priori probabilities). It takes the classifiers for
 calibrated, which temperature scaling on the confident rows achieves only in part.
 
@@ -53,8 +53,8 @@ class PriorEstimate:
 
     @property
     def accepted(self) -> bool:
-        """Whether the estimate is to be used. Chance alone makes a divergence of about (C - 1) / 2N,
-        twice of which is added to the bound."""
+        """Whether the estimate is to be used. By chance alone the divergence is about (C - 1) / 2N;
+        twice that is added to the bound."""
         bound = MIN_DIVERGENCE + (len(self.estimate_c) - 1) / self.rows
         return self.divergence > bound and self.agreement >= MIN_AGREEMENT
 

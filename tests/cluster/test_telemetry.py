@@ -2,16 +2,12 @@
 
 import io
 import json
-import re
-import subprocess
-import sys
 import time
 import urllib.request
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,15 +18,10 @@ from rich.console import Console
 
 from llkd.cluster.display import ProgressDisplay
 from llkd.cluster.telemetry import (
-    LOSS,
     MAX_TAG_VALUES,
-    METRICS,
     OTHER,
     SHARD_LOG,
-    SHARDS_WAITING,
-    Metric,
     ShardDone,
-    Telemetry,
     Work,
     announce,
 )
@@ -44,7 +35,7 @@ from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
 from llkd.teacher.calibrate import calibrate
 from llkd.teacher.stage import label
-from tests.conftest import ROOT, config_maker
+from tests.conftest import config_maker
 from tests.fakes import make_texts
 from tests.in_process import in_process
 
@@ -315,149 +306,3 @@ def test_each_shard_has_a_line(watched: Watched) -> None:
 
     assert {line["node"] for line in of_label} == {ray.get_runtime_context().get_node_id()}
     assert all(line["host"] and line["pid"] for line in of_label)
-
-
-def test_a_run_around_it_names_a_round_and_a_comparison() -> None:
-    names = {
-        "runs/bbc": "bbc", "s3://bucket/bbc/": "bbc", "bbc": "bbc",
-        "runs/bbc/rounds/01": "bbc/rounds/01", "runs/bbc/compare/all-1": "bbc/compare/all-1",
-        "runs/bbc/compare/all-1/rounds/00": "bbc/compare/all-1/rounds/00", "rounds/x": "x",
-    }  # fmt: skip
-    assert {uri: RunLayout(uri).name for uri in names} == names
-
-
-DONE = ShardDone(Work("r", "label", "corpus"), 3, 5, 1.5, {"refused": 2}, 70)
-
-
-def test_what_cannot_be_told_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> None:
-        raise RuntimeError("no agent")
-
-    telemetry = Telemetry(str(tmp_path / "lines"))
-    monkeypatch.setattr(telemetry, "_of", broken)
-    telemetry.begin(DONE.of, [3])
-    telemetry.shard(DONE)
-    telemetry.level(DONE.of, "0/0", 5)
-    telemetry.epoch(replace(DONE.of, stage="train", epoch=0), stats_of(2))
-    telemetry.refresh()
-    told = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
-    assert [line["stage"] for line in told] == ["label", "train"]
-    nowhere = Telemetry(str(tmp_path / "no/such/folder/lines"))
-    nowhere.shard(DONE)
-
-
-class Recorder:
-    """Replaces Ray's gauge; records its values."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[float, dict[str, str]]] = []
-
-    def set(self, value: float, tags: dict[str, str]) -> None:
-        self.found.append((value, tags))
-
-
-def test_gauges_are_said_again_those_of_the_last_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorders: dict[Metric, Recorder] = defaultdict(Recorder)
-    telemetry = Telemetry()
-    monkeypatch.setattr(telemetry, "_of", recorders.__getitem__)
-    telemetry.begin(DONE.of, [3, 4])
-    telemetry.epoch(Work("other", "train", "corpus", 0), stats_of(2))
-    for epoch in range(MAX_TAG_VALUES + 2):
-        telemetry.epoch(Work("r", "train", "corpus", epoch), stats_of(2))
-    recorders.clear()
-    telemetry.refresh()
-    waiting = {"run": "r", "stage": "label", "dataset": "corpus"}
-    assert recorders[SHARDS_WAITING].found == [(2, waiting)]
-    kept = [("other", "0"), *(("r", str(epoch)) for epoch in range(2, MAX_TAG_VALUES + 2))]
-    assert [(tags["run"], tags["epoch"]) for _, tags in recorders[LOSS].found] == kept
-    assert len(recorders) == 6
-
-
-WITHOUT_RAY = """
-import sys
-from llkd.cluster.telemetry import ShardDone, Telemetry, Work
-of = Work("r", "label", "corpus")
-telemetry = Telemetry(echo=True)
-telemetry.begin(of, [0])
-telemetry.shard(ShardDone(of, 0, 5, 1.5, {"refused": 2}, 70))
-telemetry.refresh()
-"""
-
-
-def test_without_ray_only_lines_are_written() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    (line,) = done.stderr.splitlines()
-    told = json.loads(line)
-    assert (told["rows"], told["rejects"], told["tokens"]) == (5, {"refused": 2}, 70)
-    assert told["node"] == done.stdout == ""
-
-
-def test_on_a_cluster_ray_keeps_the_lines_in_a_log(local_ray: None) -> None:
-    import ray
-    from ray._private.worker import _global_node
-
-    from llkd.cluster.progress import ProgressTracker
-
-    tracker = ProgressTracker.remote(echo=True)  # type: ignore[attr-defined]
-    ray.get(tracker.shard.remote(DONE))
-    logs = Path(_global_node.get_logs_dir_path()).glob("worker-*.err")
-    (line,) = [line for log in logs for line in log.read_text().splitlines() if DONE.time in line]
-    assert json.loads(line)["rows"] == 5
-
-
-def dashboard() -> dict[str, Any]:
-    return dict(json.loads((ROOT / "jobs/clusters/grafana.json").read_text()))
-
-
-def test_the_dashboard_draws_all_metrics_and_no_others() -> None:
-    from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
-
-    rays_own = set(re.findall(r"\bray_\w+", Path(default_dashboard_panels.__file__).read_text()))
-    asked = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
-    asked += [variable["query"]["query"] for variable in dashboard()["templating"]["list"][1:2]]
-    names = {name for query in asked for name in re.findall(r"\bray_\w+", query)}
-    ours = {f"ray_{metric.name}": metric for metric in METRICS}
-    assert {name for name in names if name.startswith("ray_llkd_")} == ours.keys()
-    assert names - ours.keys() <= rays_own
-    for query in asked:
-        tags = {tag for group in re.findall(r"by \(([^)]*)\)", query) for tag in group.split(", ")}
-        tags |= set(re.findall(r"(\w+)=~?\"", query))
-        for name in set(re.findall(r"\bray_llkd_\w+", query)):
-            assert tags <= set(ours[name].tags), query
-
-
-def test_the_dashboard_can_be_imported() -> None:
-    found = dashboard()
-    panels = found["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    assert (
-        found["templating"]["list"][0] | {"name": "datasource", "type": "datasource"}
-        == (found["templating"]["list"][0])
-    )
-    for part in (*panels, *(target for panel in panels for target in panel["targets"])):
-        assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-    for panel in panels:
-        for target in panel["targets"]:
-            tags = set(re.findall(r"{{(\w+)}}", target.get("legendFormat", "")))
-            grouped = set(re.findall(r"\w+", re.findall(r"by \(([^)]*)\)", target["expr"])[0]))
-            assert tags <= grouped
-    places = [
-        {
-            (x, y)
-            for x in range(at["x"], at["x"] + at["w"])
-            for y in range(at["y"], at["y"] + at["h"])
-        }
-        for at in (panel["gridPos"] for panel in panels)
-    ]
-    assert len(set().union(*places)) == sum(map(len, places))
-
-
-def test_names_follow_the_conventions_of_prometheus() -> None:
-    assert len({metric.name for metric in METRICS}) == len(METRICS)
-    for metric in METRICS:
-        assert metric.name.startswith("llkd_")
-        assert metric.name == metric.name.lower()
-        assert metric.tags[0] == "run"
-        assert metric.description.endswith(".")

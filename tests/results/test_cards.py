@@ -52,3 +52,16 @@ def test_the_cards_name_the_origin_of_the_labels(
     assert ("machine-generated" in rows) == machine
     assert ("tokens of a text" in rows) == ("vllm" in str(teacher))
     assert "trained on all rows" in student
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_model_card_tells_how_labels_were_refined(make_config: MakeConfig, used: bool) -> None:
+    results = {
+        "rows": 1, "epochs": 1, "epoch": 0, "row_visits_fraction": 1.0, "keeps_probe": False,
+        "relabelled_fraction": 0.27, "prior": {"used": used},
+    }  # fmt: skip
+    card = model_card(make_config(), Manifest("distill", {}, "", True, results), None)
+    then = (
+        " The labels follow frequencies that were estimated without human labels." if used else ""
+    )
+    assert f"then changed 27% of the labels.{then} In each epoch the student" in card
