@@ -6,6 +6,7 @@ measure the student on the validation split.
 """
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -354,4 +355,5 @@ class EpochLoop:
 
 
 def _threads(workers_on_node: int) -> int:
-    return max((os.cpu_count() or 1) // workers_on_node, 1)
+    usable = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
+    return max(len(usable) // workers_on_node, 1)

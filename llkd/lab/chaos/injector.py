@@ -141,12 +141,15 @@ class Injector:
         return None
 
     def fill_stores(self, seconds: float) -> str | None:
-        """Occupy all object stores for some seconds; None if that is not confirmed."""
+        """Occupy all object stores for some seconds; None if that is confirmed for none of them."""
         self._refresh()
         calls = [agent.fill_store.remote(seconds) for agent in self._by_node.values()]
-        with contextlib.suppress(ray.exceptions.RayError):
-            return str(ray.get(calls[0], timeout=seconds + 60)) + f" on {len(calls)} nodes"
-        return None
+        filled, _ = ray.wait(calls, num_returns=len(calls), timeout=seconds + 60)
+        found = []
+        for call in filled:  # a node may just be lost, or its agent not be started yet
+            with contextlib.suppress(ray.exceptions.RayError):
+                found.append(str(ray.get(call)))
+        return f"{found[0]} on {len(found)} nodes" if found else None
 
     def left(self) -> list[str]:
         """The running processes of runs, on all nodes."""
