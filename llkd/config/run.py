@@ -35,6 +35,7 @@ from llkd.config.selection import CheapConfig, LabelConfig, SelectionConfig
 from llkd.config.sources import (
     PREDICT,
     CorpusConfig,
+    GoldConfig,
     PredictConfig,
     SourceConfig,
     TestConfig,
@@ -197,7 +198,7 @@ class TeacherConfig(Section):
     """How raw label log-probabilities become a distribution (see llkd/core/calibration.py): `none`
     only normalises; `batch` removes the teacher's bias towards some labels; `contextual` removes
     its bias on content-free texts; `temperature` applies `batch`, then scales the confidence to fit
-    the gold labels of `validation`. Can be changed without labelling again."""
+    the gold labels of `gold`. Can be changed without labelling again."""
     prior: dict[str, Annotated[float, Field(gt=0)]] | None = None
     """For `batch` and `temperature`: the share of each label in the corpus, if known. Default:
     uniform."""
@@ -239,8 +240,9 @@ class RunConfig(Section):
     corpus: CorpusConfig
     test: TestConfig | None = None
     """Optional test set; without it nothing is evaluated."""
-    validation: TestConfig | None = None
-    """Optional labelled rows, separate from the test set, for fitting `temperature` calibration."""
+    gold: GoldConfig | None = None
+    """Optional rows labelled by hand, best a random sample of the corpus: they improve the labels of all
+    rows. Never rows of the test set. `validation` is another name of this section."""
     teacher: TeacherConfig
     teachers: tuple[TeacherConfig, ...] = ()
     """An ensemble of teachers, in place of `teacher`: their calibrated distributions are combined by
@@ -261,14 +263,14 @@ class RunConfig(Section):
     """Seed of all random choices."""
 
     def source(self, dataset: str) -> SourceConfig | None:
-        """The source of `corpus`, `test`, `validation` or `predict/NAME`."""
-        sources = {"corpus": self.corpus, "test": self.test, "validation": self.validation}
+        """The source of `corpus`, `test`, `gold` or `predict/NAME`."""
+        sources = {"corpus": self.corpus, "test": self.test, "gold": self.gold}
         return {**sources, PREDICT: self.predict.source}[section_of(dataset)]
 
     @property
     def datasets(self) -> list[str]:
-        """`corpus`, and `test` and `validation` if they are configured."""
-        optional = {"test": self.test, "validation": self.validation}
+        """`corpus`, and `test` and `gold` if they are configured."""
+        optional = {"test": self.test, "gold": self.gold}
         return ["corpus", *(name for name, source in optional.items() if source is not None)]
 
     @property
@@ -296,6 +298,16 @@ class RunConfig(Section):
             self.model_copy(update={"teacher": teacher, "teachers": (), "teacher_number": number})
             for number, teacher in enumerate(self.teachers)
         ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gold_by_its_other_name(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("validation") is None:
+            return raw
+        if raw.get("gold") is not None:
+            raise ValueError("gold and validation are the same section: set one of them")
+        others = {name: value for name, value in raw.items() if name != "validation"}
+        return {**others, "gold": raw["validation"]}
 
     @model_validator(mode="before")
     @classmethod
@@ -332,8 +344,7 @@ class RunConfig(Section):
                 f"teacher.prior must give a share to each of the labels {self.task.label_names}, "
                 f"not to {list(prior)}"
             )
-        if teacher.calibration == "temperature" and self.validation is None:
+        if teacher.calibration == "temperature" and self.gold is None:
             raise ValueError(
-                "teacher.calibration temperature is fitted to labelled rows: set validation, or "
-                "use batch"
+                "teacher.calibration temperature is fitted to labelled rows: set gold, or use batch"
             )

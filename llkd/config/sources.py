@@ -98,6 +98,18 @@ class TestConfig(SourceConfig):
     """The column of gold labels."""
 
 
+class GoldConfig(SourceConfig):
+    """Rows labelled by hand."""
+
+    label_column: str = "label"
+    """The column of gold labels."""
+    relabel: bool = True
+    """Where labels are refined: fit the combination of teacher and probes to these rows
+    (llkd/student/combination.py)."""
+    train: bool = True
+    """Rows of the corpus with the text of such a row are trained on with its label."""
+
+
 class PredictConfig(_AnySource):
     """Settings of `jobs/predict.py`, which applies the finished student to a whole corpus.
 

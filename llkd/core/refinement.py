@@ -36,6 +36,8 @@ CHECKED = 0.2
 """Share of the rows, those with the highest confidence, on which the classifier's agreement is checked."""
 SMALLEST_PROB = 1e-4
 """Lower bound of probabilities: a zero must not veto a label."""
+GOLD_PROB = 0.999
+"""Probability of a label given by hand."""
 
 
 def fold_of(texts: Sequence[str]) -> np.ndarray:
@@ -68,6 +70,20 @@ def refined(product_nc: np.ndarray, bias_c: np.ndarray) -> np.ndarray:
         bias_c: see `bias_to_match`, shape (C,).
     """
     return Calibration(bias_c).apply(product_nc)
+
+
+def with_gold(probs_nc: np.ndarray, gold_n: np.ndarray) -> np.ndarray:
+    """The distributions with those of rows labelled by hand in place, float64, shape (N, C).
+
+    Args:
+        probs_nc: shape (N, C).
+        gold_n: gold classes, -1 where there is none, integers, shape (N,).
+    """
+    known_n, classes = np.flatnonzero(gold_n >= 0), probs_nc.shape[1]
+    found_nc = probs_nc.astype(np.float64)
+    found_nc[known_n] = (1 - GOLD_PROB) / max(classes - 1, 1)
+    found_nc[known_n, gold_n[known_n]] = GOLD_PROB
+    return found_nc
 
 
 def confident_agreement(student_nc: np.ndarray, teacher_nc: np.ndarray) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from llkd.cluster.integrity import record_shards
 from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
+from llkd.core.refinement import with_gold
 from llkd.core.statistics import ClassStatistics, class_statistics, on_grid
 from llkd.store.arrays import fixed_lists, matrix
 from llkd.store.folder import Folder
@@ -21,9 +22,11 @@ from llkd.store.schema import (
     PROBS,
     PSEUDO_LABELS_SCHEMA,
     ROW,
+    TEXT,
     RunLayout,
     with_probs,
 )
+from llkd.teacher.gold import Gold, read_gold
 
 STATISTICS = "statistics.json"
 
@@ -43,6 +46,7 @@ def make_pseudo_labels(
     folder, labels = Folder(layout.pseudo_labels), Folder(layout.labels("corpus"))
     if folder.exists(STATISTICS):
         return
+    gold, texts = trained_gold(config), Folder(layout.rows("corpus"))
     existing, classes = folder.shards(), len(config.task.labels)
 
     def work(shard: int) -> ClassStatistics:
@@ -51,6 +55,9 @@ def make_pseudo_labels(
         else:
             logprobs = labels.read_shard(shard, [ROW, LOGPROBS])
             probs_nc = calibration.apply(matrix(logprobs[LOGPROBS]))
+            if gold is not None:
+                labelled = texts.read_shard(shard, [TEXT])[TEXT].take(logprobs[ROW])
+                probs_nc = with_gold(probs_nc, gold.of(labelled.to_pylist()))
             table = pseudo_labels(logprobs[ROW], probs_nc, with_distributions)
             folder.write_shard(shard, table)
         label_n, confidence_n = table[LABEL].to_numpy(), table[CONFIDENCE].to_numpy()
@@ -59,6 +66,11 @@ def make_pseudo_labels(
     total = sum_over_shards(ClassStatistics, work, range(shards))
     record_shards(folder)
     folder.write_json(STATISTICS, total.to_json())
+
+
+def trained_gold(config: RunConfig) -> Gold | None:
+    """The rows labelled by hand whose labels the student learns; None if there are none."""
+    return read_gold(config) if config.gold is not None and config.gold.train else None
 
 
 def pseudo_labels(

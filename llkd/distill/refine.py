@@ -20,17 +20,18 @@ from safetensors.numpy import load, save
 from llkd.cluster.actor_pool import run_on_actors
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
-from llkd.core.refinement import fold_of
+from llkd.core.refinement import fold_of, with_gold
 from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
 from llkd.distill.probe import PROBE_ROWS, read_figures, sampled
-from llkd.distill.pseudo_labels import pseudo_labels
+from llkd.distill.pseudo_labels import pseudo_labels, trained_gold
 from llkd.distill.selection import Selector
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import LOGPROBS, ROW, TEXT, RunLayout
+from llkd.teacher.gold import Gold, read_gold
 
 if TYPE_CHECKING:
-    from llkd.student.refiner import Diagnostics
+    from llkd.student.refiner import Diagnostics, GoldRows
 
 RESULT, WEIGHTS = "refinement.json", "weights.safetensors"
 SHOWN_LABELS = 15
@@ -85,6 +86,11 @@ def refine(selector: Selector, calibration: Calibration, tracker: Any) -> None:
         first = sorted(found["prior"]["imposed"].items(), key=lambda item: -item[1])[:SHOWN_LABELS]
         shares = ", ".join(f"{name} {share:.0%}" for name, share in first)
         tracker.note.remote(f"estimated label frequencies in use: {shares}")
+    if gold := found["gold"]:
+        tracker.note.remote(
+            f"of {gold['rows']} rows labelled by hand, the teacher has {gold['teacher_right']} right, the "
+            f"refined labels {gold['refined_right']} (cross-fitted)"
+        )
     if found["refines"]:
         line = f"refinement changed {found['changed']:.0%} of the teacher's labels"
     else:
@@ -139,6 +145,17 @@ def _prior_figures(
     }  # fmt: skip
 
 
+def _gold_figures(gold: "GoldRows", found: "Diagnostics") -> dict[str, Any]:
+    """How many rows labelled by hand have the same label by the teacher, and by the combination that
+    has not seen them."""
+    assert found.gold_mc is not None
+    teacher, refined = (
+        int((probs_mc.argmax(axis=1) == gold.label_m).sum())
+        for probs_mc in (gold.teacher_mc, found.gold_mc)
+    )
+    return {"rows": len(gold.label_m), "teacher_right": teacher, "refined_right": refined}
+
+
 class Refine:
     """One replica: writes shards of the pseudo-labels from refined distributions. Fits the probes if
     they are missing."""
@@ -172,9 +189,9 @@ class Refine:
         )  # fmt: skip
         # Two shards arrive at once, to overlap their I/O, but a fast tokenizer is not thread-safe.
         self._turn = threading.Lock()
-        self._sampled: dict[
-            int, np.ndarray
-        ] = {}  # features of whole shards, until they are written
+        # Features of whole shards, until they are written.
+        self._sampled: dict[int, np.ndarray] = {}
+        self._gold = trained_gold(config)
         folder = Folder(self._layout.refinement)
         if read_refinement(config) is None:
             self._fit(folder)
@@ -183,12 +200,13 @@ class Refine:
     def __call__(self, shard: int) -> dict[str, Any]:
         """Write one shard; returns its number and rows."""
         rows, texts, probs_nc = self._read(shard)
-        if self._refiner.beta > 0:
-            features_nd = self._sampled.pop(shard, None)
-            if features_nd is None:
-                with self._turn:
-                    features_nd = self._student.features(texts)
-            probs_nc = self._refiner.refine(features_nd, probs_nc, fold_of(texts))
+        features_nd = self._sampled.pop(shard, None)
+        if features_nd is None and self._refiner.uses_features:
+            with self._turn:
+                features_nd = self._student.features(texts)
+        probs_nc = self._refiner.refine(features_nd, probs_nc, fold_of(texts))
+        if self._gold is not None:
+            probs_nc = with_gold(probs_nc, self._gold.of(texts))
         table = pseudo_labels(rows, probs_nc, self._selector.keeps_teacher_probs)
         Folder(self._layout.pseudo_labels).write_shard(shard, table)
         return {"shard": shard, "rows": len(texts)}
@@ -199,6 +217,14 @@ class Refine:
         texts = Folder(self._layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
         probs_nc = self._calibration.apply(matrix(table[LOGPROBS]))
         return table[ROW], texts.take(table[ROW]).to_pylist(), probs_nc
+
+    def _gold_rows(self, gold: Gold) -> "GoldRows":
+        """What the fit of the combination needs of the rows labelled by hand."""
+        from llkd.student.refiner import GoldRows
+
+        probs_mc = self._calibration.apply(gold.logprobs_mc)
+        features_md = self._student.features(gold.texts)
+        return GoldRows(features_md, probs_mc, fold_of(gold.texts), gold.label_m)
 
     def _fit(self, folder: Folder) -> None:
         """Fit the probes to a sample of the labelled rows and store them."""
@@ -219,19 +245,22 @@ class Refine:
             if len(drawn) == len(texts):
                 self._sampled[shard] = features[-1]
         features_nd, teacher_nc, fold_n = map(np.concatenate, (features, teacher, folds))
+        gold = read_gold(config) if config.gold is not None and config.gold.relabel else None
+        gold_rows = self._gold_rows(gold) if gold is not None and gold.texts else None
         refiner, found = fit_refiner(
             features_nd, teacher_nc, fold_n, config.selection.beta,
             bias=self._student.bias, always=config.selection.refine is True,
-            estimates_prior=config.estimates_prior,
+            estimates_prior=config.estimates_prior, gold=gold_rows,
         )  # fmt: skip
         refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
         changed_n = refined_nc.argmax(axis=1) != teacher_nc.argmax(axis=1)
         folder.write_bytes(WEIGHTS, save(refiner.arrays()))
-        refines = refiner.beta > 0
+        refines = refiner.uses_features
         figures = {
             "rows": len(fold_n), "refines": refines, "agreement": found.agreement,
             "confidence": found.confidence, "changed": float(changed_n.mean()),
             "prior": _prior_figures(found, refines, config.task.label_names),
+            "gold": gold_rows and _gold_figures(gold_rows, found),
             "seconds": time.monotonic() - started, "crc32": folder.crc32(WEIGHTS),
         }  # fmt: skip
         folder.write_json(RESULT, figures)

@@ -26,6 +26,7 @@ from llkd.distill.shard_queue import ShardQueue
 from llkd.distill.state import prepare_epochs, record_epoch, trained_epochs
 from llkd.distill.worker import run_worker
 from llkd.errors import LLKDError, ResourceError, StudentError
+from llkd.ingest.stage import manifest_of as ingest_manifest
 from llkd.store.filesystems import filesystem
 from llkd.store.folder import Folder
 from llkd.store.manifest import Manifest, begun, open_stage, require_complete, write_manifest
@@ -115,10 +116,13 @@ def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
 def _refined(config: RunConfig) -> dict[str, Any]:
     """What refinement did to the labels; nothing if there was none."""
     found = read_refinement(config)
-    if found is None or not found["refines"]:
+    if found is None:
         return {}
+    gold = {"gold": found["gold"]} if found["gold"] else {}
+    if not found["refines"]:
+        return gold
     estimated = {"prior": found["prior"]} if found["prior"] else {}
-    return {"relabelled_fraction": found["changed"], **estimated}
+    return {"relabelled_fraction": found["changed"], **estimated, **gold}
 
 
 def _probe_notes(results: dict[str, Any]) -> list[str]:
@@ -161,6 +165,9 @@ def manifest_of(config: RunConfig, labelled: Manifest) -> Manifest:
         **{f"selection.{key}": value for key, value in config.selection.model_dump().items()},
         "seed": config.seed,
     }
+    if config.gold is not None:
+        settings["gold.rows"] = ingest_manifest(config, "gold").settings["gold.rows"]
+        settings["gold.relabel"], settings["gold.train"] = config.gold.relabel, config.gold.train
     return Manifest("distill", settings, labelled.fingerprint)
 
 

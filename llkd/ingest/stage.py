@@ -5,7 +5,9 @@ its rows do not depend on the number of workers.
 """
 
 import bisect
+import hashlib
 import itertools
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -48,7 +50,7 @@ class ShardPlan:
     """A source cut into shards."""
 
     dataset: str
-    """`corpus`, `test`, `validation` or `predict/NAME`."""
+    """`corpus`, `test`, `gold` or `predict/NAME`."""
     source: SourceConfig
     files: tuple[SourceFile, ...]
     starts: tuple[int, ...]
@@ -86,7 +88,7 @@ def ingest(config: RunConfig, dataset: str, tracker: Any) -> Manifest:
 
     Args:
         config: the run.
-        dataset: `corpus`, `test`, `validation` or `predict/NAME`.
+        dataset: `corpus`, `test`, `gold` or `predict/NAME`.
         tracker: the progress tracker.
 
     Raises:
@@ -179,7 +181,20 @@ def manifest_of(config: RunConfig, dataset: str) -> Manifest:
     settings[f"{section}.path"] = [portable_path(path) for path in source.paths]
     if source.label_column is not None:
         settings["task.labels"] = config.task.label_names
+    if dataset == "gold":  # a few rows, to which people add
+        settings["gold.rows"] = _content(source, section)
+        del settings["gold.relabel"], settings["gold.train"]
     return Manifest("ingest", settings, upstream="")
+
+
+def _content(source: SourceConfig, section: str) -> str:
+    """A hash of the texts and gold labels of a source."""
+    rows = []
+    for file in list_files(source, section):
+        check_columns(file, source, section)
+        for row in read_rows(file, source, 0, count_rows(file, source)):
+            rows.append((as_text(row.text), as_text(row.gold)))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _plan(source: SourceConfig, dataset: str) -> ShardPlan:

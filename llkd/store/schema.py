@@ -196,7 +196,7 @@ class RunLayout:
     # Rows and labels, which a comparison and a round share with their owner.
 
     def rows(self, dataset: str) -> str:
-        """Shards of rows; `dataset` is `corpus`, `test`, `validation` or `predict/NAME`."""
+        """Shards of rows; `dataset` is `corpus`, `test`, `gold` or `predict/NAME`."""
         return self.owner._at(dataset)
 
     def rejects(self, stage: str) -> str:

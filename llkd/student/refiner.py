@@ -1,7 +1,7 @@
 """Cross-fitted linear probes that refine a teacher's distributions; see llkd/core/refinement.py."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from llkd.core.refinement import (
     product,
     refined,
 )
+from llkd.student.combination import Combination, fit_combination
 from llkd.student.probe import ROUGHLY, Probe, Space, best_penalty, fitted_path
 
 ROUNDS = 3
@@ -29,19 +30,23 @@ class Refiner:
 
     probe_f: Sequence[Probe]
     """One for each fold, fitted to the others."""
-    bias_c: np.ndarray
-    """Shape (C,)."""
-    beta: float
-    """The exponent of the probes; 0 leaves the teacher's labels as they are."""
+    combination: Combination
+    """Of teacher and probes."""
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether the probes take part."""
+        return self.combination.beta > 0
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """`weight`, shape (F, C, D), `offset`, (F, C), `bias`, (C,), and `beta`."""
+        """`weight`, shape (F, C, D), `offset`, (F, C), `bias`, (C,), and `exponents`, (2,): of
+        teacher and probes."""
         heads = [probe.arrays() for probe in self.probe_f]
         return {
             "weight": np.stack([head["weight"] for head in heads]),
             "offset": np.stack([head["bias"] for head in heads]),
-            "bias": self.bias_c,
-            "beta": np.array(self.beta),
+            "bias": self.combination.bias_c,
+            "exponents": np.array([self.combination.alpha, self.combination.beta]),
         }
 
     @staticmethod
@@ -49,20 +54,37 @@ class Refiner:
         """The inverse of `arrays`."""
         weight, offset = (torch.from_numpy(arrays[name]).double() for name in ("weight", "offset"))
         probes = [Probe(*head, 0.0) for head in zip(weight, offset, strict=True)]
-        return Refiner(probes, arrays["bias"], float(arrays["beta"]))
+        alpha, beta = arrays["exponents"].tolist()
+        return Refiner(probes, Combination(alpha, beta, arrays["bias"]))
 
     def refine(
-        self, features_nd: np.ndarray, teacher_nc: np.ndarray, fold_n: np.ndarray
+        self, features_nd: np.ndarray | None, teacher_nc: np.ndarray, fold_n: np.ndarray
     ) -> np.ndarray:
         """The refined distributions, float64, shape (N, C).
 
         Args:
-            features_nd: frozen features, shape (N, D).
+            features_nd: frozen features, shape (N, D); None if not `uses_features`.
             teacher_nc: the teacher's distributions, shape (N, C).
             fold_n: see `refinement.fold_of`, shape (N,).
         """
+        if features_nd is None or not self.uses_features:
+            return self.combination.apply(teacher_nc, np.ones_like(teacher_nc))
         student_nc = _out_of_fold(self.probe_f, features_nd, fold_n, teacher_nc.shape[1])
-        return refined(product(teacher_nc, student_nc, self.beta), self.bias_c)
+        return self.combination.apply(teacher_nc, student_nc)
+
+
+@dataclass(frozen=True)
+class GoldRows:
+    """M rows labelled by hand; they need not be rows of the corpus."""
+
+    features_md: np.ndarray
+    """Frozen features, shape (M, D)."""
+    teacher_mc: np.ndarray
+    """The teacher's distributions, shape (M, C)."""
+    fold_m: np.ndarray
+    """See `refinement.fold_of`, shape (M,)."""
+    label_m: np.ndarray
+    """Gold classes, integers, shape (M,)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,9 @@ class Diagnostics:
     """The label frequencies, if they were to be estimated."""
     prior_bias_c: np.ndarray
     """The bias, shape (C,), that gives the teacher's distributions these frequencies; 0 without."""
+    gold_mc: np.ndarray | None = None
+    """Refined distributions of the gold rows, shape (M, C), cross-fitted: neither probes nor
+    combination have seen the row. None without gold rows."""
 
 
 def fit_refiner(
@@ -88,6 +113,7 @@ def fit_refiner(
     bias: bool = True,
     always: bool = False,
     estimates_prior: bool = False,
+    gold: GoldRows | None = None,
 ) -> tuple[Refiner, Diagnostics]:
     """Fit probes and refine labels in turn, ROUNDS times.
 
@@ -101,11 +127,15 @@ def fit_refiner(
             confidence (`refinement.confident_agreement`). Otherwise beta is then 0.
         estimates_prior: whether the refined distributions may get label frequencies that differ from
             the teacher's (llkd/core/prior.py).
+        gold: rows labelled by hand, to which the combination of teacher and probes is fitted. The
+            probes do not learn their labels: over several rounds these would come back through the
+            labels of similar rows, and the combination would trust the probes too much.
     """
     fit = _CrossFit(features_nd, fold_n, bias)
     prior = _prior_of(fit, teacher_nc) if estimates_prior else None
     prior_c = teacher_nc.mean(axis=0, dtype=np.float64) if prior is None else prior.prior_c
-    targets_nc, prior_bias_c = teacher_nc, np.zeros(teacher_nc.shape[1])
+    classes = teacher_nc.shape[1]
+    targets_nc, prior_bias_c = teacher_nc, np.zeros(classes)
     if prior is not None and prior.accepted:
         prior_bias_c = bias_to_match(logs(teacher_nc), prior_c)
         targets_nc = refined(logs(teacher_nc), prior_bias_c)
@@ -113,14 +143,39 @@ def fit_refiner(
     student_nc, probe_f = fit(targets_nc, penalty)
     diagnostics = Diagnostics(*confident_agreement(student_nc, targets_nc), prior, prior_bias_c)
     if not always and diagnostics.agreement < diagnostics.confidence:
-        return Refiner(probe_f, np.zeros(teacher_nc.shape[1]), 0.0), diagnostics
+        start = Combination(1.0, 0.0, np.zeros(classes))
+        combination, gold_mc = _fitted_to(gold, probe_f, start)
+        return Refiner(probe_f, combination), replace(diagnostics, gold_mc=gold_mc)
     for further in reversed(range(ROUNDS)):
-        product_nc = product(teacher_nc, student_nc, beta)
-        bias_c = bias_to_match(product_nc, prior_c)
-        refiner = Refiner(probe_f, bias_c, beta)
+        bias_c = bias_to_match(product(teacher_nc, student_nc, beta), prior_c)
+        start = Combination(1.0, beta, bias_c)
+        combination, gold_mc = _fitted_to(gold, probe_f, start)
+        refiner = Refiner(probe_f, combination)
         if further:
-            student_nc, probe_f = fit(refined(product_nc, bias_c), penalty)
-    return refiner, diagnostics
+            student_nc, probe_f = fit(combination.apply(teacher_nc, student_nc), penalty)
+    return refiner, replace(diagnostics, gold_mc=gold_mc)
+
+
+def _fitted_to(
+    gold: GoldRows | None, probe_f: Sequence[Probe], start: Combination
+) -> tuple[Combination, np.ndarray | None]:
+    """(the combination for the gold rows; their refined distributions, each by a combination fitted to
+    the gold rows of other folds)."""
+    if gold is None:
+        return start, None
+    teacher_mc = gold.teacher_mc
+    student_mc = _out_of_fold(probe_f, gold.features_md, gold.fold_m, teacher_mc.shape[1])
+
+    def fitted(chosen_m: np.ndarray) -> Combination:
+        chosen = teacher_mc[chosen_m], student_mc[chosen_m], gold.label_m[chosen_m]
+        return fit_combination(*chosen, start)
+
+    gold_mc = np.zeros(teacher_mc.shape)
+    for fold in range(FOLDS):
+        inside_m = gold.fold_m == fold
+        without = fitted(~inside_m)
+        gold_mc[inside_m] = without.apply(teacher_mc[inside_m], student_mc[inside_m])
+    return fitted(np.ones(len(inside_m), bool)), gold_mc
 
 
 class _CrossFit:

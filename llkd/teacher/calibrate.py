@@ -22,7 +22,8 @@ from llkd.errors import DataError
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import Manifest, require_complete
-from llkd.store.schema import GOLD, LOGPROBS, ROW, RunLayout, shard_starts
+from llkd.store.schema import LOGPROBS, ROW, RunLayout, shard_starts
+from llkd.teacher.gold import read_gold
 
 CALIBRATION = "calibration.json"
 RANDOM_SLICE = "random_slice"
@@ -66,8 +67,8 @@ def calibration_settings(config: RunConfig) -> dict[str, Any]:
     if teacher.calibration in ("batch", "temperature"):
         settings["teacher.prior"] = prior and {name: prior[name] for name in config.task.labels}
     if teacher.calibration == "temperature":
-        assert config.validation is not None
-        settings["validation.path"] = [portable_path(path) for path in config.validation.paths]
+        assert config.gold is not None
+        settings["gold.path"] = [portable_path(path) for path in config.gold.paths]
     return settings
 
 
@@ -92,8 +93,13 @@ def _fit(config: RunConfig, folder: Folder, labelled: Manifest) -> Calibration:
     bias_c = fit_batch_bias(corpus_marginal, _prior(config))
     if method == "batch":
         return Calibration(bias_c)
-    logprobs_nc, gold_n = _labelled_rows(config)
-    return Calibration(bias_c, fit_temperature(logprobs_nc, bias_c, gold_n))
+    gold = read_gold(config)
+    if gold is None or not gold.texts:
+        raise DataError(
+            "teacher.calibration temperature is fitted to labelled rows, and gold holds none",
+            "Fill in its label column, or use batch.",
+        )
+    return Calibration(bias_c, fit_temperature(gold.logprobs_mc, bias_c, gold.label_m))
 
 
 def _prior(config: RunConfig) -> np.ndarray:
@@ -136,15 +142,3 @@ def _logprobs_of(random: RandomSlice, folder: Folder, shard: int, start: int) ->
     table = folder.read_shard(shard, [ROW, LOGPROBS])
     position_n = start + table[ROW].to_numpy().astype(np.int64)
     return matrix(table[LOGPROBS])[random.rows(position_n)]
-
-
-def _labelled_rows(config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(log-probabilities, gold) of the validation rows."""
-    layout = RunLayout(config.run_dir, config.teacher_number)
-    rows, labels = Folder(layout.rows("validation")), Folder(layout.labels("validation"))
-    logprobs, gold = [], []
-    for shard in sorted(labels.shards()):
-        table = labels.read_shard(shard, [ROW, LOGPROBS])
-        logprobs.append(matrix(table[LOGPROBS]))
-        gold.append(rows.read_shard(shard, [GOLD])[GOLD].take(table[ROW]).to_numpy())
-    return np.concatenate(logprobs), np.concatenate(gold)

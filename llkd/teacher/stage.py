@@ -138,7 +138,7 @@ def manifest_of(config: RunConfig, dataset: str, asked: Manifest) -> Manifest:
 
     Args:
         config: the run.
-        dataset: `corpus`, `test` or `validation`.
+        dataset: `corpus`, `test` or `gold`.
         asked: the manifest of its rows; in a round of labelling, of the chosen rows.
     """
     teacher = config.teacher

@@ -65,7 +65,7 @@ def test_features_that_say_nothing_change_no_label(always: bool) -> None:
     refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
     assert np.array_equal(refined_nc.argmax(axis=1), teacher_nc.argmax(axis=1))
     assert found.agreement < 0.5
-    assert (refiner.beta == 1.0) is always
+    assert (refiner.combination.beta == 1.0) is always
     assert np.allclose(refined_nc, teacher_nc) is not always
 
 
@@ -102,7 +102,7 @@ def test_frequencies_as_imposed_stay() -> None:
     assert found.prior is not None
     assert not found.prior.accepted
     without, _ = fit_refiner(*arguments, 1.0)
-    assert np.array_equal(refiner.bias_c, without.bias_c)
+    assert np.array_equal(refiner.combination.bias_c, without.combination.bias_c)
 
 
 def test_a_rows_own_label_does_not_count() -> None:

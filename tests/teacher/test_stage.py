@@ -283,21 +283,21 @@ def test_another_calibration_needs_no_new_labels(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, corpus_files: tuple[str, str]
 ) -> None:
     calls = tmp_path / "calls"
-    validation = {"path": corpus_files[1], "label_column": "label"}
+    gold = {"path": corpus_files[1], "label_column": "label"}
 
     def with_calibration(method: str, **settings: Any) -> RunConfig:
         arguments = {"engine_args": {"calls": str(calls)}, "calibration": method, **settings}
-        return make_config(test=None, validation=validation, teacher=arguments)
+        return make_config(test=None, gold=gold, teacher=arguments)
 
     config = with_calibration("none")
-    for dataset in ("corpus", "validation"):
+    for dataset in ("corpus", "gold"):
         ingest(config, dataset, tracker)
-    label(config, ["corpus", "validation"], tracker)
+    label(config, ["corpus", "gold"], tracker)
     before = calls.read_text()
     biases = {}
     for method in ("none", "batch", "contextual", "temperature"):
         config = with_calibration(method)
-        label(config, ["corpus", "validation"], tracker)
+        label(config, ["corpus", "gold"], tracker)
         biases[method] = calibrate(config)
         assert calibrate(config).bias_c.tolist() == biases[method].bias_c.tolist()
     assert calls.read_text() == before
