@@ -71,6 +71,9 @@ WRONG = {
     },
     "teachers that are no sections": (merged(teacher=None, teachers=[5]), "teachers?.*must be a section"),
     "a prior that lacks a label": (merged(teacher__prior={"a": 1.0}), "prior must give a share to each of the labels"),
+    "gold by both names": (
+        merged(gold={"path": "a.csv"}, validation={"path": "a.csv"}), "set one of them",
+    ),
     "no rows for the temperature": (merged(teacher__calibration="temperature"), "set gold, or"),
     "nearest without an embedder": (
         merged(task__examples_from={"path": "x.csv", "choose": "nearest"}), "nearest needs an embedder",

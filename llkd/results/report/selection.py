@@ -79,11 +79,11 @@ def refinement(facts: Facts) -> str:
     """What happened to the labels before the first epoch, with a space before; empty if they are the
     teacher's."""
     distilled = facts.distilled
+    hand = _by_hand(distilled.get("gold"))
     if "relabelled_fraction" not in distilled:
-        return ""
-    text = (
-        f" Refinement changed {percent(distilled['relabelled_fraction'])} of the teacher's labels."
-    )
+        return hand
+    changed = percent(distilled["relabelled_fraction"])
+    text = f" Refinement changed {changed} of the teacher's labels.{hand}"
     prior = distilled.get("prior")
     if prior is None:
         return text
@@ -98,6 +98,18 @@ def refinement(facts: Facts) -> str:
     return (
         f"{text} The estimated label frequencies were too close to those of calibration, or too "
         f"uncertain, to be used ({evidence})."
+    )
+
+
+def _by_hand(gold: dict[str, int] | None) -> str:
+    """How the labels do on the rows labelled by hand, with a space before; empty without such rows."""
+    if gold is None:
+        return ""
+    rows = gold["rows"]
+    return (
+        f" Of {count(rows, 'row')} labelled by hand, the teacher has "
+        f"{percent(gold['teacher_right'] / rows)} right, and the labels that the student learns "
+        f"{percent(gold['refined_right'] / rows)}; each row was predicted without its own label."
     )
 
 

@@ -41,3 +41,9 @@ def test_the_label_frequencies_and_the_evidence_for_them() -> None:
     refused = said(relabelled_fraction=0.24, prior={**PRIOR, "used": False})
     assert "too uncertain, to be used (0.193 nats" in refused
     assert "65" not in refused
+
+
+def test_how_the_labels_do_on_rows_labelled_by_hand() -> None:
+    gold = {"rows": 50, "teacher_right": 35, "refined_right": 40}
+    assert "Of 50 rows labelled by hand, the teacher has 70" in said(gold=gold)
+    assert "the student learns 80" in said(relabelled_fraction=0.24, gold=gold)
