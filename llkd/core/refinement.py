@@ -46,9 +46,11 @@ def fold_of(texts: Sequence[str]) -> np.ndarray:
     return np.fromiter(folds, np.int64, count=len(texts))
 
 
-def product(teacher_nc: np.ndarray, student_nc: np.ndarray, beta: float) -> np.ndarray:
-    """log p + β log q, float64, shape (N, C): r before its bias."""
-    return logs(teacher_nc) + beta * logs(student_nc)
+def product(
+    teacher_nc: np.ndarray, student_nc: np.ndarray, beta: float, alpha: float = 1.0
+) -> np.ndarray:
+    """α log p + β log q, float64, shape (N, C): r before its bias."""
+    return alpha * logs(teacher_nc) + beta * logs(student_nc)
 
 
 def bias_to_match(product_nc: np.ndarray, prior_c: np.ndarray) -> np.ndarray:

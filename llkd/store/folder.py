@@ -147,12 +147,12 @@ class Folder:
         """
         filesystem_, path = filesystem(self.uri)
         try:
-            if isinstance(filesystem_, fs.LocalFileSystem):
-                _write_local(Path(path), name, data)
-            else:
-                # An interrupt between opening and writing would store an empty object. Interrupts
-                # reach the main thread only.
-                with ThreadPoolExecutor(1) as thread:
+            # Interrupts, by which Ray cancels tasks, reach the main thread only. One in the middle of
+            # a write would leave a temporary file, or store an empty object.
+            with ThreadPoolExecutor(1) as thread:
+                if isinstance(filesystem_, fs.LocalFileSystem):
+                    thread.submit(_write_local, Path(path), name, data).result()
+                else:
                     thread.submit(_put, filesystem_, f"{path}/{name}", data).result()
         except (pa.ArrowException, OSError) as error:
             raise StorageError(

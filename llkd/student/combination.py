@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from llkd.core.refinement import logs
+from llkd.core.refinement import logs, product, refined
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class Combination:
             teacher_nc: p, shape (N, C).
             student_nc: q, shape (N, C).
         """
-        logits_nc = self.alpha * logs(teacher_nc) + self.beta * logs(student_nc) - self.bias_c
-        found: np.ndarray = torch.from_numpy(logits_nc).softmax(dim=1).numpy()
-        return found
+        return refined(product(teacher_nc, student_nc, self.beta, self.alpha), self.bias_c)
 
 
 def fit_combination(

@@ -175,7 +175,7 @@ def _fitted_to(
         inside_m = gold.fold_m == fold
         without = fitted(~inside_m)
         gold_mc[inside_m] = without.apply(teacher_mc[inside_m], student_mc[inside_m])
-    return fitted(np.ones(len(inside_m), bool)), gold_mc
+    return fitted(np.ones(len(gold.label_m), bool)), gold_mc
 
 
 class _CrossFit:

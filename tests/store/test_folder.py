@@ -1,9 +1,11 @@
 """Folders write files atomically and name damaged ones."""
 
+import _thread
 import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -214,3 +216,24 @@ def test_the_last_file_of_a_folder_comes_after_all_others(tmp_path: Path) -> Non
     with mock.patch.object(Folder, "write_bytes", lambda self, name, data: written.append(name)):
         upload_folder(tmp_path / "from", str(tmp_path / "to"), last="m")
     assert written == ["a", "z", "m"]
+
+
+def test_an_interrupt_during_a_write_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def interrupted(path: Path, missing_ok: bool = False) -> None:
+        _thread.interrupt_main()
+        time.sleep(0.1)
+        unlink(path, missing_ok=missing_ok)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Folder(str(tmp_path)).write_bytes("x", b"1")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []

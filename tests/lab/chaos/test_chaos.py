@@ -69,10 +69,10 @@ def test_a_run_that_is_killed_in_every_way_loses_nothing(disturbed: Disturbed) -
     (run,) = disturbed.runs
     hit = [fault["kind"] for fault in run["faults"]]
     assert sorted(hit + run["missed"]) == sorted(KINDS)
-    assert len(hit) >= 4  # which of them find a victim before the run ends depends on the machine
+    assert set(hit) >= {"actor", "node", "driver", "store"}
     assert run["problems"] == []
     assert run["statuses"][-1] == 0
-    assert run["statuses"].count(-9) == hit.count("driver")
+    assert run["statuses"].count(-9) == 1  # the driver's
     assert "Nothing lost" in disturbed.output
     assert problems(disturbed.config, disturbed.undisturbed) == []
 
