@@ -41,6 +41,7 @@ from llkd.teacher.calibrate import calibrate
 from llkd.teacher.ensemble import combine
 from llkd.teacher.ensemble import manifest_of as combine_manifest
 from llkd.teacher.examples import with_drawn_examples
+from llkd.teacher.gold import read_gold
 from llkd.teacher.stage import label
 from llkd.teacher.stage import manifest_of as label_manifest
 
@@ -251,6 +252,11 @@ def _label(config: RunConfig, tracker: Any, console: Console) -> None:
     else:
         label(config, datasets, tracker)
     calibrate(config)
+    gold = read_gold(config)
+    if gold is not None and gold.conflicting:
+        _line(console, f"gold: {gold.conflicting} texts have different labels and are left out")
+    if gold is not None and not gold.texts:
+        _line(console, "gold: no row has a label that could be used")
 
 
 def _distill(config: RunConfig, tracker: Any, console: Console) -> None:
