@@ -254,7 +254,7 @@ def _label(config: RunConfig, tracker: Any, console: Console) -> None:
     calibrate(config)
     gold = read_gold(config)
     if gold is not None and gold.conflicting:
-        _line(console, f"gold: {gold.conflicting} texts have different labels and are left out")
+        _line(console, f"gold: texts left out because their labels differ: {gold.conflicting}")
     if gold is not None and not gold.texts:
         _line(console, "gold: no row has a label that could be used")
 

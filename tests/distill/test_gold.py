@@ -1,16 +1,19 @@
 """Rows labelled by hand: what is fitted to them, and how they are read, counted and trained on."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from llkd.core.refinement import FOLDS, GOLD_PROB, with_gold
 from llkd.distill.refine import read_refinement
 from llkd.distill.state import prepare_epochs
 from llkd.ingest.stage import ingest
+from llkd.pipeline import run_ingest, run_label
 from llkd.store.folder import Folder
 from llkd.store.schema import RunLayout
 from llkd.student.combination import Combination, fit_combination
@@ -131,3 +134,22 @@ def test_rows_labelled_by_hand_are_read_counted_and_trained_on(
         assert found["gold"]["rows"] == 5
         notes = [arguments[0] for name, arguments in tracker.calls if name == "note"]
         assert any(note.startswith("of 5 rows labelled by hand") for note in notes)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ("a goal,sport\na goal,tech\na chip,tech\n", "their labels differ: 1"),
+        ("a goal,\n", "no row has a label"),
+    ],
+)
+def test_what_of_the_gold_file_is_not_used_is_told(
+    tmp_path: Path, labelled_run: MadeRun, rows: str, line: str
+) -> None:
+    run, file = labelled_run.copy(tmp_path / "run"), tmp_path / "hand.csv"
+    file.write_text(f"text,label\n{rows}")
+    config, console = run.config(gold={"path": str(file)}), Console(file=io.StringIO(), width=200)
+    run_ingest(config, console)
+    run_label(config, console)
+    assert line in console.file.getvalue()  # type: ignore[attr-defined]

@@ -1,5 +1,8 @@
 """The console lines of an epoch."""
 
+import os
+
+from llkd.distill import worker
 from llkd.distill.epoch_stats import notes
 
 STATS = {
@@ -22,3 +25,14 @@ def test_a_label_that_is_not_trained_on_is_warned_of() -> None:
     assert notes(2, {**STATS, "classes": classes})[1:] == [
         "warning: no row selected of c (of 1,200 labelled so), d (of 0 labelled so)"
     ]
+
+
+def test_a_worker_takes_its_share_of_the_cpus_that_it_may_use() -> None:
+    mine = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert worker._threads(1) == 1
+    finally:
+        os.sched_setaffinity(0, mine)
+    assert worker._threads(1) == len(mine)
+    assert worker._threads(2 * len(mine)) == 1

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import ray
 from rich.console import Console
 
 from llkd.config.run import RunConfig
@@ -296,3 +297,22 @@ def test_rows_that_any_of_several_teachers_refused_are_not_lost(make_config: Mak
     first, both = problems(config, config)
     assert first.endswith("teachers/00/labels: shard 0 has 1 rows lost")
     assert both.endswith("run/labels: shard 0 has 1 rows lost")
+
+
+def test_stores_are_filled_though_the_first_agent_is_dead(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @ray.remote(num_cpus=0)
+    class Agent:
+        def fill_store(self, seconds: float) -> str:
+            return "object store"
+
+    agents = {str(number): Agent.remote() for number in range(2)}
+    injector = Injector("mark")
+    monkeypatch.setattr(injector, "_refresh", lambda: None)
+    monkeypatch.setattr(injector, "_by_node", agents)
+    assert injector.fill_stores(0.0) == "object store on 2 nodes"
+    ray.kill(agents["0"])
+    assert injector.fill_stores(0.0) == "object store on 1 nodes"
+    ray.kill(agents["1"])
+    assert injector.fill_stores(0.0) is None
