@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from llkd.config.run import RunConfig
 from llkd.core.refinement import FOLDS, GOLD_PROB, with_gold
 from llkd.distill.refine import read_refinement
+from llkd.distill.stage import manifest_of as distill_manifest
 from llkd.distill.state import prepare_epochs
+from llkd.errors import FingerprintError
 from llkd.ingest.stage import ingest
 from llkd.pipeline import run_ingest, run_label
 from llkd.store.folder import Folder
+from llkd.store.manifest import require_complete
 from llkd.store.schema import RunLayout
 from llkd.student.combination import Combination, fit_combination
 from llkd.student.refiner import GoldRows, Refiner, fit_refiner
 from llkd.teacher.gold import read_gold
 from llkd.teacher.stage import label
-from tests.conftest import MadeRun, SilentTracker
+from tests.conftest import MadeRun, MakeConfig, SilentTracker
 from tests.distill.made import CLASSES, ROWS, noisy_teacher, of_run
 from tests.in_process import in_process
 
@@ -78,6 +82,9 @@ def test_without_gold_rows_the_combination_stays_and_many_rows_find_it() -> None
     assert (none.alpha, none.beta) == pytest.approx((1.0, 0.5))
     assert none.bias_c == pytest.approx(start.bias_c)
     true = Combination(0.6, 1.4, np.array([0.8, -0.8, 0.0]))
+    few = fit_combination(teacher_nc[:2], student_nc[:2], teacher_nc[:2].argmax(axis=1), start)
+    assert 1.0 < few.alpha < 2.0  # no penalty: without bound
+    assert np.abs(few.bias_c - start.bias_c).max() < 1.0
     drawn = (true.apply(teacher_nc, student_nc).cumsum(axis=1) < random.random((ROWS, 1))).sum(
         axis=1
     )
@@ -153,3 +160,28 @@ def test_what_of_the_gold_file_is_not_used_is_told(
     run_ingest(config, console)
     run_label(config, console)
     assert line in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_added_labels_are_not_passed_over(tmp_path: Path, labelled_run: MadeRun) -> None:
+    run, file = labelled_run.copy(tmp_path / "run"), tmp_path / "hand.csv"
+    file.write_text("text,label\na goal,sport\na chip,\n")
+    config, console = run.config(gold={"path": str(file)}), Console(file=io.StringIO())
+    run_ingest(config, console)
+    before = distill_manifest(config, require_complete(corpus_labels(config), "label"))
+    file.write_text("text,label\na goal,sport\na chip,tech\n")
+    with pytest.raises(FingerprintError, match="gold.rows"):
+        run_ingest(config, console)
+    after = distill_manifest(config, require_complete(corpus_labels(config), "label"))
+    assert before.fingerprint != after.fingerprint
+
+
+def corpus_labels(config: RunConfig) -> Folder:
+    return Folder(RunLayout(config.run_dir).labels("corpus"))
+
+
+def test_validation_is_another_name_of_gold(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(validation={"path": str(tmp_path / "hand.csv")})
+    assert config.gold is not None
+    assert config.gold.path == str(tmp_path / "hand.csv")
+    assert "gold" in config.datasets
