@@ -8,11 +8,13 @@ an object store are slow, so files are opened without first checking that they e
 import contextlib
 import json
 import os
+import threading
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,13 +149,10 @@ class Folder:
         """
         filesystem_, path = filesystem(self.uri)
         try:
-            # Interrupts, by which Ray cancels tasks, reach the main thread only. One in the middle of
-            # a write would leave a temporary file, or store an empty object.
-            with ThreadPoolExecutor(1) as thread:
-                if isinstance(filesystem_, fs.LocalFileSystem):
-                    thread.submit(_write_local, Path(path), name, data).result()
-                else:
-                    thread.submit(_put, filesystem_, f"{path}/{name}", data).result()
+            if isinstance(filesystem_, fs.LocalFileSystem):
+                _uninterrupted(_write_local, Path(path), name, data)
+            else:
+                _uninterrupted(_put, filesystem_, f"{path}/{name}", data)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
                 f"Cannot write {self.uri}/{name}: {error}",
@@ -313,6 +312,25 @@ def _opened(filesystem_: fs.FileSystem, path: str) -> pa.NativeFile:
         # during the second.
         return filesystem_.open_input_stream(path, compression=None)
     return filesystem_.open_input_file(path)
+
+
+@cache
+def _writers() -> ThreadPoolExecutor:
+    """Threads that write for the main thread."""
+    return ThreadPoolExecutor(thread_name_prefix="write")
+
+
+def _uninterrupted(write: Callable[..., None], *arguments: Any) -> None:
+    """Call a function that an interrupt must not end halfway: it would leave a temporary file, or store an
+    empty object. Interrupts, by which Ray cancels tasks, reach the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        write(*arguments)
+        return
+    written = _writers().submit(write, *arguments)
+    try:
+        written.result()
+    finally:
+        wait([written])
 
 
 def _put(filesystem_: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
