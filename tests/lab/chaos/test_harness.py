@@ -44,6 +44,7 @@ from llkd.store.manifest import Manifest, write_manifest
 from llkd.store.schema import RunLayout
 from tests.conftest import MakeConfig
 from tests.fakes import TOPICS
+from tests.helpers import wait_until
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -312,7 +313,15 @@ def test_stores_are_filled_though_the_first_agent_is_dead(
     monkeypatch.setattr(injector, "_refresh", lambda: None)
     monkeypatch.setattr(injector, "_by_node", agents)
     assert injector.fill_stores(0.0) == "object store on 2 nodes"
-    ray.kill(agents["0"])
-    assert injector.fill_stores(0.0) == "object store on 1 nodes"
-    ray.kill(agents["1"])
-    assert injector.fill_stores(0.0) is None
+    for agent, expected in ((agents["0"], "object store on 1 nodes"), (agents["1"], None)):
+        ray.kill(agent)
+        wait_until(lambda agent=agent: _is_dead(agent))  # killing takes effect later
+        assert injector.fill_stores(0.0) == expected
+
+
+def _is_dead(agent: Any) -> bool:
+    try:
+        ray.get(agent.fill_store.remote(0.0))
+    except ray.exceptions.RayActorError:
+        return True
+    return False
