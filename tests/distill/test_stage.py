@@ -234,7 +234,7 @@ def test_the_floor_counts_rows_that_are_trained_on_in_a_cheap_run_too(
         position_n // 60, position_n % 5, None, no_features_nd, position_n,
     )  # fmt: skip
     cheap = CheapRun(config, problem)
-    assert cheap._epoch(0, cheap.signals, None)[0]["classes"] == stats["classes"]
+    assert cheap.epoch(0)[0]["classes"] == stats["classes"]
 
 
 def write_uncertainty(config: RunConfig, epoch: int, shard: int, values: np.ndarray) -> None:

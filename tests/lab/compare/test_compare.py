@@ -15,6 +15,7 @@ from rich.console import Console
 
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import best_epoch
+from llkd.distill.frozen_run import Head
 from llkd.errors import ConfigError, IncompleteError
 from llkd.lab.compare.compare import (
     is_labelled,
@@ -23,7 +24,7 @@ from llkd.lab.compare.compare import (
     run_fine_tuned,
     variants,
 )
-from llkd.lab.compare.linear_probe import CheapRun, Head, read_problem
+from llkd.lab.compare.linear_probe import CheapRun, read_problem
 from llkd.lab.compare.plots import PLOTS
 from llkd.lab.compare.results import PROBE
 from llkd.store.folder import Folder
