@@ -1,17 +1,24 @@
 """The settings of row selection, labelling budget, loss and linear probe."""
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llkd.config.section import Fraction, Section
-from llkd.core.policy_names import PolicyName, Sides, ThresholdKind, WeightKind
+from llkd.core.policy_names import (
+    AUTO,
+    DEFAULT_POLICY,
+    PolicyName,
+    Sides,
+    ThresholdKind,
+    WeightKind,
+)
 
 
 def _policy(name: str) -> str:
-    if name not in get_args(PolicyName) and not re.fullmatch(r"[\w.]+:\w+", name):
-        known = ", ".join(get_args(PolicyName))
+    if name not in (*get_args(PolicyName), AUTO) and not re.fullmatch(r"[\w.]+:\w+", name):
+        known = ", ".join((*get_args(PolicyName), AUTO))
         raise ValueError(f"must be one of {known}, or package.module:Class")
     return name
 
@@ -19,16 +26,21 @@ def _policy(name: str) -> str:
 class SelectionConfig(Section):
     """Which rows the student trains on, selected anew each epoch."""
 
-    policy: Annotated[str, AfterValidator(_policy)] = "llkd"
+    policy: Annotated[str, AfterValidator(_policy)] = DEFAULT_POLICY
     """`llkd`: rows on which the teacher is confident and the student uncertain. `refined`: one part
     of the corpus per epoch, without the least confident labels. Baselines: `all`, `random`, `teacher_confidence`, `student_uncertainty`;
     `freematch` and `softmatch`, by the student's own confidence; `small_loss` and
     `confident_learning`, which drop rows with suspect labels. llkd/core/policies cites the source
-    of each. Or `package.module:Class`, a custom policy (see docs/extending.md)."""
+    of each. `auto`: the one whose trial on the frozen student is best on the rows labelled by hand
+    (`gold`), `llkd` without such rows. Or `package.module:Class`, a custom policy (see docs/extending.md)."""
+    trial: bool = True
+    """Where labels are refined, and there are rows labelled by hand or a test set: train a head on the
+    frozen student by each of six policies and report what it would have done
+    (llkd/distill/trial.py). Takes seconds, and changes nothing unless `policy` is `auto`."""
     refine: bool | None = None
     """Refine the labels before the first epoch: the teacher's distribution of each row times that of a
     linear probe fitted to other rows (see llkd/core/refinement.py). Costs about one scoring pass over
-    the corpus. Default: for `llkd` and `refined`, if the probe agrees with the teacher's most confident
+    the corpus. Default: for `llkd`, `refined` and `auto`, if the probe agrees with the teacher's most confident
     labels; other policies keep the teacher's labels."""
     estimate_prior: bool = True
     """Where labels are refined and `teacher.prior` is not set: estimate how frequent each label is,
@@ -77,8 +89,17 @@ class SelectionConfig(Section):
     @property
     def refines(self) -> bool:
         """Whether the labels may be refined before the first epoch."""
-        wanted = self.policy in ("llkd", "refined") if self.refine is None else self.refine
+        wanted = self.policy in ("llkd", "refined", AUTO) if self.refine is None else self.refine
         return wanted and self.beta > 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.policy == AUTO and not (self.refines and self.trial):
+            raise ValueError(
+                "policy auto chooses by a trial on refined labels, so it excludes refine: false, beta: 0 "
+                "and trial: false"
+            )
+        return self
 
 
 class LabelConfig(Section):

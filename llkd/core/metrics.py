@@ -102,6 +102,17 @@ class Evaluation:
         return float((taken_r * wrong_r).sum() / wanted)
 
 
+def paired_z(better: int, worse: int) -> float:
+    """Standard deviations by which one classifier surpasses another on the same rows (McNemar's test);
+    0 if they never differ.
+
+    Args:
+        better: rows that only the one has right.
+        worse: rows that only the other has right.
+    """
+    return float((better - worse) / np.sqrt(better + worse)) if better + worse else 0.0
+
+
 def evaluate(probs_nc: np.ndarray, gold_n: np.ndarray) -> Evaluation:
     """The evaluation of one shard.
 

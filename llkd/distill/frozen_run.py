@@ -62,8 +62,12 @@ class FrozenRun:
     """One policy, one seed; `config.cheap` has the settings of head and training."""
 
     def __init__(
-        self, config: RunConfig, features_nd: np.ndarray, probs_nc: np.ndarray,
-        position_n: np.ndarray, held_n: np.ndarray,
+        self,
+        config: RunConfig,
+        features_nd: np.ndarray,
+        probs_nc: np.ndarray,
+        position_n: np.ndarray,
+        held_n: np.ndarray,
     ) -> None:
         """
         Args:

@@ -21,13 +21,15 @@ from llkd.cluster.actor_pool import run_on_actors
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.refinement import fold_of, with_gold
+from llkd.distill.policy import TRIAL
 from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
 from llkd.distill.probe import PROBE_ROWS, read_figures, sampled
 from llkd.distill.pseudo_labels import pseudo_labels, trained_gold
 from llkd.distill.selection import Selector
+from llkd.distill.trial import TRIAL_ROWS, MeasuredRows, TrialRows, try_policies
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
-from llkd.store.schema import LOGPROBS, ROW, TEXT, RunLayout
+from llkd.store.schema import GOLD, LOGPROBS, ROW, TEXT, RunLayout
 from llkd.teacher.gold import Gold, read_gold
 
 if TYPE_CHECKING:
@@ -226,12 +228,25 @@ class Refine:
         features_md = self._student.features(gold.texts)
         return GoldRows(features_md, probs_mc, fold_of(gold.texts), gold.label_m)
 
+    def _test_rows(self) -> MeasuredRows | None:
+        """The first rows of the test set; None without one."""
+        if self._selector.config.test is None:
+            return None
+        folder, texts, labels, left = Folder(self._layout.rows("test")), [], [], TRIAL_ROWS
+        for shard in sorted(folder.shards()):
+            table = folder.read_shard(shard, [TEXT, GOLD]).slice(0, left)
+            table = table.filter(table[GOLD].is_valid())
+            texts += table[TEXT].to_pylist()
+            labels += table[GOLD].to_pylist()
+            left -= len(table)
+        return MeasuredRows(self._student.features(texts), np.array(labels)) if texts else None
+
     def _fit(self, folder: Folder) -> None:
         """Fit the probes to a sample of the labelled rows and store them."""
         from llkd.student.refiner import fit_refiner
 
         started, config = time.monotonic(), self._selector.config
-        features, teacher, folds = [], [], []
+        features, teacher, folds, sample = [], [], [], list[str]()
 
         def candidates(shard: int) -> tuple[np.ndarray, tuple[list[str], np.ndarray]]:
             _, texts, probs_nc = self._read(shard)
@@ -242,16 +257,24 @@ class Refine:
             features.append(self._student.features(drawn))
             teacher.append(probs_nc[chosen])
             folds.append(fold_of(drawn))
+            sample += drawn
             if len(drawn) == len(texts):
                 self._sampled[shard] = features[-1]
         features_nd, teacher_nc, fold_n = map(np.concatenate, (features, teacher, folds))
         gold = read_gold(config) if config.gold is not None and config.gold.relabel else None
         gold_rows = self._gold_rows(gold) if gold is not None and gold.texts else None
-        refiner, found = fit_refiner(
-            features_nd, teacher_nc, fold_n, config.selection.beta,
-            bias=self._student.bias, always=config.selection.refine is True,
-            estimates_prior=config.estimates_prior, gold=gold_rows,
+        fit = partial(
+            fit_refiner, beta=config.selection.beta, bias=self._student.bias,
+            always=config.selection.refine is True, estimates_prior=config.estimates_prior,
         )  # fmt: skip
+        refiner, found = fit(features_nd, teacher_nc, fold_n, gold=gold_rows)
+        if config.selection.trial and not folder.exists(TRIAL):
+            size = min(len(fold_n), TRIAL_ROWS)  # the shards were drawn at random
+            known_n = np.full(size, -1) if gold is None else gold.places(sample[:size])
+            rows = TrialRows(features_nd[:size], teacher_nc[:size], fold_n[:size], known_n)
+            trial = try_policies(config, rows, gold_rows, self._test_rows(), fit)
+            if trial is not None:
+                folder.write_json(TRIAL, trial)
         refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
         changed_n = refined_nc.argmax(axis=1) != teacher_nc.argmax(axis=1)
         folder.write_bytes(WEIGHTS, save(refiner.arrays()))

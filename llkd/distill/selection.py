@@ -19,6 +19,7 @@ from llkd.core.policies.driver import select
 from llkd.core.statistics import ClassStatistics
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
+from llkd.distill.policy import chosen_policy
 from llkd.distill.selection_counts import COUNTS, Counts
 from llkd.errors import StorageError
 from llkd.store.arrays import fixed_lists, matrix
@@ -240,7 +241,7 @@ def epoch_stats(
     rows, chosen = int(statistics.rows_c.sum()), int(selected_c.sum())
     return {
         "epoch": epoch,
-        "policy": config.selection.policy,
+        "policy": chosen_policy(config),
         "rows": rows,
         "selected": chosen,
         "fraction": chosen / max(rows, 1),

@@ -9,6 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -16,8 +17,9 @@ import ray
 from llkd.cluster import connection
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
+from llkd.core.policy_names import AUTO, DEFAULT_POLICY
 from llkd.distill.epoch_stats import best_epoch, read_stats, scores_until
-from llkd.distill.policy import policy_of
+from llkd.distill.policy import chosen_policy, policy_of, read_trial
 from llkd.distill.precision import chosen_precision
 from llkd.distill.probe import keeps_probe, read_probe
 from llkd.distill.refine import read_refinement
@@ -72,6 +74,9 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         return manifest
     resources, max_workers = worker_resources(config)
     prepare_epochs(selector, calibration, tracker)
+    selector = replace(selector, policy=policy_of(config))  # `auto` is decided now
+    if config.selection.policy == AUTO:
+        tracker.note.remote(_choice(chosen_policy(config), read_trial(config)))
     tracker.doing.remote("the training workers start")
     epochs = _train(config, selector, labelled.results["rows"], resources, max_workers, tracker)
     results = _results(selector, sum(labelled.results["rows"]), epochs)
@@ -109,8 +114,23 @@ def _results(selector: Selector, rows: int, epochs: int) -> dict[str, Any]:
         "row_visits_fraction": visits / (rows * epochs),
         "unique_rows_fraction": selector.unique_rows(epochs) / rows,
         **_refined(config),
+        **({} if (trial := read_trial(config)) is None else {"trial": trial}),
         "stats": stats,  # a copy, in case a file is lost
     }
+
+
+def _choice(chosen: str, trial: dict[str, Any] | None) -> str:
+    """The console line about `selection.policy: auto`."""
+    if trial is None or not trial["gold_rows"]:
+        return (
+            f"policy: {chosen}, the default: there are no rows labelled by hand to choose by (gold)"
+        )
+    right, rows = trial["policies"][chosen]["gold_right"], trial["gold_rows"]
+    default = trial["policies"][DEFAULT_POLICY]["gold_right"]
+    line = f"policy: {chosen}; its trial has {right} of {rows} rows labelled by hand right"
+    if chosen == DEFAULT_POLICY:
+        return f"{line}, and no other policy has clearly more"
+    return f"{line}, that of {DEFAULT_POLICY} {default}"
 
 
 def _refined(config: RunConfig) -> dict[str, Any]:
@@ -156,13 +176,14 @@ def manifest_of(config: RunConfig, labelled: Manifest) -> Manifest:
     """The manifest of the student: the settings that determine it. The number of workers is not one
     of them: the global batches are the same for any number."""
     student = config.student.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    selection = config.selection.model_dump(exclude={"trial"})
     settings = {
         **calibration_settings(config),
         "student.model": model_identity(
             config.student.model, config.student.revision, "student.model"
         ),
         **{f"student.{key}": value for key, value in student.items()},
-        **{f"selection.{key}": value for key, value in config.selection.model_dump().items()},
+        **{f"selection.{key}": value for key, value in selection.items()},
         "seed": config.seed,
     }
     if config.gold is not None:

@@ -63,6 +63,8 @@ def collect_metrics(
         metrics["selection"]["relabelled_fraction"] = distilled["relabelled_fraction"]
     if distilled.get("prior", {}).get("used"):
         metrics["selection"]["label_frequencies"] = distilled["prior"]["imposed"]
+    if "trial" in distilled:
+        metrics["policies"] = distilled["trial"]["policies"]
     if "gold" in distilled:
         metrics["gold"] = distilled["gold"]
     seconds = {

@@ -10,6 +10,7 @@ from rich.text import Text
 from llkd.cluster.progress import duration
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import read_stats
+from llkd.distill.policy import chosen_policy
 from llkd.results.shortfalls import shortfalls
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import Manifest, require_complete
@@ -66,7 +67,7 @@ def _training_table(config: RunConfig) -> Table:
     kept = None if distilled["keeps_probe"] else distilled["epoch"]
     of_title = "the linear probe is kept" if kept is None else "* the epoch kept"
     columns = ("epoch", "rows", "share", "loss", "validation agreement")
-    table = _table(f"Training, policy {config.selection.policy} ({of_title})", *columns)
+    table = _table(f"Training, policy {chosen_policy(config)} ({of_title})", *columns)
     for epoch in range(distilled["epochs"]):
         stats = read_stats(config, epoch)
         validation = stats["validation"]

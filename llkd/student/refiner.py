@@ -86,6 +86,10 @@ class GoldRows:
     label_m: np.ndarray
     """Gold classes, integers, shape (M,)."""
 
+    def of(self, chosen_m: np.ndarray) -> "GoldRows":
+        """The rows in a mask: bool, shape (M,)."""
+        return GoldRows(**{name: rows_m[chosen_m] for name, rows_m in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Diagnostics:

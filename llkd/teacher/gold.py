@@ -23,10 +23,14 @@ class Gold:
     conflicting: int
     """Texts that are left out because their rows have different labels."""
 
+    def places(self, texts: Sequence[str]) -> np.ndarray:
+        """Which of the gold rows each of N texts is, -1 where it is none: int64, shape (N,)."""
+        place_of = {text: place for place, text in enumerate(self.texts)}
+        return np.array([place_of.get(text, -1) for text in texts], dtype=np.int64)
+
     def of(self, texts: Sequence[str]) -> np.ndarray:
         """The gold class of each of N texts, -1 where there is none: int64, shape (N,)."""
-        label_of = dict(zip(self.texts, self.label_m.tolist(), strict=True))
-        return np.array([label_of.get(text, -1) for text in texts], dtype=np.int64)
+        return np.append(self.label_m, -1)[self.places(texts)]
 
 
 def read_gold(config: RunConfig) -> Gold | None:

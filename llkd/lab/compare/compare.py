@@ -19,6 +19,7 @@ from rich.console import Console
 from llkd.config.load import changed
 from llkd.config.run import RunConfig
 from llkd.core.policies import PolicyName, Signals
+from llkd.core.policy_names import AUTO
 from llkd.distill.epoch_stats import read_stats
 from llkd.distill.policy import policy_of
 from llkd.distill.probe import read_probe
@@ -64,11 +65,13 @@ def variant(config: RunConfig, spec: str) -> RunConfig:
         ConfigError: the policy or a setting does not exist.
     """
     policy, _, settings = spec.partition(":")
-    if policy not in get_args(PolicyName) and settings:
+    if policy not in (*get_args(PolicyName), AUTO) and settings:
         name, _, settings = settings.partition(":")
         policy = f"{policy}:{name}"
     overrides = [setting for setting in settings.split(";") if setting]
-    return changed(config, [f"selection.policy={policy}", *overrides])
+    # A trial of all policies in each run would only take time.
+    trial = f"selection.trial={str(policy == AUTO).lower()}"
+    return changed(config, [f"selection.policy={policy}", trial, *overrides])
 
 
 def variants(

@@ -26,7 +26,7 @@ from llkd.results.report.charts import (
     shown,
 )
 from llkd.results.report.facts import Facts
-from llkd.results.report.parts import Plot, Section, present
+from llkd.results.report.parts import Plot, Section, Table, cell, present
 from llkd.results.report.passes import (
     OTHER,
     SELECTED,
@@ -49,7 +49,7 @@ def selection_section(facts: Facts) -> Section:
         unread = "The selections of the epochs cannot be read."
         section.note(unread if facts.stats else "No epoch is trained yet.")
         return section
-    policy = facts.config.selection.policy
+    policy = facts.stats[-1]["policy"]
     section.lead = f"Policy {policy}.{refinement(facts)}"
     thresholds, plane = _thresholds_plot(facts), plane_plot(facts, _has_reasons(facts))
     section.plots = present(
@@ -60,6 +60,7 @@ def selection_section(facts: Facts) -> Section:
         uncertainty_plot(facts),
         _training_plot(facts),
     )
+    section.tables = present(_trial_table(facts))
     if thresholds is None:
         section.note(f"Policy {policy} has no thresholds.")
     if plane is None:
@@ -111,6 +112,31 @@ def _by_hand(gold: dict[str, int] | None) -> str:
         f"{percent(gold['teacher_right'] / rows)} right, and the labels that the student learns "
         f"{percent(gold['refined_right'] / rows)}; each row was predicted without its own label."
     )
+
+
+def _trial_table(facts: Facts) -> Table | None:
+    """What each policy would have done, by its trial on the frozen student."""
+    trial = facts.distilled.get("trial")
+    if trial is None:
+        return None
+    columns, gold = ["policy", "#row visits"], trial["gold_rows"]
+    columns += ["#right, labelled by hand"] if gold else []
+    tested = facts.config.test is not None
+    columns += ["#accuracy, test set", "#macro-F1, test set"] if tested else []
+    lines = []
+    for name, found in trial["policies"].items():
+        line = [name, percent(found["row_visits_fraction"])]
+        line += [percent(found["gold_right"] / gold)] if gold else []
+        figures = found.get("test", {})
+        line += (
+            [cell(figures.get(key), ".3f") for key in ("accuracy", "macro_f1")] if tested else []
+        )
+        lines.append(line)
+    caption = (
+        f"What each policy would have done: a head on the frozen student, trained on "
+        f"{count(trial['rows'], 'row')} of the corpus. A fine-tuned student can differ"
+    )
+    return Table(columns, lines, caption)
 
 
 def left_out(facts: Facts) -> str:

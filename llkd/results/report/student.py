@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from llkd.core.metrics import paired_z
 from llkd.results.report.charts import (
     AXIS,
     BLACK,
@@ -82,16 +83,16 @@ def labels_section(facts: Facts) -> Section:
     return section
 
 
-def paired_z(outcome_c4: np.ndarray) -> float:
-    """Standard deviations by which the student surpasses the teacher on the same rows (McNemar's
-    test); 0 if they never differ."""
-    better, worse = outcome_c4[:, STUDENT_ALONE].sum(), outcome_c4[:, TEACHER_ALONE].sum()
-    return float((better - worse) / np.sqrt(better + worse)) if better + worse else 0.0
+def student_z(outcome_c4: np.ndarray) -> float:
+    """`paired_z` of the student against the teacher."""
+    return paired_z(
+        int(outcome_c4[:, STUDENT_ALONE].sum()), int(outcome_c4[:, TEACHER_ALONE].sum())
+    )
 
 
 def _comparison(tested: Tested) -> str:
     teacher, student = tested.teacher.accuracy, tested.student.accuracy
-    z, difference = paired_z(tested.outcome_c4), points(student - teacher)
+    z, difference = student_z(tested.outcome_c4), points(student - teacher)
     rows = count(tested.student.rows, "test row")
     if abs(z) < MAX_CHANCE:
         return (
@@ -105,7 +106,7 @@ def _comparison(tested: Tested) -> str:
 
 
 def _add_findings(section: Section, tested: Tested, names: Sequence[str]) -> None:
-    z, per_class, rows = paired_z(tested.outcome_c4), tested.student.per_class, tested.student.rows
+    z, per_class, rows = student_z(tested.outcome_c4), tested.student.per_class, tested.student.rows
     kind = "note" if abs(z) < MAX_CHANCE else "good" if z > 0 else "bad"
     section.find(kind, section.lead)
     weak = np.flatnonzero((per_class["support"] >= 10) & (per_class["f1"] < 0.5))

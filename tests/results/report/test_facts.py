@@ -17,7 +17,7 @@ from llkd.results.report.facts import Facts, gather
 from llkd.results.report.page import embedded, findings_of, render, sections_of
 from llkd.results.report.passes import epochs_pass
 from llkd.results.report.selection import left_out
-from llkd.results.report.student import labels_section, needs, paired_z
+from llkd.results.report.student import labels_section, needs, student_z
 from llkd.results.report.teacher import confused_labels
 from llkd.results.report.totals import Totals
 from llkd.results.report.words import percent
@@ -105,7 +105,7 @@ def test_figures_of_a_finished_run(tmp_path: Path) -> None:
     assert facts.tested.student.accuracy == 10 / 12
     # sport: both, both, student, student; tech: both 3, nobody 1; trade: both 3, teacher alone 1
     assert facts.tested.outcome_c4.tolist() == [[2, 2, 0, 0], [3, 0, 0, 1], [3, 0, 1, 0]]
-    assert paired_z(facts.tested.outcome_c4) == pytest.approx(1 / np.sqrt(3))
+    assert student_z(facts.tested.outcome_c4) == pytest.approx(1 / np.sqrt(3))
     assert confused_labels(facts) == (
         "The teacher most often takes “sport” for “tech”: on 50\u00a0% of the “sport” rows (2) of the "
         "test set; next “tech” for “trade”, 25\u00a0%."
