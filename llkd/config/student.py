@@ -56,7 +56,8 @@ class StudentConfig(Section):
     min_steps: Annotated[int, Field(ge=0)] = 200
     """About how many optimiser steps a run takes at least. Where the selected rows are too few for an
     epoch's share of them, the epoch passes over its rows several times, after the first one at most
-    four times."""
+    four times. Of `llkd`, whose later epochs train on few rows, the epochs of
+    `selection.warmup_epochs` take all of them."""
     loss: Loss = LossSettings()
     """The loss on the selected rows: its kind, or a section with its parameters."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -112,7 +113,7 @@ class StudentConfig(Section):
         """Maximum size of the worker group."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
-    def passes(self, steps: int, taken: int, epoch: int) -> int:
+    def passes(self, steps: int, taken: int, epoch: int, full_epochs: int) -> int:
         """How often an epoch passes over its rows so that the run takes about `min_steps`; after the
         first epoch at most MAX_PASSES times.
 
@@ -120,8 +121,9 @@ class StudentConfig(Section):
             steps: optimiser steps of one pass, at least 1.
             taken: optimiser steps of the epochs before.
             epoch: from 0.
+            full_epochs: see `Policy.full_epochs`.
         """
-        wanted = round((self.min_steps - taken) / ((self.epochs - epoch) * steps))
+        wanted = round((self.min_steps - taken) / (max(full_epochs - epoch, 1) * steps))
         return max(min(wanted, MAX_PASSES) if epoch else wanted, 1)
 
     @model_validator(mode="after")

@@ -233,7 +233,8 @@ class EpochLoop:
             )
         student = self.config.student
         steps = -(-part.rows // (student.batch_size // self.workers))
-        repeats = student.passes(steps, self._taken, epoch)
+        full = self.policy.full_epochs(student.epochs)
+        repeats = student.passes(steps, self._taken, epoch, full)
         if self.rank == 0:
             name, rows = self._name(epoch, "training"), part.rows * self.workers * repeats
             self.tracker.begin.remote(name, rows, 0, "worker")

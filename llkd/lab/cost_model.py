@@ -240,7 +240,8 @@ class Estimate:
             selection = Table(rows, selected_row, NUMBERS_FIXED)
             reads = last_reads if number == epochs else 0
             steps = max(math.ceil(rows / config.student.batch_size), 1)
-            passes = config.student.passes(steps, taken, number - 1)
+            full = policy.full_epochs(epochs)
+            passes = config.student.passes(steps, taken, number - 1, full)
             taken += steps * passes
             stages += [
                 self._stage("select", labelled, cpus, selection, prefix=epoch),

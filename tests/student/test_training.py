@@ -62,10 +62,13 @@ def test_the_learning_rate_rises_in_the_first_epoch_and_decays_over_the_steps_of
 
 def test_an_epoch_passes_over_few_rows_several_times() -> None:
     student = StudentConfig(model="m", epochs=4, min_steps=400)
-    assert [student.passes(steps, 0, 0) for steps in (1, 30, 60, 99, 5000)] == [100, 3, 2, 1, 1]
+    assert [student.passes(steps, 0, 0, 4) for steps in (1, 30, 60, 99, 5000)] == [100, 3, 2, 1, 1]
     # What the first epochs had too many steps, the last ones do not need, and the reverse.
-    assert [student.passes(25, taken, 2) for taken in (1, 300, 350, 900)] == [4, 2, 1, 1]
-    assert student.model_copy(update={"min_steps": 0}).passes(1, 0, 0) == 1
+    assert [student.passes(25, taken, 2, 4) for taken in (1, 300, 350, 900)] == [4, 2, 1, 1]
+    assert student.model_copy(update={"min_steps": 0}).passes(1, 0, 0, 4) == 1
+    # Where later epochs train on few rows, the first takes all the steps.
+    assert student.passes(30, 0, 0, 1) == 13
+    assert [student.passes(1, taken, 2, 1) for taken in (390, 399, 400)] == [4, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ class Policy(ABC):
     uses_teacher_probs: bool = False
     """Whether the policy needs the teacher's calibrated distribution."""
 
+    def full_epochs(self, epochs: int) -> int:
+        """How many of the first of so many epochs train on a large part of the corpus."""
+        return epochs
+
     def begin(self, epoch: int, statistics: ClassStatistics, previous: Thresholds | None) -> State:
         """The state before any measurement.
 

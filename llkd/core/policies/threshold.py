@@ -70,6 +70,10 @@ class ThresholdPolicy(FilledPolicy):
             self.uses_student_probs = student_side
             self.uses_teacher_probs = teacher_side
 
+    def full_epochs(self, epochs: int) -> int:
+        """See Policy.full_epochs: once the student's side applies, few rows are left."""
+        return max(self.warmup_epochs, 1) if self.student_side else epochs
+
     def _uses_student(self, epoch: int) -> bool:
         return self.student_side and epoch >= self.warmup_epochs
 
