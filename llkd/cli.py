@@ -63,6 +63,37 @@ def run_job(name: str, description: str | None, measure: Stage | None = None) ->
     sys.exit(do_logged(name, config, work))
 
 
+def run_row_job(name: str, description: str | None, rows: int, *flags: tuple[str, str]) -> None:
+    """Like `run_job`, for a function `run_<name>` of llkd.pipeline that also takes a number of rows.
+
+    Args:
+        name: name of the job.
+        description: text for `--help`.
+        rows: default of the option `--rows`.
+        flags: (name, help) of further options without a value.
+    """
+    parser = job_parser(name, description)
+    parser.add_argument("--rows", type=int, default=rows, help=f"how many rows ({rows})")
+    for flag, text in flags:
+        parser.add_argument(f"--{flag}", action="store_true", help=text)
+    arguments = parser.parse_intermixed_args()
+    if arguments.rows < 1:
+        parser.error(f"--rows must be at least 1, not {arguments.rows}")
+    with reported_errors():
+        config = load_config(arguments.config, arguments.overrides)
+
+    def work(console: Console) -> None:
+        from llkd import pipeline
+        from llkd.preflight import require_inputs
+
+        require_inputs(name, config)
+        given = {flag: getattr(arguments, flag) for flag, _ in flags}
+        with in_run_dir(config), connected():
+            getattr(pipeline, f"run_{name}")(config, console, arguments.rows, **given)
+
+    sys.exit(do_logged(name, config, work))
+
+
 MAX_ERROR_LENGTH = 600
 """Maximum length of an error on the console, since a library's message may be long. The log holds the
 full text."""

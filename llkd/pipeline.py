@@ -24,6 +24,8 @@ from llkd.preflight import needs_student, require_room
 from llkd.repair import reopen_damaged, repair
 from llkd.results.evaluate import evaluate, measure_predictions
 from llkd.results.export import described, folder_of, publish
+from llkd.results.hand.estimates import estimate_on_corpus
+from llkd.results.hand.sample import write_review, write_sample
 from llkd.results.metrics import collect_metrics, figures_of
 from llkd.results.predict import Pass, pass_over_corpus, pass_over_test, predict
 from llkd.results.predict import manifest_of as predict_manifest
@@ -34,27 +36,27 @@ from llkd.results.tracking import log_final_metrics, logged_epochs
 from llkd.rounds import label_in_rounds
 from llkd.store.folder import Folder, portable_path
 from llkd.store.lock import held
-from llkd.store.manifest import FILES, Manifest, check_begun, require_complete
+from llkd.store.manifest import FILES, Manifest, check_begun, read_manifest, require_complete
 from llkd.store.schema import METRICS, REPORT, RunLayout
 from llkd.store.scratch import clear_dead
 from llkd.teacher.calibrate import calibrate
 from llkd.teacher.ensemble import combine
 from llkd.teacher.ensemble import manifest_of as combine_manifest
 from llkd.teacher.examples import with_drawn_examples
-from llkd.teacher.gold import read_gold
+from llkd.teacher.gold import count_strange, read_gold
 from llkd.teacher.stage import label
 from llkd.teacher.stage import manifest_of as label_manifest
 
 
 def run_ingest(config: RunConfig, console: Console) -> None:
     """Cut the corpus and the test set into shards."""
-    with _stage(config, console) as tracker:
+    with _stage(config, console, trains=True) as tracker:
         _ingest(config, config.datasets, tracker, console)
 
 
 def run_label(config: RunConfig, console: Console) -> None:
     """Label the ingested corpus and test set."""
-    with _stage(config, console) as tracker:
+    with _stage(config, console, trains=True) as tracker:
         if config.label.in_part:
             require_room(config)
             _require_loadable(config)
@@ -63,7 +65,7 @@ def run_label(config: RunConfig, console: Console) -> None:
 
 def run_distill(config: RunConfig, console: Console) -> None:
     """Train and save the student."""
-    with _stage(config, console) as tracker:
+    with _stage(config, console, trains=True) as tracker:
         _distill(config, tracker, console)
 
 
@@ -118,6 +120,52 @@ def run_export(config: RunConfig, console: Console) -> None:
         console.print(f"  {part}: {text}")
 
 
+def run_sample(config: RunConfig, console: Console, rows: int, blind: bool) -> None:
+    """Write rows of the corpus for a person to label, and say how to give them back.
+
+    Args:
+        config: the run; its corpus is ingested where necessary.
+        console: to print on.
+        rows: how many.
+        blind: whether to leave out what the teacher says.
+    """
+    with _stage(config, console) as tracker:
+        _ingest(config, ["corpus"], tracker, console)
+        folder, found = write_sample(config, rows, blind, tracker)
+    uniform = sum(bool(row.uniform) for row in found)
+    how = f"{uniform:,} drawn uniformly, {len(found) - uniform:,} where teacher and probes disagree"
+    _say_written(console, folder, f"{len(found):,} rows to label: {how}")
+
+
+def run_review(config: RunConfig, console: Console, rows: int) -> None:
+    """Write the rows whose label is most probably wrong, for a person to correct.
+
+    Args:
+        config: the run; the teacher has labelled its corpus.
+        console: to print on.
+        rows: how many.
+    """
+    with _stage(config, console) as tracker:
+        folder, found = write_review(config, rows, tracker)
+    _say_written(
+        console, folder, f"{len(found):,} rows whose label is doubtful, the most doubtful first"
+    )
+
+
+def _say_written(console: Console, folder: Folder, what: str) -> None:
+    path = escape(portable_path(folder.uri))
+    console.print(f"{what}", highlight=False)
+    console.print(
+        f"Files     {path}: rows.csv, rows.parquet, argilla.json, label_studio.json",
+        highlight=False,
+    )
+    console.print(
+        "Fill in the column `label` (empty: unknown) in a copy, and set\n"
+        "  gold: {path: COPY, text_column: text, label_column: label, probability_column: probability}",
+        highlight=False,
+    )
+
+
 def _measured(config: RunConfig, wanted: Pass) -> dict[str, Any] | None:
     """The student's metrics on the predicted rows, written beside the predictions; None without
     gold."""
@@ -133,7 +181,7 @@ def _measured(config: RunConfig, wanted: Pass) -> dict[str, Any] | None:
 def run_all(config: RunConfig, console: Console) -> None:
     """Run all stages; finished work is not repeated."""
     started = time.monotonic()
-    with _stage(config, console) as tracker, ThreadPoolExecutor(1) as beside:
+    with _stage(config, console, trains=True) as tracker, ThreadPoolExecutor(1) as beside:
         loadable = beside.submit(_require_loadable, config)
         beside.submit(_import_ahead, config)
         try:
@@ -176,11 +224,19 @@ def _import_ahead(config: RunConfig) -> None:
 
 
 @contextmanager
-def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
+def _stage(config: RunConfig, console: Console, trains: bool = False) -> Iterator[Any]:
     """Lock the run directory, check it against the config, repair it, write run.yaml, and show
-    progress."""
+    progress.
+
+    Args:
+        config: the run.
+        console: to print on.
+        trains: whether other rows labelled by hand than before mean that the student is trained again.
+    """
     root = Folder(RunLayout(config.run_dir).root)
     with held(root.uri):
+        if trains:
+            _follow_gold(config, console)
         check_run(config)
         root.delete_temporary()
         clear_dead()
@@ -190,6 +246,35 @@ def _stage(config: RunConfig, console: Console) -> Iterator[Any]:
         with ProgressDisplay(console) as display:
             yield display.tracker
         root.delete_temporary()  # of tasks that were killed
+
+
+def _follow_gold(config: RunConfig, console: Console) -> None:
+    """Where only the rows labelled by hand have changed since the student was trained, delete what depends
+    on them. The corpus and its labels stay."""
+    layout = RunLayout(config.run_dir)
+    labelled, trained = (
+        read_manifest(Folder(of)) for of in (layout.labels("corpus"), layout.epochs)
+    )
+    if labelled is None or trained is None:
+        return
+    wanted = distill_manifest(config, labelled)
+    changed = {
+        key for key in {*wanted.settings, *trained.settings}
+        if wanted.settings.get(key) != trained.settings.get(key)
+    }  # fmt: skip
+    if not changed or any(not key.startswith("gold.") for key in changed):
+        return
+    _line(
+        console,
+        "the rows labelled by hand have changed: the student is trained again on the same labels",
+    )
+    if "gold.rows" in changed and layout.owner == layout:  # a comparison shares its owner's rows
+        for alone in config.of_each_teacher or [config]:
+            Folder(RunLayout(config.run_dir, alone.teacher_number).labels("gold")).delete()
+        for uri in (layout.labels("gold"), layout.rows("gold"), layout.rejects("ingest-gold")):
+            Folder(uri).delete()
+    for uri in (layout.test_predictions, layout.student, layout.checkpoints, layout.epochs):
+        Folder(uri).delete()
 
 
 def _line(console: Console, text: str) -> None:
@@ -255,6 +340,11 @@ def _label(config: RunConfig, tracker: Any, console: Console) -> None:
     gold = read_gold(config)
     if gold is not None and gold.conflicting:
         _line(console, f"gold: texts left out because their labels differ: {gold.conflicting}")
+    if gold is not None and gold.texts and (strange := count_strange(config, gold)):
+        _line(
+            console,
+            f"gold: texts that the corpus does not have, which are not trained on: {strange}",
+        )
     if gold is not None and not gold.texts:
         _line(console, "gold: no row has a label that could be used")
 
@@ -273,8 +363,9 @@ def _evaluate(config: RunConfig, tracker: Any, started: float, console: Console)
         predict(config, pass_over_test(config), tracker)
     tracker.doing.remote("evaluate")
     found = evaluate(config, calibration)
+    estimates = estimate_on_corpus(config, calibration)
     now = time.monotonic()
-    metrics = collect_metrics(config, found, now - begun_evaluation, now - started)
+    metrics = collect_metrics(config, found, estimates, now - begun_evaluation, now - started)
     Folder(RunLayout(config.run_dir).root).write_json(METRICS, metrics)
     log_final_metrics(config, metrics, partial(_line, console))
     return metrics

@@ -32,6 +32,8 @@ def require_inputs(stage: str, config: RunConfig) -> None:
             or token, or the policy does not exist.
     """
     require_installed(stage, config)
+    if stage == "sample":
+        _require_source(config, "corpus")
     if stage in ("ingest", "run"):
         for dataset in config.datasets:
             _require_source(config, dataset)
@@ -42,7 +44,7 @@ def require_inputs(stage: str, config: RunConfig) -> None:
     if _loads_teacher(stage, config):
         for teacher in config.all_teachers:
             require_teacher(teacher)
-    if _trains_student(stage, config):
+    if _trains_student(stage, config) or stage in ("sample", "review"):
         require_model(config.student.model, "student.model")
     if stage in ("distill", "run", "plan") or (stage == "label" and config.label.in_part):
         policy_of(config)

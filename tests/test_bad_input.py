@@ -81,7 +81,7 @@ FILES: dict[str, tuple[str, bytes | None, str]] = {
     "one that is compressed": ("x.csv.gz", gzip.compress(b'text,n\na,b,c\na,"\n'), "Cannot read .*x.csv.gz: row #3 has a quote"),
     "one in the header": ("x.csv", b'"text\na\n', "Cannot read .*x.csv: it has no header. Is .* a quote not closed"),
     "a header not in UTF-8": ("x.csv", b"te\xe9xt\na\n", "Cannot read .*x.csv: it is not UTF-8"),
-    "a JSON array": ("x.json", b'[\n {"text": "a"}\n]', "x.json is a JSON array instead of JSON Lines.*jq"),
+    "a JSON array": ("x.jsonl", b'[\n {"text": "a"}\n]', "x.jsonl is a JSON array instead of JSON Lines.*jq"),
 }  # fmt: skip
 
 

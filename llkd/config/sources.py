@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from llkd.config.section import (
     DATASETS_PREFIX,
+    Fraction,
     Paths,
     Replicas,
     Section,
@@ -103,11 +104,18 @@ class GoldConfig(SourceConfig):
 
     label_column: str = "label"
     """The column of gold labels."""
+    probability_column: str | None = None
+    """The column with each row's probability of being chosen, in any unit, as `jobs/sample.py` writes it; empty
+    for rows that were not drawn at random. Without it, all rows count as drawn uniformly."""
+    judge: Fraction = 0.5
+    """Share of the rows drawn at random that only judge: their labels are told to nothing, so that they show how
+    right the student is on the whole corpus (llkd/core/inference.py). The others are trained on
+    and fitted to."""
     relabel: bool = True
     """Where labels are refined: fit the combination of teacher and probes to these rows
     (llkd/student/combination.py)."""
     train: bool = True
-    """Rows of the corpus with the text of such a row are trained on with its label."""
+    """Rows of the corpus with the text of a row that does not judge are trained on with its label."""
 
 
 class PredictConfig(_AnySource):

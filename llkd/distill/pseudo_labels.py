@@ -26,7 +26,7 @@ from llkd.store.schema import (
     RunLayout,
     with_probs,
 )
-from llkd.teacher.gold import Gold, read_gold
+from llkd.teacher.gold import Gold, told_gold
 
 STATISTICS = "statistics.json"
 
@@ -70,7 +70,7 @@ def make_pseudo_labels(
 
 def trained_gold(config: RunConfig) -> Gold | None:
     """The rows labelled by hand whose labels the student learns; None if there are none."""
-    return read_gold(config) if config.gold is not None and config.gold.train else None
+    return told_gold(config) if config.gold is not None and config.gold.train else None
 
 
 def pseudo_labels(

@@ -14,23 +14,22 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from safetensors.numpy import load, save
 
 from llkd.cluster.actor_pool import run_on_actors
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.refinement import fold_of, with_gold
+from llkd.distill.labelled_rows import frozen_student, labelled_sample, read_labelled
 from llkd.distill.policy import TRIAL
 from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
-from llkd.distill.probe import PROBE_ROWS, read_figures, sampled
+from llkd.distill.probe import PROBE_ROWS, read_figures
 from llkd.distill.pseudo_labels import pseudo_labels, trained_gold
 from llkd.distill.selection import Selector
 from llkd.distill.trial import TRIAL_ROWS, MeasuredRows, TrialRows, try_policies
-from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
-from llkd.store.schema import GOLD, LOGPROBS, ROW, TEXT, RunLayout
-from llkd.teacher.gold import Gold, read_gold
+from llkd.store.schema import GOLD, TEXT, RunLayout
+from llkd.teacher.gold import Gold, told_gold
 
 if TYPE_CHECKING:
     from llkd.student.refiner import Diagnostics, GoldRows
@@ -155,7 +154,10 @@ def _gold_figures(gold: "GoldRows", found: "Diagnostics") -> dict[str, Any]:
         int((probs_mc.argmax(axis=1) == gold.label_m).sum())
         for probs_mc in (gold.teacher_mc, found.gold_mc)
     )
-    return {"rows": len(gold.label_m), "teacher_right": teacher, "refined_right": refined}
+    return {
+        "rows": len(gold.label_m), "teacher_right": teacher, "refined_right": refined,
+        "curve": [list(point) for point in found.curve],
+    }  # fmt: skip
 
 
 class Refine:
@@ -172,23 +174,12 @@ class Refine:
             precision: of the frozen student.
             threads: of this process, on a CPU.
         """
-        import torch
-
-        from llkd.student.model import load_student, use_bfloat16
-        from llkd.student.probe import FrozenStudent
         from llkd.student.refiner import Refiner
 
         self._selector, self._calibration = selector, calibration
         config = selector.config
-        self._layout, student = RunLayout(config.run_dir), config.student
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if device.type == "cpu":
-            torch.set_num_threads(threads)
-        tokenizer, model = load_student(student, config.task.label_names)
-        self._student = FrozenStudent(
-            tokenizer, model, max_length=student.max_length,
-            bfloat16=use_bfloat16(precision, device), device=device,
-        )  # fmt: skip
+        self._layout = RunLayout(config.run_dir)
+        self._student = frozen_student(config, precision, threads)
         # Two shards arrive at once, to overlap their I/O, but a fast tokenizer is not thread-safe.
         self._turn = threading.Lock()
         # Features of whole shards, until they are written.
@@ -201,7 +192,7 @@ class Refine:
 
     def __call__(self, shard: int) -> dict[str, Any]:
         """Write one shard; returns its number and rows."""
-        rows, texts, probs_nc = self._read(shard)
+        rows, texts, probs_nc = read_labelled(self._layout, self._calibration, shard)
         features_nd = self._sampled.pop(shard, None)
         if features_nd is None and self._refiner.uses_features:
             with self._turn:
@@ -212,13 +203,6 @@ class Refine:
         table = pseudo_labels(rows, probs_nc, self._selector.keeps_teacher_probs)
         Folder(self._layout.pseudo_labels).write_shard(shard, table)
         return {"shard": shard, "rows": len(texts)}
-
-    def _read(self, shard: int) -> tuple[pa.ChunkedArray, list[str], np.ndarray]:
-        """(row numbers, texts, the teacher's distributions) of a shard's labelled rows."""
-        table = Folder(self._layout.labels("corpus")).read_shard(shard, [ROW, LOGPROBS])
-        texts = Folder(self._layout.rows("corpus")).read_shard(shard, [TEXT])[TEXT]
-        probs_nc = self._calibration.apply(matrix(table[LOGPROBS]))
-        return table[ROW], texts.take(table[ROW]).to_pylist(), probs_nc
 
     def _gold_rows(self, gold: Gold) -> "GoldRows":
         """What the fit of the combination needs of the rows labelled by hand."""
@@ -246,23 +230,15 @@ class Refine:
         from llkd.student.refiner import fit_refiner
 
         started, config = time.monotonic(), self._selector.config
-        features, teacher, folds, sample = [], [], [], list[str]()
-
-        def candidates(shard: int) -> tuple[np.ndarray, tuple[list[str], np.ndarray]]:
-            _, texts, probs_nc = self._read(shard)
-            return np.arange(len(texts)), (texts, probs_nc)
-
-        for shard, chosen, (texts, probs_nc) in sampled(self._selector, candidates):
-            drawn = [texts[i] for i in chosen]
-            features.append(self._student.features(drawn))
-            teacher.append(probs_nc[chosen])
-            folds.append(fold_of(drawn))
-            sample += drawn
-            if len(drawn) == len(texts):
-                self._sampled[shard] = features[-1]
-        features_nd, teacher_nc, fold_n = map(np.concatenate, (features, teacher, folds))
-        gold = read_gold(config) if config.gold is not None and config.gold.relabel else None
-        gold_rows = self._gold_rows(gold) if gold is not None and gold.texts else None
+        sample = labelled_sample(self._selector, self._calibration, self._student)
+        features_nd, teacher_nc, fold_n = sample.features_nd, sample.teacher_nc, sample.fold_n
+        rows_of = Folder(self._layout.labels("corpus")).shard_rows
+        for shard in np.unique(sample.shard_n).tolist():
+            of_shard_n = sample.shard_n == shard
+            if of_shard_n.sum() == rows_of(shard):
+                self._sampled[shard] = features_nd[of_shard_n]
+        gold = told_gold(config) if config.gold is not None and config.gold.relabel else None
+        gold_rows = self._gold_rows(gold) if gold is not None else None
         fit = partial(
             fit_refiner, beta=config.selection.beta, bias=self._student.bias,
             always=config.selection.refine is True, estimates_prior=config.estimates_prior,
@@ -270,7 +246,7 @@ class Refine:
         refiner, found = fit(features_nd, teacher_nc, fold_n, gold=gold_rows)
         if config.selection.trial and not folder.exists(TRIAL):
             size = min(len(fold_n), TRIAL_ROWS)  # the shards were drawn at random
-            known_n = np.full(size, -1) if gold is None else gold.places(sample[:size])
+            known_n = np.full(size, -1) if gold is None else gold.places(sample.texts[:size])
             rows = TrialRows(features_nd[:size], teacher_nc[:size], fold_n[:size], known_n)
             trial = try_policies(config, rows, gold_rows, self._test_rows(), fit)
             if trial is not None:

@@ -188,7 +188,8 @@ def manifest_of(config: RunConfig, labelled: Manifest) -> Manifest:
     }
     if config.gold is not None:
         settings["gold.rows"] = ingest_manifest(config, "gold").settings["gold.rows"]
-        settings["gold.relabel"], settings["gold.train"] = config.gold.relabel, config.gold.train
+        for setting in ("relabel", "train", "judge"):
+            settings[f"gold.{setting}"] = getattr(config.gold, setting)
     return Manifest("distill", settings, labelled.fingerprint)
 
 

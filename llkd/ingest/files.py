@@ -12,7 +12,7 @@ from llkd.errors import DataError
 from llkd.store.filesystems import filesystem
 
 FORMATS = {"parquet": "parquet", "pq": "parquet", "jsonl": "jsonl", "ndjson": "jsonl",
-           "json": "jsonl", "csv": "csv"}  # fmt: skip
+           "json": "json", "csv": "csv"}  # fmt: skip
 COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
@@ -21,7 +21,7 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source; `format` is `parquet`, `jsonl`, `csv` or `datasets`."""
+    """One file of a source; `format` is `parquet`, `jsonl`, `json` (an array or lines), `csv` or `datasets`."""
 
     uri: str
     format: str

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from llkd.config.section import DATASETS_PREFIX
 from llkd.config.sources import SourceConfig
 from llkd.errors import DataError
+from llkd.ingest.annotations import is_array, read_array
 from llkd.ingest.csv_reader import ROW_BYTES, csv_columns, csv_pieces
 from llkd.ingest.files import UNREADABLE, SourceFile, opened
 
@@ -84,6 +85,8 @@ def count_rows(file: SourceFile, source: SourceConfig) -> int:
         if file.format == "csv":
             pieces = csv_pieces(opened(file), [source.text_column])
             return sum(1 if isinstance(piece, str) else piece.num_rows for piece in pieces)
+        if is_array(file):
+            return len(read_array(file, source))
         with opened(file) as handle:
             return sum(1 for line in _lines(handle) if line.strip())
     except UNREADABLE as error:
@@ -100,7 +103,7 @@ def read_rows(
     """
     own = (source.text_column, source.label_column, source.id_column)
     columns = list(dict.fromkeys(name for name in (*own, *others) if name))
-    reader = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl,
+    reader = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl, "json": _read_jsonl,
               "datasets": _read_dataset}[file.format]  # fmt: skip
     try:
         for number, record in reader(file, source, columns, start, stop):
@@ -164,15 +167,15 @@ def _json_columns(
     """The columns of the first lines, up to the line by which all columns in the config have
     occurred: a line may omit null values."""
     with opened(file) as handle:
-        if handle.read(4096).lstrip()[:1] == b"[":
+        if file.format == "jsonl" and handle.read(4096).lstrip()[:1] == b"[":
             raise DataError(
                 f"{file.uri} is a JSON array instead of JSON Lines, one object per line",
-                "Convert it with `jq -c '.[]'`.",
+                "Convert it with `jq -c '.[]'`, or name it .json.",
             )
     wanted = {source.text_column, source.label_column, source.id_column, *others} - {None}
     columns: dict[str, None] = {}
     empty = True
-    for _, record in itertools.islice(_json_lines(file), JSON_LINES):
+    for _, record in itertools.islice(_json_records(file, source), JSON_LINES):
         empty = False
         if isinstance(record, dict):
             columns |= dict.fromkeys(record)
@@ -184,6 +187,16 @@ def _json_columns(
             "Delete or recreate it.",
         )
     return list(columns) or None
+
+
+def _json_records(
+    file: SourceFile, source: SourceConfig, start: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """(number, record) of each row from `start`; for a damaged row the record is a string with the
+    reason."""
+    if not is_array(file):
+        return _json_lines(file, start)
+    return itertools.islice(enumerate(read_array(file, source)), start, None)
 
 
 def _json_lines(file: SourceFile, start: int = 0) -> Iterator[tuple[int, Any]]:
@@ -216,7 +229,7 @@ Record = tuple[int, dict[str, Any] | str]
 def _read_jsonl(
     file: SourceFile, source: SourceConfig, columns: list[str], start: int, stop: int
 ) -> Iterator[Record]:
-    yield from itertools.takewhile(lambda row: row[0] < stop, _json_lines(file, start))
+    yield from itertools.takewhile(lambda row: row[0] < stop, _json_records(file, source, start))
 
 
 def _read_csv(

@@ -5,19 +5,25 @@ from typing import Any
 from llkd.config.run import RunConfig
 from llkd.core.metrics import Evaluation
 from llkd.results.evaluate import measure_held_out
+from llkd.results.hand.estimates import curve_gain
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
 from llkd.store.schema import RunLayout
 
 
 def collect_metrics(
-    config: RunConfig, found: dict[str, Evaluation], evaluating: float, total: float
+    config: RunConfig,
+    found: dict[str, Evaluation],
+    estimates: dict[str, Any] | None,
+    evaluating: float,
+    total: float,
 ) -> dict[str, Any]:
     """The content of metrics.json, without the keys that do not apply.
 
     Args:
         config: the run.
         found: the result of `evaluate`.
+        estimates: the result of `estimate_on_corpus`.
         evaluating: seconds of the evaluation, including the student's predictions.
         total: seconds of this command.
     """
@@ -67,6 +73,8 @@ def collect_metrics(
         metrics["policies"] = distilled["trial"]["policies"]
     if "gold" in distilled:
         metrics["gold"] = distilled["gold"]
+    if estimates is not None:
+        metrics["estimates"] = _with_gain(config, estimates, distilled.get("gold"))
     seconds = {
         "ingest": sum(entry["seconds"] for entry in ingested),
         "label": labelled["seconds"],
@@ -75,6 +83,17 @@ def collect_metrics(
     }
     metrics["seconds"] = {**seconds, "total": max(sum(seconds.values()), total)}
     return metrics
+
+
+def _with_gain(
+    config: RunConfig, estimates: dict[str, Any], gold: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The estimates, and how many more labels would be right with more rows labelled by hand."""
+    if gold is None or "more" not in estimates or config.gold is None:
+        return estimates
+    more = estimates["more"]
+    gain = curve_gain(gold["curve"], more["rows"] * (1 - config.gold.judge))
+    return {**estimates, "more": {**more, "right_labels": gain}}
 
 
 def figures_of(evaluation: Evaluation, names: list[str], auroc: bool) -> dict[str, Any]:

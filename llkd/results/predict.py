@@ -144,18 +144,38 @@ def _run_pool(
     )
 
 
+def finished_scorer(config: RunConfig, precision: str, threads: int) -> Any:
+    """The finished student, see llkd.student.scoring.Scorer.
+
+    Args:
+        config: the run.
+        precision: of its matrix products.
+        threads: of this process, on a CPU.
+    """
+    import torch
+
+    from llkd.store.transfer import local_copy
+    from llkd.student.model import load_finished, use_bfloat16
+    from llkd.student.scoring import Scorer, scoring_copy
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    with local_copy(RunLayout(config.run_dir).student) as directory:
+        require_recorded(Folder(directory))
+        tokenizer, model = load_finished(directory)
+    model = scoring_copy(model, use_bfloat16(precision, device)).to(device)
+    return Scorer(
+        tokenizer, model, max_length=config.student.max_length, compiled=config.student.compile
+    )
+
+
 class StudentActor:
     """One replica: the finished student, which scores the shards it receives."""
 
     def __init__(
         self, config: RunConfig, wanted: Pass, precision: str, threads: int, tracker: Any
     ) -> None:
-        import torch
-
-        from llkd.store.transfer import local_copy
-        from llkd.student.model import load_finished, use_bfloat16
-        from llkd.student.scoring import Scorer, scoring_copy
-
         layout = RunLayout(config.run_dir)
         self._wanted, self._tracker, self._work = wanted, tracker, _work_on(config, wanted)
         self._rows = Folder(layout.rows(wanted.dataset))
@@ -164,16 +184,7 @@ class StudentActor:
         self._with_id = source is not None and source.id_column is not None
         # Two shards arrive at once, to overlap their I/O, but a fast tokenizer is not thread-safe.
         self._turn = threading.Lock()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if device.type == "cpu":
-            torch.set_num_threads(threads)
-        with local_copy(layout.student) as directory:
-            require_recorded(Folder(directory))
-            tokenizer, model = load_finished(directory)
-        model = scoring_copy(model, use_bfloat16(precision, device)).to(device)
-        self._scorer = Scorer(
-            tokenizer, model, max_length=config.student.max_length, compiled=config.student.compile
-        )
+        self._scorer = finished_scorer(config, precision, threads)
 
     def __call__(self, shard: int) -> dict[str, Any]:
         """Predict one shard; returns its counts, and its start and end times."""

@@ -11,6 +11,7 @@ from llkd.cluster.progress import duration
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import read_stats
 from llkd.distill.policy import chosen_policy
+from llkd.results.hand.sentences import sentences
 from llkd.results.shortfalls import shortfalls
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import Manifest, require_complete
@@ -26,6 +27,8 @@ def show_summary(config: RunConfig, metrics: dict[str, Any], console: Console) -
         console.print(_quality_table(metrics))
         for sentence in shortfalls(metrics).values():
             console.print(f"Warning   {sentence}")
+    for sentence in sentences(metrics["estimates"]) if "estimates" in metrics else ():
+        console.print(f"Corpus    {sentence}", highlight=False)
     console.print(_training_table(config))
     seconds = metrics["seconds"]
     parts = [f"{name} {duration(value)}" for name, value in seconds.items() if name != "total"]

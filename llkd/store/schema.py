@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from llkd.errors import StorageError
 
-ROW, TEXT, ID, GOLD = "row", "text", "id", "gold"
+ROW, TEXT, ID, GOLD, PROBABILITY = "row", "text", "id", "gold", "probability"
 LOGPROBS, LABEL_MASS, DISAGREEMENT = "logprobs", "label_mass", "disagreement"
 UNCERTAINTY, PROBS, STRATUM = "uncertainty", "probs", "stratum"
 LABEL, CONFIDENCE, WEIGHT = "label", "confidence", "weight"
@@ -28,13 +28,16 @@ FORMAT_VERSION = 2
 """Raised when a run directory of an older LLKD can no longer be read."""
 
 
-def corpus_schema(with_id: bool, with_gold: bool) -> pa.Schema:
-    """A shard of rows: `row` is the position in the shard, `gold` a class index or null."""
+def corpus_schema(with_id: bool, with_gold: bool, with_probability: bool = False) -> pa.Schema:
+    """A shard of rows: `row` is the position in the shard, `gold` a class index or null; `probability`
+    that of being chosen for labelling, null if not at random."""
     fields = [pa.field(ROW, pa.int32(), nullable=False), pa.field(TEXT, pa.large_string(), False)]
     if with_id:
         fields.append(pa.field(ID, pa.string()))
     if with_gold:
         fields.append(pa.field(GOLD, pa.int32()))
+    if with_probability:
+        fields.append(pa.field(PROBABILITY, pa.float64()))
     return pa.schema(fields)
 
 
@@ -322,6 +325,10 @@ class RunLayout:
     def test_predictions(self) -> str:
         """The finished student's labels of the test set, from which it is measured."""
         return self._at("test_predictions")
+
+    def hand(self, name: str) -> str:
+        """Rows for a person to label."""
+        return self.owner._at("hand", name)
 
     @property
     def exported(self) -> str:

@@ -23,6 +23,9 @@ ROUNDS = 3
 PRIOR_PENALTY = 1e-3
 """L2 penalty of the probes that estimate label frequencies."""
 
+CURVE, CURVE_DRAWS = (0.0, 0.25, 0.5), 3
+"""Shares of the gold rows at which the learning curve is measured, and draws of each."""
+
 
 @dataclass(frozen=True)
 class Refiner:
@@ -57,6 +60,15 @@ class Refiner:
         alpha, beta = arrays["exponents"].tolist()
         return Refiner(probes, Combination(alpha, beta, arrays["bias"]))
 
+    def out_of_fold(self, features_nd: np.ndarray, fold_n: np.ndarray) -> np.ndarray:
+        """The probes' distributions of rows that they were not fitted to, float32, shape (N, C).
+
+        Args:
+            features_nd: frozen features, shape (N, D).
+            fold_n: see `refinement.fold_of`, shape (N,).
+        """
+        return _out_of_fold(self.probe_f, features_nd, fold_n, len(self.combination.bias_c))
+
     def refine(
         self, features_nd: np.ndarray | None, teacher_nc: np.ndarray, fold_n: np.ndarray
     ) -> np.ndarray:
@@ -69,7 +81,7 @@ class Refiner:
         """
         if features_nd is None or not self.uses_features:
             return self.combination.apply(teacher_nc, np.ones_like(teacher_nc))
-        student_nc = _out_of_fold(self.probe_f, features_nd, fold_n, teacher_nc.shape[1])
+        student_nc = self.out_of_fold(features_nd, fold_n)
         return self.combination.apply(teacher_nc, student_nc)
 
 
@@ -106,6 +118,8 @@ class Diagnostics:
     gold_mc: np.ndarray | None = None
     """Refined distributions of the gold rows, shape (M, C), cross-fitted: neither probes nor
     combination have seen the row. None without gold rows."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(gold rows fitted to, share of the others whose refined label is right), a few sizes."""
 
 
 def fit_refiner(
@@ -148,25 +162,25 @@ def fit_refiner(
     diagnostics = Diagnostics(*confident_agreement(student_nc, targets_nc), prior, prior_bias_c)
     if not always and diagnostics.agreement < diagnostics.confidence:
         start = Combination(1.0, 0.0, np.zeros(classes))
-        combination, gold_mc = _fitted_to(gold, probe_f, start)
-        return Refiner(probe_f, combination), replace(diagnostics, gold_mc=gold_mc)
+        combination, gold_mc, curve = _fitted_to(gold, probe_f, start, with_curve=True)
+        return Refiner(probe_f, combination), replace(diagnostics, gold_mc=gold_mc, curve=curve)
     for further in reversed(range(ROUNDS)):
         bias_c = bias_to_match(product(teacher_nc, student_nc, beta), prior_c)
         start = Combination(1.0, beta, bias_c)
-        combination, gold_mc = _fitted_to(gold, probe_f, start)
+        combination, gold_mc, curve = _fitted_to(gold, probe_f, start, with_curve=not further)
         refiner = Refiner(probe_f, combination)
         if further:
             student_nc, probe_f = fit(combination.apply(teacher_nc, student_nc), penalty)
-    return refiner, replace(diagnostics, gold_mc=gold_mc)
+    return refiner, replace(diagnostics, gold_mc=gold_mc, curve=curve)
 
 
 def _fitted_to(
-    gold: GoldRows | None, probe_f: Sequence[Probe], start: Combination
-) -> tuple[Combination, np.ndarray | None]:
+    gold: GoldRows | None, probe_f: Sequence[Probe], start: Combination, with_curve: bool
+) -> tuple[Combination, np.ndarray | None, tuple[tuple[int, float], ...]]:
     """(the combination for the gold rows; their refined distributions, each by a combination fitted to
-    the gold rows of other folds)."""
+    the gold rows of other folds; see `Diagnostics.curve`, empty unless wanted)."""
     if gold is None:
-        return start, None
+        return start, None, ()
     teacher_mc = gold.teacher_mc
     student_mc = _out_of_fold(probe_f, gold.features_md, gold.fold_m, teacher_mc.shape[1])
 
@@ -174,12 +188,27 @@ def _fitted_to(
         chosen = teacher_mc[chosen_m], student_mc[chosen_m], gold.label_m[chosen_m]
         return fit_combination(*chosen, start)
 
-    gold_mc = np.zeros(teacher_mc.shape)
-    for fold in range(FOLDS):
-        inside_m = gold.fold_m == fold
-        without = fitted(~inside_m)
-        gold_mc[inside_m] = without.apply(teacher_mc[inside_m], student_mc[inside_m])
-    return fitted(np.ones(len(gold.label_m), bool)), gold_mc
+    def cross_fitted(chosen_m: np.ndarray) -> np.ndarray:
+        """Of all rows, each by those of other folds in a mask."""
+        found_mc = np.zeros(teacher_mc.shape)
+        for fold in range(FOLDS):
+            inside_m = gold.fold_m == fold
+            without = fitted(~inside_m & chosen_m)
+            found_mc[inside_m] = without.apply(teacher_mc[inside_m], student_mc[inside_m])
+        return found_mc
+
+    all_m = np.ones(len(gold.label_m), bool)
+    gold_mc, random, curve = cross_fitted(all_m), np.random.default_rng(0), []
+    for share in CURVE if with_curve else ():
+        right = []
+        for _ in range(CURVE_DRAWS):
+            chosen_m = random.permutation(len(all_m)) < share * len(all_m)
+            right.append((cross_fitted(chosen_m).argmax(axis=1) == gold.label_m).mean())
+        curve.append((round(share * len(all_m) * (1 - 1 / FOLDS)), float(np.mean(right))))
+    if with_curve:
+        right_m = gold_mc.argmax(axis=1) == gold.label_m
+        curve.append((round(len(all_m) * (1 - 1 / FOLDS)), float(right_m.mean())))
+    return fitted(all_m), gold_mc, tuple(curve)
 
 
 class _CrossFit:

@@ -23,7 +23,7 @@ from llkd.store.arrays import matrix
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import Manifest, require_complete
 from llkd.store.schema import LOGPROBS, ROW, RunLayout, shard_starts
-from llkd.teacher.gold import read_gold
+from llkd.teacher.gold import told_gold
 
 CALIBRATION = "calibration.json"
 RANDOM_SLICE = "random_slice"
@@ -68,6 +68,7 @@ def calibration_settings(config: RunConfig) -> dict[str, Any]:
         settings["teacher.prior"] = prior and {name: prior[name] for name in config.task.labels}
     if teacher.calibration == "temperature":
         assert config.gold is not None
+        settings["gold.judge"] = config.gold.judge
         settings["gold.path"] = [portable_path(path) for path in config.gold.paths]
     return settings
 
@@ -93,8 +94,8 @@ def _fit(config: RunConfig, folder: Folder, labelled: Manifest) -> Calibration:
     bias_c = fit_batch_bias(corpus_marginal, _prior(config))
     if method == "batch":
         return Calibration(bias_c)
-    gold = read_gold(config)
-    if gold is None or not gold.texts:
+    gold = told_gold(config)
+    if gold is None:
         raise DataError(
             "teacher.calibration temperature is fitted to labelled rows, and gold holds none",
             "Fill in its label column, or use batch.",

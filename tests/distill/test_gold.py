@@ -14,9 +14,9 @@ from llkd.core.refinement import FOLDS, GOLD_PROB, with_gold
 from llkd.distill.refine import read_refinement
 from llkd.distill.stage import manifest_of as distill_manifest
 from llkd.distill.state import prepare_epochs
-from llkd.errors import FingerprintError
+from llkd.errors import DataError, FingerprintError
 from llkd.ingest.stage import ingest
-from llkd.pipeline import run_ingest, run_label
+from llkd.pipeline import run_evaluate, run_ingest, run_label
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
 from llkd.store.schema import RunLayout
@@ -117,7 +117,10 @@ def test_rows_labelled_by_hand_are_read_counted_and_trained_on(
     lines += [f"{json.dumps(texts[0])},{names[1]}", f"{json.dumps(texts[6])},"]
     file = tmp_path / "hand.csv"
     file.write_text("text,label\n" + "\n".join(lines) + "\n")
-    sections = {"gold": {"path": str(file), "train": train}, "selection": {"policy": policy}}
+    sections = {
+        "gold": {"path": str(file), "train": train, "judge": 0.0},
+        "selection": {"policy": policy},
+    }
     config, tracker = run.config(**sections), SilentTracker()
     with in_process():
         ingest(config, "gold", tracker)
@@ -149,6 +152,7 @@ def test_rows_labelled_by_hand_are_read_counted_and_trained_on(
     [
         ("a goal,sport\na goal,tech\na chip,tech\n", "their labels differ: 1"),
         ("a goal,\n", "no row has a label"),
+        ("a goal,sport\na chip,tech\n", "the corpus does not have, which are not trained on: 2"),
     ],
 )
 def test_what_of_the_gold_file_is_not_used_is_told(
@@ -171,9 +175,22 @@ def test_added_labels_are_not_passed_over(tmp_path: Path, labelled_run: MadeRun)
     before = distill_manifest(config, require_complete(corpus_labels(config), "label"))
     file.write_text("text,label\na goal,sport\na chip,tech\n")
     with pytest.raises(FingerprintError, match="gold.rows"):
-        run_ingest(config, console)
+        run_evaluate(config, console)
     after = distill_manifest(config, require_complete(corpus_labels(config), "label"))
     assert before.fingerprint != after.fingerprint
+
+
+@pytest.mark.usefixtures("in_process")
+def test_misspelt_labels_are_counted_and_named(tmp_path: Path, labelled_run: MadeRun) -> None:
+    run, file = labelled_run.copy(tmp_path / "run"), tmp_path / "hand.csv"
+    wrong = "".join(f"row {place},sprot\n" for place in range(6))
+    file.write_text(f"text,label\na goal,sport\n{wrong}a chip,\na deal,Unknown\n")
+    with pytest.raises(DataError) as error:
+        run_ingest(run.config(gold={"path": str(file)}), Console(file=io.StringIO()))
+    assert error.value.what.startswith("7 labels of gold are not in task.labels")
+    assert "hand.csv, row 2: 'sprot' ('sport'?)" in error.value.what
+    assert "and 2 more" in error.value.what
+    assert "or leave them empty" in error.value.remedy
 
 
 def corpus_labels(config: RunConfig) -> Folder:

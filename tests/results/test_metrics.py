@@ -21,7 +21,7 @@ def test_label_frequencies_are_there_if_they_were_estimated_and_used(
     manifest = require_complete(folder, "distill")
     prior = {"used": used, "imposed": {"sport": 0.5, "tech": 0.3, "trade": 0.2}}
     write_manifest(folder, replace(manifest, results={**manifest.results, "prior": prior}))
-    selection = collect_metrics(config, {}, 0.0, 0.0)["selection"]
+    selection = collect_metrics(config, {}, None, 0.0, 0.0)["selection"]
     assert selection.get("label_frequencies") == (prior["imposed"] if used else None)
 
 
@@ -29,7 +29,7 @@ def test_what_rows_labelled_by_hand_say_is_there(tmp_path: Path, finished_run: M
     config = finished_run.copy(tmp_path / "run").config()
     folder = Folder(RunLayout(config.run_dir).epochs)
     manifest = require_complete(folder, "distill")
-    assert "gold" not in collect_metrics(config, {}, 0.0, 0.0)
+    assert "gold" not in collect_metrics(config, {}, None, 0.0, 0.0)
     gold = {"rows": 50, "teacher_right": 35, "refined_right": 40}
     write_manifest(folder, replace(manifest, results={**manifest.results, "gold": gold}))
-    assert collect_metrics(config, {}, 0.0, 0.0)["gold"] == gold
+    assert collect_metrics(config, {}, None, 0.0, 0.0)["gold"] == gold

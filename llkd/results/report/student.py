@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from llkd.core.metrics import paired_z
+from llkd.results.hand.sentences import sentences
 from llkd.results.report.charts import (
     AXIS,
     BLACK,
@@ -45,7 +46,7 @@ MIN_TEST_ROWS = 200
 def student_section(facts: Facts) -> Section:
     """The student against the teacher on the test set."""
     section, tested = Section("student", "Is the student better?", "Student"), facts.tested
-    section.tables = [_class_table(facts)]
+    section.tables = [*_estimate_tables(facts), _class_table(facts)]
     if tested is not None:
         section.lead = _comparison(tested)
         section.plots = [
@@ -59,12 +60,36 @@ def student_section(facts: Facts) -> Section:
             section.find("warn", text)
         if "probe" in (found := shortfalls(facts.metrics)):
             section.find("bad", found["probe"])
-    elif facts.config.test is None:
+    elif facts.config.test is None and "student" not in facts.metrics.get("estimates", {}):
         section.note("There is no test set (test.path), so nothing is measured.")
         section.find("warn", "Without a test set, the student's quality is unknown.")
+    elif facts.config.test is None:
+        section.note(
+            "There is no test set (test.path); the rows labelled by hand measure the student."
+        )
     else:
         section.note("The student has not been measured on the test set yet.")
     return section
+
+
+def _estimate_tables(facts: Facts) -> list[Table]:
+    """Teacher and student on the corpus, by the rows labelled by hand; none without such rows."""
+    estimates = facts.metrics.get("estimates")
+    if estimates is None:
+        return []
+    who = [name for name in ("teacher", "student") if name in estimates]
+    titles = {"accuracy": "accuracy", "macro_f1": "macro-F1", "kappa": "Cohen's κ"}
+    figures = {title: [estimates[name][key] for name in who] for key, title in titles.items()}
+    for label in facts.names[:MAX_LABELS]:
+        figures[f"F1, {shown(label, MAX_HOVER_NAME)}"] = [
+            estimates[name]["f1"][label] for name in who
+        ]
+    lines = [
+        [title, *(f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" for one in ones)]
+        for title, ones in figures.items()
+    ]
+    caption = "On the corpus, with 95 % intervals. " + " ".join(sentences(estimates))
+    return [Table(["", *(f"#{name}" for name in who)], lines, caption)]
 
 
 def labels_section(facts: Facts) -> Section:

@@ -1,0 +1,1 @@
+"""Rows for a person to label, and what their labels say of the corpus."""
