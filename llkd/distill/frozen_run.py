@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from llkd.config.run import RunConfig
-from llkd.core.policies import Choice, Signals, select_rows
+from llkd.core.policies.base import Choice, Policy, Signals
+from llkd.core.policies.driver import select_rows
+from llkd.core.selection_stats import selection_stats
 from llkd.core.statistics import class_statistics, on_grid
 from llkd.core.thresholds import Thresholds
 from llkd.core.uncertainty import MEASURES
-from llkd.distill.policy import policy_of
-from llkd.distill.selection import epoch_stats
 from llkd.errors import StudentError
 from llkd.student.data import Batch
 from llkd.student.training import Schedule, Trainer
@@ -64,6 +64,7 @@ class FrozenRun:
     def __init__(
         self,
         config: RunConfig,
+        policy: Policy,
         features_nd: np.ndarray,
         probs_nc: np.ndarray,
         position_n: np.ndarray,
@@ -72,6 +73,7 @@ class FrozenRun:
         """
         Args:
             config: the run.
+            policy: to select by.
             features_nd: of the rows, standardised, float32, shape (N, D).
             probs_nc: the distributions whose labels to train on, shape (N, C).
             position_n: positions in the corpus, int64, shape (N,).
@@ -87,7 +89,7 @@ class FrozenRun:
         student = config.student.model_copy(update=rates)
         self._trainer = Trainer(self.head, student, torch.device("cpu"), bfloat16=False)
         self._taken = 0  # optimiser steps
-        self._policy = policy_of(config)
+        self._policy = policy
         self._thresholds: Thresholds | None = None  # of the epoch before
 
     def _scored(self) -> Signals:
@@ -120,8 +122,8 @@ class FrozenRun:
                 f"Epoch {epoch + 1} selected no row.",
                 "Use another selection.policy, or raise selection.class_floor.",
             )
-        found = epoch_stats(
-            self.config, epoch, state.statistics, choice.counts(classes), state.thresholds,
+        found = selection_stats(
+            self.config.selection.policy, self.config.task.label_names, epoch, state.statistics, choice.counts(classes), state.thresholds,
             signals.uncertainty_n is not None,
         )  # fmt: skip
         found["training_loss"] = self._train(epoch, chosen_n, choice)

@@ -10,8 +10,7 @@ import pyarrow as pa
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.refinement import fold_of
-from llkd.distill.probe import sampled
-from llkd.distill.selection import Selector
+from llkd.distill.selection import Selector, sampled
 from llkd.store.arrays import matrix
 from llkd.store.folder import Folder
 from llkd.store.schema import LOGPROBS, ROW, TEXT, RunLayout

@@ -1,34 +1,25 @@
 """The selection policy of a run."""
 
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from llkd.config.plugins import imported_class
 from llkd.config.run import RunConfig
 from llkd.core.policies import Policy, PolicyName, PolicySettings, Rule, make_policy
-from llkd.core.policy_names import AUTO, DEFAULT_POLICY
+from llkd.distill.policy_choice import CANDIDATES, chosen_policy
 from llkd.errors import ConfigError
-from llkd.store.folder import Folder
-from llkd.store.schema import RunLayout
-
-TRIAL = "trial.json"
-"""In the folder of the refinement: what the policies would have done, see llkd/distill/trial.py."""
 
 
-def read_trial(config: RunConfig) -> dict[str, Any] | None:
-    """The figures of the trial; None if there was none."""
-    found: dict[str, Any] | None = Folder(RunLayout(config.run_dir).refinement).read_json_if_there(
-        TRIAL
-    )
-    return found
+def rivals_of(config: RunConfig) -> dict[str, Policy]:
+    """The policies that the config has tried on the frozen student, by name."""
+    if not config.selection.trial:
+        return {}
+    return {name: policy_of(with_policy(config, name)) for name in CANDIDATES}
 
 
-def chosen_policy(config: RunConfig) -> str:
-    """The name of the policy: the config's; for `auto` the one that the trial chose, before it the
-    default."""
-    if config.selection.policy != AUTO:
-        return config.selection.policy
-    trial = read_trial(config)
-    return DEFAULT_POLICY if trial is None else str(trial["chosen"])
+def with_policy(config: RunConfig, name: str) -> RunConfig:
+    """The config with another policy."""
+    selection = config.selection.model_copy(update={"policy": name})
+    return config.model_copy(update={"selection": selection})
 
 
 def policy_of(config: RunConfig) -> Policy:

@@ -6,8 +6,7 @@ fine-tuned student below it has hardly begun to learn, or has learnt its teacher
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,18 +15,14 @@ from safetensors.numpy import load, save
 from llkd.config.run import RunConfig
 from llkd.core.holdout import Validation
 from llkd.core.policies.base import Signals
-from llkd.distill.selection import Selector
+from llkd.distill.selection import Selector, sampled
 from llkd.errors import DamageError
 from llkd.store.arrays import fixed_lists
 from llkd.store.folder import Folder
 from llkd.store.manifest import require_complete
 from llkd.store.schema import PROBS, ROW, TEXT, RunLayout
 
-PROBE_ROWS = 16384
-"""Maximum rows to fit to; more hardly change a linear model of a small encoder."""
 RESULT, HEAD = "probe.json", "head.safetensors"
-
-Read = TypeVar("Read")
 
 
 def fit(
@@ -96,26 +91,6 @@ def _texts_and_labels(selector: Selector) -> tuple[list[str], np.ndarray]:
         texts += table[TEXT].take(pa.array(row_n[chosen])).to_pylist()
         labels.append(signals.label_n[chosen])
     return texts, np.concatenate(labels)
-
-
-def sampled(
-    selector: Selector, candidates: Callable[[int], tuple[np.ndarray, Read]]
-) -> Iterator[tuple[int, np.ndarray, Read]]:
-    """Up to PROBE_ROWS rows of shards drawn at random: (shard, indices of its rows, what was read).
-
-    Args:
-        selector: of the run.
-        candidates: of a shard: (indices of the rows to draw from, what was read of it).
-    """
-    random, left = np.random.default_rng(selector.config.seed), PROBE_ROWS
-    for shard in random.permutation(selector.shards).tolist():
-        chosen, read = candidates(shard)
-        if len(chosen) > left:
-            chosen = np.sort(random.choice(chosen, left, replace=False))
-        left -= len(chosen)
-        yield shard, chosen, read
-        if left == 0:
-            return
 
 
 def read_probe(config: RunConfig) -> dict[str, Any] | None:

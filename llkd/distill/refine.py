@@ -21,17 +21,17 @@ from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.refinement import fold_of, with_gold
 from llkd.distill.labelled_rows import frozen_student, labelled_sample, read_labelled
-from llkd.distill.policy import TRIAL
+from llkd.distill.policy_choice import TRIAL
 from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
-from llkd.distill.probe import PROBE_ROWS, read_figures
+from llkd.distill.probe import read_figures
 from llkd.distill.pseudo_labels import pseudo_labels, trained_gold
-from llkd.distill.selection import Selector
-from llkd.distill.trial import TRIAL_ROWS, MeasuredRows, TrialRows, try_policies
+from llkd.distill.selection import PROBE_ROWS, Selector
 from llkd.store.folder import Folder
 from llkd.store.schema import GOLD, TEXT, RunLayout
 from llkd.teacher.gold import Gold, told_gold
 
 if TYPE_CHECKING:
+    from llkd.distill.trial import MeasuredRows
     from llkd.student.refiner import Diagnostics, GoldRows
 
 RESULT, WEIGHTS = "refinement.json", "weights.safetensors"
@@ -212,8 +212,10 @@ class Refine:
         features_md = self._student.features(gold.texts)
         return GoldRows(features_md, probs_mc, fold_of(gold.texts), gold.label_m)
 
-    def _test_rows(self) -> MeasuredRows | None:
+    def _test_rows(self) -> "MeasuredRows | None":
         """The first rows of the test set; None without one."""
+        from llkd.distill.trial import TRIAL_ROWS, MeasuredRows
+
         if self._selector.config.test is None:
             return None
         folder, texts, labels, left = Folder(self._layout.rows("test")), [], [], TRIAL_ROWS
@@ -227,6 +229,7 @@ class Refine:
 
     def _fit(self, folder: Folder) -> None:
         """Fit the probes to a sample of the labelled rows and store them."""
+        from llkd.distill.trial import TRIAL_ROWS, TrialRows, try_policies
         from llkd.student.refiner import fit_refiner
 
         started, config = time.monotonic(), self._selector.config
@@ -244,11 +247,12 @@ class Refine:
             always=config.selection.refine is True, estimates_prior=config.estimates_prior,
         )  # fmt: skip
         refiner, found = fit(features_nd, teacher_nc, fold_n, gold=gold_rows)
-        if config.selection.trial and not folder.exists(TRIAL):
+        rivals = self._selector.rivals
+        if rivals and not folder.exists(TRIAL):
             size = min(len(fold_n), TRIAL_ROWS)  # the shards were drawn at random
             known_n = np.full(size, -1) if gold is None else gold.places(sample.texts[:size])
             rows = TrialRows(features_nd[:size], teacher_nc[:size], fold_n[:size], known_n)
-            trial = try_policies(config, rows, gold_rows, self._test_rows(), fit)
+            trial = try_policies(config, rivals, rows, gold_rows, self._test_rows(), fit)
             if trial is not None:
                 folder.write_json(TRIAL, trial)
         refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)

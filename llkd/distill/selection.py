@@ -4,10 +4,10 @@ Each shard is selected on its own, from its pseudo-labels and its uncertainty; o
 statistics cross shards.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +16,10 @@ from llkd.cluster.shard_tasks import sum_over_shards
 from llkd.config.run import RunConfig
 from llkd.core.policies.base import Policy, Signals
 from llkd.core.policies.driver import select
+from llkd.core.selection_stats import selection_stats
 from llkd.core.statistics import ClassStatistics
 from llkd.core.tally import Tally
 from llkd.core.thresholds import Thresholds
-from llkd.distill.policy import chosen_policy
 from llkd.distill.selection_counts import COUNTS, Counts
 from llkd.errors import StorageError
 from llkd.store.arrays import fixed_lists, matrix
@@ -37,6 +37,11 @@ from llkd.store.schema import (
     with_probs,
 )
 
+PROBE_ROWS = 16384
+"""Maximum rows of a sample to fit a probe to; more hardly change a linear model of a small encoder."""
+
+Read = TypeVar("Read")
+
 
 @dataclass(frozen=True)
 class Selector:
@@ -47,6 +52,8 @@ class Selector:
     """Position of each shard's first row in the corpus."""
     policy: Policy
     """The policy of the config, see `policy_of`."""
+    rivals: Mapping[str, Policy] = field(default_factory=dict)
+    """Policies to try on the frozen student, see llkd/distill/trial.py; by name."""
 
     @property
     def shards(self) -> int:
@@ -142,7 +149,7 @@ class Selector:
         uncertainty_c: np.ndarray | None,
         previous: Thresholds | None,
     ) -> dict[str, Any]:
-        """Write the selection of an epoch; returns its `epoch_stats`.
+        """Write the selection of an epoch; returns its `selection_stats`.
 
         Args:
             epoch: from 0.
@@ -172,8 +179,14 @@ class Selector:
         )
         Folder(self._layout.selection(epoch)).write_json(COUNTS, counts.to_json(), indent=None)
         scored = uncertainty_c is not None
-        return epoch_stats(
-            self.config, epoch, state.statistics, counts.selected_c, state.thresholds, scored
+        return selection_stats(
+            self.config.selection.policy,
+            self.config.task.label_names,
+            epoch,
+            state.statistics,
+            counts.selected_c,
+            state.thresholds,
+            scored,
         )
 
     def counts(self, epoch: int) -> Counts:
@@ -220,43 +233,24 @@ class Selector:
         return int(total["rows"])
 
 
-def epoch_stats(
-    config: RunConfig,
-    epoch: int,
-    statistics: ClassStatistics,
-    selected_c: np.ndarray,
-    thresholds: Thresholds,
-    scored: bool,
-) -> dict[str, Any]:
-    """The part of stats.json about an epoch's selection.
+def sampled(
+    selector: Selector, candidates: Callable[[int], tuple[np.ndarray, Read]]
+) -> Iterator[tuple[int, np.ndarray, Read]]:
+    """Up to PROBE_ROWS rows of shards drawn at random: (shard, indices of its rows, what was read).
 
     Args:
-        config: the run.
-        epoch: from 0.
-        statistics: of the labels and confidences that the policy uses.
-        selected_c: selected rows by label, shape (C,).
-        thresholds: the thresholds that selected them.
-        scored: whether the student's uncertainty was measured.
+        selector: of the run.
+        candidates: of a shard: (indices of the rows to draw from, what was read of it).
     """
-    rows, chosen = int(statistics.rows_c.sum()), int(selected_c.sum())
-    return {
-        "epoch": epoch,
-        "policy": chosen_policy(config),
-        "rows": rows,
-        "selected": chosen,
-        "fraction": chosen / max(rows, 1),
-        "classes": {
-            name: {
-                "rows": int(statistics.rows_c[i]),
-                "selected": int(selected_c[i]),
-                "fraction": float(selected_c[i] / max(statistics.rows_c[i], 1)),
-                "mean_confidence": _number(statistics.mean_confidence_c[i]),
-                "mean_uncertainty": _number(statistics.mean_uncertainty_c[i]) if scored else None,
-            }
-            for i, name in enumerate(config.task.label_names)
-        },
-        "thresholds": thresholds.to_json(),
-    }
+    random, left = np.random.default_rng(selector.config.seed), PROBE_ROWS
+    for shard in random.permutation(selector.shards).tolist():
+        chosen, read = candidates(shard)
+        if len(chosen) > left:
+            chosen = np.sort(random.choice(chosen, left, replace=False))
+        left -= len(chosen)
+        yield shard, chosen, read
+        if left == 0:
+            return
 
 
 def sums_by_class(label_n: np.ndarray, signal_n: np.ndarray, classes: int) -> np.ndarray:
@@ -309,8 +303,3 @@ def _counts_of(table: pa.Table, classes: int) -> Counts:
         np.array([len(table)]),
         float(table[WEIGHT].to_numpy().sum(dtype=np.float64)),
     )
-
-
-def _number(value: float) -> float | None:
-    """A JSON number; null for NaN, the mean of a class without rows."""
-    return float(value) if np.isfinite(value) else None

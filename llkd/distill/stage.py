@@ -19,7 +19,8 @@ from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.policy_names import AUTO, DEFAULT_POLICY
 from llkd.distill.epoch_stats import best_epoch, read_stats, scores_until
-from llkd.distill.policy import chosen_policy, policy_of, read_trial
+from llkd.distill.policy import policy_of, rivals_of, with_policy
+from llkd.distill.policy_choice import chosen_policy, read_trial
 from llkd.distill.precision import chosen_precision
 from llkd.distill.probe import keeps_probe, read_probe
 from llkd.distill.refine import read_refinement
@@ -67,14 +68,17 @@ def distill(config: RunConfig, calibration: Calibration, tracker: Any) -> Manife
         Folder(layout.checkpoints).delete()  # of a run whose epochs were deleted
     manifest = open_stage(folder, manifest_of(config, labelled))
     ingested = require_complete(Folder(layout.rows("corpus")), "ingest")
-    selector = Selector(config, shard_starts(ingested.results["rows"]), policy_of(config))
+    selector = Selector(
+        config, shard_starts(ingested.results["rows"]), policy_of(config), rivals_of(config)
+    )
     if manifest.complete and (not manifest.results["keeps_probe"] or read_probe(config)):
         prepare_epochs(selector, calibration, tracker)
         delete_checkpoints(Folder(layout.checkpoints), [manifest.results["checkpoint"]])
         return manifest
     resources, max_workers = worker_resources(config)
     prepare_epochs(selector, calibration, tracker)
-    selector = replace(selector, policy=policy_of(config))  # `auto` is decided now
+    chosen = with_policy(config, chosen_policy(config))  # `auto` is decided now
+    selector = replace(selector, config=chosen, policy=policy_of(chosen))
     if config.selection.policy == AUTO:
         tracker.note.remote(_choice(chosen_policy(config), read_trial(config)))
     tracker.doing.remote("the training workers start")

@@ -6,7 +6,7 @@ so a policy must be better than the default by more than chance to be chosen by 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,12 @@ import numpy as np
 
 from llkd.config.run import RunConfig
 from llkd.core.metrics import evaluate, paired_z
-from llkd.core.policy_names import DEFAULT_POLICY, PolicyName
+from llkd.core.policies.base import Policy
+from llkd.core.policy_names import DEFAULT_POLICY
 from llkd.core.refinement import with_gold
 from llkd.distill.frozen_run import FrozenRun
 from llkd.student.refiner import Diagnostics, GoldRows, Refiner
 
-CANDIDATES: tuple[PolicyName, ...] = (
-    DEFAULT_POLICY, "refined", "small_loss", "teacher_confidence", "all", "random",
-)  # fmt: skip
 TRIAL_ROWS = 2048
 """Maximum rows of the corpus, and of the test set."""
 MIN_Z = 1.0
@@ -56,12 +54,18 @@ class MeasuredRows:
 
 
 def try_policies(
-    config: RunConfig, rows: TrialRows, gold: GoldRows | None, test: MeasuredRows | None, fit: Fit
+    config: RunConfig,
+    policies: Mapping[str, Policy],
+    rows: TrialRows,
+    gold: GoldRows | None,
+    test: MeasuredRows | None,
+    fit: Fit,
 ) -> dict[str, Any] | None:
     """Figures of each policy, and the one that `auto` takes; None without rows to judge by.
 
     Args:
         config: the run.
+        policies: by name; one of them is the default.
         rows: of the corpus.
         gold: rows labelled by hand.
         test: rows of the test set.
@@ -74,13 +78,13 @@ def try_policies(
     half_m = np.random.default_rng(config.seed).permutation(size) % 2
     found: dict[str, Any] = {
         name: {"selected": 0.0, "right_m": np.zeros(size, bool), "probs_tc": 0.0}
-        for name in CANDIDATES
+        for name in policies
     }
     for half in (0, 1) if gold is not None else (0,):
         told_m = half_m != half
         probs_nc, held_n = _labels(config, rows, gold, told_m, fit)
-        for name in CANDIDATES:
-            _try(config, name, rows, probs_nc, held_n, gold, ~told_m, test, found[name])
+        for name, policy in policies.items():
+            _try(config, policy, rows, probs_nc, held_n, gold, ~told_m, test, found[name])
     halves = 1 if gold is None else 2
     figures = {name: _figures(one, halves, gold, test) for name, one in found.items()}
     chosen: str = DEFAULT_POLICY
@@ -114,7 +118,7 @@ def _labels(
 
 def _try(
     config: RunConfig,
-    name: PolicyName,
+    policy: Policy,
     rows: TrialRows,
     probs_nc: np.ndarray,
     held_n: np.ndarray,
@@ -124,16 +128,15 @@ def _try(
     found: dict[str, Any],
 ) -> None:
     """Train a head by a policy; add what it says of the judged gold rows and the test set."""
-    selection = config.selection.model_copy(update={"policy": name})
     cheap = config.cheap.model_copy(update={"hidden": 0})
-    config = config.model_copy(update={"selection": selection, "cheap": cheap})
+    config = config.model_copy(update={"cheap": cheap})
     mean_d, deviation_d = rows.features_nd.mean(axis=0), rows.features_nd.std(axis=0) + 1e-6
 
     def scaled(features_nd: np.ndarray) -> np.ndarray:
         return np.asarray((features_nd - mean_d) / deviation_d, np.float32)
 
     position_n, epochs = np.arange(len(held_n)), config.student.epochs
-    run = FrozenRun(config, scaled(rows.features_nd), probs_nc, position_n, held_n)
+    run = FrozenRun(config, policy, scaled(rows.features_nd), probs_nc, position_n, held_n)
     for epoch in range(epochs):
         found["selected"] += len(run.epoch(epoch)[1]) / (len(held_n) * epochs)
     if gold is not None:

@@ -10,7 +10,7 @@ from rich.text import Text
 from llkd.cluster.progress import duration
 from llkd.config.run import RunConfig
 from llkd.distill.epoch_stats import read_stats
-from llkd.distill.policy import chosen_policy
+from llkd.distill.policy_choice import chosen_policy
 from llkd.results.hand.sentences import sentences
 from llkd.results.shortfalls import shortfalls
 from llkd.store.folder import Folder, portable_path

@@ -31,7 +31,7 @@ def test_a_sample_is_as_large_as_its_limit_and_of_shards_drawn_at_random(
 ) -> None:
     config = make_config()
     selector = Selector(config, shard_starts([60] * 7), policy_of(config))
-    monkeypatch.setattr(probe, "PROBE_ROWS", 150)
+    monkeypatch.setattr("llkd.distill.selection.PROBE_ROWS", 150)
 
     def drawn() -> list[tuple[int, list[int], str]]:
         found = probe.sampled(selector, lambda shard: (np.arange(0, 60), f"of {shard}"))

@@ -12,8 +12,9 @@ from rich.console import Console
 from llkd.config.load import load_config
 from llkd.config.run import RunConfig
 from llkd.core.refinement import FOLDS
-from llkd.distill.policy import TRIAL, chosen_policy, policy_of, read_trial
-from llkd.distill.trial import CANDIDATES, MeasuredRows, TrialRows, try_policies
+from llkd.distill.policy import policy_of, rivals_of
+from llkd.distill.policy_choice import CANDIDATES, TRIAL, chosen_policy, read_trial
+from llkd.distill.trial import MeasuredRows, TrialRows, try_policies
 from llkd.errors import ConfigError
 from llkd.pipeline import run_all
 from llkd.results.report import write_report
@@ -57,7 +58,7 @@ def tried(config: RunConfig, label_n: np.ndarray, gold: bool = True) -> dict[str
         places_n[GOLD] = np.arange(GOLD.sum())
         rows = GoldRows(*(x[GOLD] for x in (features_nd, teacher_nc, fold_n, label_n)))
     of_corpus = TrialRows(features_nd, teacher_nc, fold_n, places_n)
-    return try_policies(config, of_corpus, rows, None, unrefined)
+    return try_policies(config, rivals_of(config), of_corpus, rows, None, unrefined)
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_without_a_clear_difference_the_default_stays(config: RunConfig) -> None
     places_n[:10] = np.arange(10)
     rows = GoldRows(*(x[:10] for x in (features_nd, teacher_nc, fold_n, gold_n)))
     trial_rows = TrialRows(features_nd, teacher_nc, fold_n, places_n)
-    found = try_policies(config, trial_rows, rows, None, unrefined)
+    found = try_policies(config, rivals_of(config), trial_rows, rows, None, unrefined)
     assert found is not None
     assert found["chosen"] == "llkd"
 
@@ -111,7 +112,9 @@ def test_without_a_clear_difference_the_default_stays(config: RunConfig) -> None
 def test_a_test_set_is_reported_and_chooses_nothing(config: RunConfig) -> None:
     features_nd, teacher_nc, gold_n = confidently_wrong()
     rows = TrialRows(features_nd, teacher_nc, np.arange(ROWS) % FOLDS, np.full(ROWS, -1))
-    found = try_policies(config, rows, None, MeasuredRows(features_nd, gold_n), unrefined)
+    found = try_policies(
+        config, rivals_of(config), rows, None, MeasuredRows(features_nd, gold_n), unrefined
+    )
     assert found is not None
     assert found["chosen"] == "llkd"
     policies = found["policies"]
@@ -134,7 +137,8 @@ def test_a_run_follows_the_choice_and_reports_it(tmp_path: Path, labelled_run: M
     names = run.config().task.label_names
     lines = [f"{json.dumps(text)},{names[place % 3]}" for place, text in enumerate(texts)]
     file.write_text("text,label\n" + "\n".join(lines) + "\n")
-    config = run.config(gold={"path": str(file)}, selection={"policy": "auto"})
+    gold = {"path": str(file), "judge": 0.0}
+    config = run.config(gold=gold, selection={"policy": "auto"})
     assert type(policy_of(config)) is type(policy_of(run.config()))  # before the trial: the default
     trial = {
         "chosen": "random", "gold_rows": 12, "rows": 400, "seconds": 1.0,
@@ -165,7 +169,7 @@ def test_a_run_follows_the_choice_and_reports_it(tmp_path: Path, labelled_run: M
     run_all(config, console)
     found = read_trial(config)
     assert found is not None
-    gold = read_gold(config)
-    assert gold is not None
-    assert found["gold_rows"] == len(gold.texts) > 8
+    known = read_gold(config)
+    assert known is not None
+    assert found["gold_rows"] == len(known.texts) > 8
     assert "test" in found["policies"]["all"]

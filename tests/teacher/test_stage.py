@@ -283,7 +283,7 @@ def test_another_calibration_needs_no_new_labels(
     tmp_path: Path, make_config: MakeConfig, tracker: SilentTracker, corpus_files: tuple[str, str]
 ) -> None:
     calls = tmp_path / "calls"
-    gold = {"path": corpus_files[1], "label_column": "label"}
+    gold = {"path": corpus_files[1], "label_column": "label", "judge": 0.0}
 
     def with_calibration(method: str, **settings: Any) -> RunConfig:
         arguments = {"engine_args": {"calls": str(calls)}, "calibration": method, **settings}

@@ -17,6 +17,7 @@ from llkd.core.refinement import fold_of
 from llkd.core.statistics import class_statistics
 from llkd.distill.epoch_stats import best_epoch
 from llkd.distill.frozen_run import FrozenRun, signals_of
+from llkd.distill.policy import policy_of
 from llkd.lab.compare.embeddings import embeddings
 from llkd.lab.compare.results import RunResult, probe_result, reliability
 from llkd.store.arrays import matrix
@@ -112,7 +113,7 @@ class CheapRun(FrozenRun):
     def __init__(self, config: RunConfig, problem: Problem) -> None:
         self.problem = problem
         super().__init__(
-            config, problem.corpus_nd, self._labels(config), problem.position_n,
+            config, policy_of(config), problem.corpus_nd, self._labels(config), problem.position_n,
             self._held_out(config),
         )  # fmt: skip
         label_v = problem.teacher_nc.argmax(axis=1)[self.held_n]
