@@ -12,14 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from llkd.cluster.display import ProgressDisplay
-from llkd.cluster.integrity import is_whole_file
 from llkd.config.load import dump_config
 from llkd.config.run import RunConfig
 from llkd.distill.stage import distill
-from llkd.distill.stage import manifest_of as distill_manifest
 from llkd.errors import FingerprintError
+from llkd.fingerprints import check_run
 from llkd.ingest.stage import ingest
-from llkd.ingest.stage import manifest_of as ingest_manifest
 from llkd.preflight import needs_student, require_room
 from llkd.repair import reopen_damaged, repair
 from llkd.results.evaluate import evaluate, measure_predictions
@@ -28,24 +26,20 @@ from llkd.results.hand.estimates import estimate_on_corpus
 from llkd.results.hand.sample import write_review, write_sample
 from llkd.results.metrics import collect_metrics, figures_of
 from llkd.results.predict import Pass, pass_over_corpus, pass_over_test, predict
-from llkd.results.predict import manifest_of as predict_manifest
 from llkd.results.save_student import export
-from llkd.results.save_student import manifest_of as export_manifest
 from llkd.results.summary import show_predictions, show_summary
 from llkd.results.tracking import log_final_metrics, logged_epochs
 from llkd.rounds import label_in_rounds
 from llkd.store.folder import Folder, portable_path
 from llkd.store.lock import held
-from llkd.store.manifest import FILES, Manifest, check_begun, read_manifest, require_complete
+from llkd.store.manifest import is_complete, require_complete
 from llkd.store.schema import METRICS, REPORT, RunLayout
 from llkd.store.scratch import clear_dead
 from llkd.teacher.calibrate import calibrate
 from llkd.teacher.ensemble import combine
-from llkd.teacher.ensemble import manifest_of as combine_manifest
 from llkd.teacher.examples import with_drawn_examples
-from llkd.teacher.gold import count_strange, read_gold
+from llkd.teacher.gold import gold_notes
 from llkd.teacher.stage import label
-from llkd.teacher.stage import manifest_of as label_manifest
 
 
 def run_ingest(config: RunConfig, console: Console) -> None:
@@ -235,9 +229,8 @@ def _stage(config: RunConfig, console: Console, trains: bool = False) -> Iterato
     """
     root = Folder(RunLayout(config.run_dir).root)
     with held(root.uri):
-        if trains:
-            _follow_gold(config, console)
-        check_run(config)
+        if check_run(config, follows_gold=trains):
+            _line(console, "the rows labelled by hand have changed: the student is trained again")
         root.delete_temporary()
         clear_dead()
         root.write_bytes("run.yaml", dump_config(config).encode())
@@ -248,73 +241,8 @@ def _stage(config: RunConfig, console: Console, trains: bool = False) -> Iterato
         root.delete_temporary()  # of tasks that were killed
 
 
-def _follow_gold(config: RunConfig, console: Console) -> None:
-    """Where only the rows labelled by hand have changed since the student was trained, delete what depends
-    on them. The corpus and its labels stay."""
-    layout = RunLayout(config.run_dir)
-    labelled, trained = (
-        read_manifest(Folder(of)) for of in (layout.labels("corpus"), layout.epochs)
-    )
-    if labelled is None or trained is None:
-        return
-    wanted = distill_manifest(config, labelled)
-    changed = {
-        key for key in {*wanted.settings, *trained.settings}
-        if wanted.settings.get(key) != trained.settings.get(key)
-    }  # fmt: skip
-    if not changed or any(not key.startswith("gold.") for key in changed):
-        return
-    _line(
-        console,
-        "the rows labelled by hand have changed: the student is trained again on the same labels",
-    )
-    if "gold.rows" in changed and layout.owner == layout:  # a comparison shares its owner's rows
-        for alone in config.of_each_teacher or [config]:
-            Folder(RunLayout(config.run_dir, alone.teacher_number).labels("gold")).delete()
-        for uri in (layout.labels("gold"), layout.rows("gold"), layout.rejects("ingest-gold")):
-            Folder(uri).delete()
-    for uri in (layout.test_predictions, layout.student, layout.checkpoints, layout.epochs):
-        Folder(uri).delete()
-
-
 def _line(console: Console, text: str) -> None:
     console.print(f"  {escape(text)}")
-
-
-def check_run(config: RunConfig) -> None:
-    """Compare the config with every stage that has begun, before any work is done.
-
-    Raises:
-        FingerprintError: a setting differs; the error names it.
-    """
-    layout = RunLayout(config.run_dir)
-    for dataset in config.datasets:
-        ingested = ingest_manifest(config, dataset)
-        check_begun(Folder(layout.rows(dataset)), ingested)
-        labelled = _check_labels(config, dataset, ingested)
-        if dataset == "corpus":
-            distilled = distill_manifest(config, labelled)
-            check_begun(Folder(layout.epochs), distilled)
-            exported = export_manifest(distilled)
-            check_begun(Folder(layout.student), exported)
-        rows = Folder(layout.rows(dataset))
-        if dataset == "test" and is_whole_file(rows, FILES):
-            wanted = pass_over_test(config)
-            check_begun(wanted.folder, predict_manifest(wanted, exported, ingested, rows))
-
-
-def _check_labels(config: RunConfig, dataset: str, ingested: Manifest) -> Manifest:
-    """Check the labels of each teacher; returns the manifest of those that the student trains on."""
-    apart = []
-    for alone in config.of_each_teacher:
-        labelled = label_manifest(alone, dataset, ingested)
-        check_begun(
-            Folder(RunLayout(config.run_dir, alone.teacher_number).labels(dataset)), labelled
-        )
-        apart.append((alone, labelled))
-    labelled = combine_manifest(apart) if apart else label_manifest(config, dataset, ingested)
-    check_begun(Folder(RunLayout(config.run_dir).labels(dataset)), labelled)
-    return labelled
 
 
 def _ingest(config: RunConfig, datasets: Sequence[str], tracker: Any, console: Console) -> None:
@@ -327,6 +255,7 @@ def _ingest(config: RunConfig, datasets: Sequence[str], tracker: Any, console: C
 
 def _label(config: RunConfig, tracker: Any, console: Console) -> None:
     datasets = config.datasets
+    labelled_before = is_complete(Folder(RunLayout(config.run_dir).labels("gold")))
     for alone in config.of_each_teacher:
         label(alone, datasets, tracker)
     if config.label.in_part:
@@ -337,16 +266,9 @@ def _label(config: RunConfig, tracker: Any, console: Console) -> None:
     else:
         label(config, datasets, tracker)
     calibrate(config)
-    gold = read_gold(config)
-    if gold is not None and gold.conflicting:
-        _line(console, f"gold: texts left out because their labels differ: {gold.conflicting}")
-    if gold is not None and gold.texts and (strange := count_strange(config, gold)):
-        _line(
-            console,
-            f"gold: texts that the corpus does not have, which are not trained on: {strange}",
-        )
-    if gold is not None and not gold.texts:
-        _line(console, "gold: no row has a label that could be used")
+    if config.gold is not None and not labelled_before:
+        for line in gold_notes(config):
+            _line(console, line)
 
 
 def _distill(config: RunConfig, tracker: Any, console: Console) -> None:

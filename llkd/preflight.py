@@ -14,7 +14,7 @@ from llkd.ingest.files import list_files
 from llkd.ingest.sources import check_columns
 from llkd.results.hub import require_hub
 from llkd.store.folder import Folder
-from llkd.store.manifest import read_manifest
+from llkd.store.manifest import is_complete
 from llkd.store.model_files import require_model
 from llkd.store.schema import RunLayout
 from llkd.teacher.engine import require_teacher
@@ -124,7 +124,7 @@ def require_room(config: RunConfig) -> None:
 def needs_teacher(config: RunConfig) -> bool:
     """Whether labelling is incomplete."""
     layout = RunLayout(config.run_dir)
-    return not all(_complete(layout.labels(dataset)) for dataset in config.datasets)
+    return not all(is_complete(Folder(layout.labels(dataset))) for dataset in config.datasets)
 
 
 def needs_student(config: RunConfig) -> bool:
@@ -139,14 +139,9 @@ def _require_source(config: RunConfig, dataset: str) -> None:
     """
     source = config.source(dataset)
     assert source is not None
-    if _complete(RunLayout(config.run_dir).rows(dataset)):
+    if is_complete(Folder(RunLayout(config.run_dir).rows(dataset))):
         return
     if any(path.startswith(DATASETS_PREFIX) for path in source.paths):
         return  # slow to load: left to ingest
     section = section_of(dataset)
     check_columns(list_files(source, section)[0], source, section)
-
-
-def _complete(uri: str) -> bool:
-    manifest = read_manifest(Folder(uri))
-    return manifest is not None and manifest.complete

@@ -96,8 +96,8 @@ class SelectionConfig(Section):
     def _check(self) -> Self:
         if self.policy == AUTO and not (self.refines and self.trial):
             raise ValueError(
-                "policy auto chooses by a trial on refined labels, so it excludes refine: false, beta: 0 "
-                "and trial: false"
+                "policy auto chooses by a trial on refined labels: remove refine: false, beta: 0 and "
+                "trial: false"
             )
         return self
 

@@ -18,9 +18,11 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 400
-FEW, PRIOR_ROWS = 3, 4.0
-"""Of which half are wrong: added to an accuracy for its smallest standard error, since rows that are all right do
-not prove that all others are (Agresti and Coull 1998)."""
+FEW = 3
+"""Where fewer rows than this are wrong, or right, the standard error is not left to the bootstrap: rows that are all
+right do not prove that all others are."""
+PRIOR_ROWS = 4.0
+"""Rows, half of them wrong, that are then added for the standard error (Agresti and Coull 1998)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def estimate(
     """Figures of the corpus with 95 % intervals.
 
     Args:
-        judged: of the M rows labelled by hand; nothing that said it has learnt their labels.
+        judged: what the systems say of the M rows labelled by hand. None of them has learnt these labels.
         gold_m: their gold classes, shape (M,).
         probability_m: of each of them to be chosen, in any unit, shape (M,).
         corpus: of a uniform sample of the corpus.
@@ -90,9 +92,9 @@ def estimate(
     values, f1s, floors = [], [], []
     for said_m, said_u in zip(judged.said_sn, corpus.said_sn, strict=True):
         power = _power(said_m, judged.model_nc, gold_m, weight_m, said_u, corpus.model_nc)
-        joint_bcc = _joint(
-            said_m, judged.model_nc, gold_m, weights_bm, power
-        ) + power * _model_joint(said_u, corpus.model_nc, weights_bu)
+        residual_mc = np.eye(judged.model_nc.shape[1])[gold_m] - power * judged.model_nc
+        joint_bcc = power * _joint(said_u, corpus.model_nc, weights_bu)
+        joint_bcc += _joint(said_m, residual_mc, weights_bm)
         figures_b, f1_bc = figures_of(joint_bcc)
         values.append(figures_b)
         f1s.append(f1_bc)
@@ -158,19 +160,7 @@ def _power(
     return float(np.clip(covariance / max(variance, 1e-12), 0.0, 1.0))
 
 
-def _joint(
-    said_m: np.ndarray,
-    model_mc: np.ndarray,
-    gold_m: np.ndarray,
-    weights_bm: np.ndarray,
-    power: float,
-) -> np.ndarray:
-    """The correction, from the rows labelled by hand: shape (B, C, C)."""
-    residual_mc = np.eye(model_mc.shape[1])[gold_m] - power * model_mc
-    return _model_joint(said_m, residual_mc, weights_bm)
-
-
-def _model_joint(said_n: np.ndarray, values_nc: np.ndarray, weights_bn: np.ndarray) -> np.ndarray:
+def _joint(said_n: np.ndarray, values_nc: np.ndarray, weights_bn: np.ndarray) -> np.ndarray:
     """Weighted sums of the values by the label said: shape (B, C, C)."""
     classes = values_nc.shape[1]
     found_bcc = np.zeros((len(weights_bn), classes, classes))

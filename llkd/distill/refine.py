@@ -160,6 +160,11 @@ def _gold_figures(gold: "GoldRows", found: "Diagnostics") -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _some(rows: int, wanted: int, seed: int) -> np.ndarray:
+    """At most `wanted` of so many rows, at random, in their order: int64."""
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:wanted])
+
+
 class Refine:
     """One replica: writes shards of the pseudo-labels from refined distributions. Fits the probes if
     they are missing."""
@@ -213,19 +218,22 @@ class Refine:
         return GoldRows(features_md, probs_mc, fold_of(gold.texts), gold.label_m)
 
     def _test_rows(self) -> "MeasuredRows | None":
-        """The first rows of the test set; None without one."""
+        """Rows of the test set, drawn at random; None without one."""
         from llkd.distill.trial import TRIAL_ROWS, MeasuredRows
 
         if self._selector.config.test is None:
             return None
-        folder, texts, labels, left = Folder(self._layout.rows("test")), [], [], TRIAL_ROWS
+        folder, texts, labels = Folder(self._layout.rows("test")), list[str](), list[int]()
         for shard in sorted(folder.shards()):
-            table = folder.read_shard(shard, [TEXT, GOLD]).slice(0, left)
+            table = folder.read_shard(shard, [TEXT, GOLD])
             table = table.filter(table[GOLD].is_valid())
             texts += table[TEXT].to_pylist()
             labels += table[GOLD].to_pylist()
-            left -= len(table)
-        return MeasuredRows(self._student.features(texts), np.array(labels)) if texts else None
+        chosen_n = _some(len(texts), TRIAL_ROWS, self._selector.config.seed)
+        if not len(chosen_n):
+            return None
+        features_td = self._student.features([texts[i] for i in chosen_n])
+        return MeasuredRows(features_td, np.array(labels)[chosen_n])
 
     def _fit(self, folder: Folder) -> None:
         """Fit the probes to a sample of the labelled rows and store them."""
@@ -240,19 +248,23 @@ class Refine:
             of_shard_n = sample.shard_n == shard
             if of_shard_n.sum() == rows_of(shard):
                 self._sampled[shard] = features_nd[of_shard_n]
-        gold = told_gold(config) if config.gold is not None and config.gold.relabel else None
+        gold = told_gold(config)
         gold_rows = self._gold_rows(gold) if gold is not None else None
+        learnt = gold_rows if config.gold is not None and config.gold.relabel else None
         fit = partial(
             fit_refiner, beta=config.selection.beta, bias=self._student.bias,
             always=config.selection.refine is True, estimates_prior=config.estimates_prior,
         )  # fmt: skip
-        refiner, found = fit(features_nd, teacher_nc, fold_n, gold=gold_rows)
-        rivals = self._selector.rivals
-        if rivals and not folder.exists(TRIAL):
-            size = min(len(fold_n), TRIAL_ROWS)  # the shards were drawn at random
-            known_n = np.full(size, -1) if gold is None else gold.places(sample.texts[:size])
-            rows = TrialRows(features_nd[:size], teacher_nc[:size], fold_n[:size], known_n)
-            trial = try_policies(config, rivals, rows, gold_rows, self._test_rows(), fit)
+        refiner, found = fit(features_nd, teacher_nc, fold_n, gold=learnt, curve=True)
+        if self._selector.rivals and not folder.exists(TRIAL):
+            chosen_n = _some(len(fold_n), TRIAL_ROWS, config.seed)
+            known_n = np.full(len(chosen_n), -1)
+            if gold is not None:
+                known_n = gold.places([sample.texts[i] for i in chosen_n])
+            rows = TrialRows(features_nd[chosen_n], teacher_nc[chosen_n], fold_n[chosen_n], known_n)
+            trial = try_policies(
+                config, self._selector.rivals, rows, gold_rows, self._test_rows(), fit
+            )
             if trial is not None:
                 folder.write_json(TRIAL, trial)
         refined_nc = refiner.refine(features_nd, teacher_nc, fold_n)
@@ -263,7 +275,7 @@ class Refine:
             "rows": len(fold_n), "refines": refines, "agreement": found.agreement,
             "confidence": found.confidence, "changed": float(changed_n.mean()),
             "prior": _prior_figures(found, refines, config.task.label_names),
-            "gold": gold_rows and _gold_figures(gold_rows, found),
+            "gold": learnt and _gold_figures(learnt, found),
             "seconds": time.monotonic() - started, "crc32": folder.crc32(WEIGHTS),
         }  # fmt: skip
         folder.write_json(RESULT, figures)

@@ -2,7 +2,7 @@
 
 It takes seconds, on a sample of the corpus. Rows labelled by hand judge the policies: in two halves, each
 judged by heads whose labels were refined with the other half only. A head is not a fine-tuned student,
-so a policy must be better than the default by more than chance to be chosen by `selection.policy: auto`.
+so `selection.policy: auto` takes another policy than the default only if it is better by more than one standard deviation.
 """
 
 import time
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from llkd.config.run import RunConfig
 from llkd.core.metrics import evaluate, paired_z
@@ -73,7 +74,8 @@ def try_policies(
     """
     if gold is None and test is None:
         return None
-    started = time.monotonic()
+    started, threads = time.monotonic(), torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrices are too small for more
     size = 0 if gold is None else len(gold.label_m)
     half_m = np.random.default_rng(config.seed).permutation(size) % 2
     found: dict[str, Any] = {
@@ -85,6 +87,7 @@ def try_policies(
         probs_nc, held_n = _labels(config, rows, gold, told_m, fit)
         for name, policy in policies.items():
             _try(config, policy, rows, probs_nc, held_n, gold, ~told_m, test, found[name])
+    torch.set_num_threads(threads)
     halves = 1 if gold is None else 2
     figures = {name: _figures(one, halves, gold, test) for name, one in found.items()}
     chosen: str = DEFAULT_POLICY
@@ -105,7 +108,8 @@ def _labels(
     """(distributions whose labels are trained on, shape (N, C); mask of the rows held out, shape (N,)):
     refined with the gold rows of a mask, without the others."""
     arguments = rows.features_nd, rows.teacher_nc, rows.fold_n
-    refiner, _ = fit(*arguments, gold=None if gold is None else gold.of(told_m))
+    relabels = gold is not None and config.gold is not None and config.gold.relabel
+    refiner, _ = fit(*arguments, gold=gold.of(told_m) if gold is not None and relabels else None)
     probs_nc = refiner.refine(*arguments)
     if gold is None:
         return probs_nc, np.zeros(len(rows.fold_n), bool)

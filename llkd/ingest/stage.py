@@ -5,13 +5,10 @@ its rows do not depend on the number of workers.
 """
 
 import bisect
-import difflib
-import hashlib
 import itertools
-import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,9 +22,10 @@ from llkd.cluster.shard_tasks import run_on_shards
 from llkd.cluster.stage import ShardedStage
 from llkd.cluster.telemetry import ShardDone, Work, announce
 from llkd.config.run import RunConfig
-from llkd.config.sources import CorpusConfig, GoldConfig, SourceConfig, TestConfig, section_of
+from llkd.config.sources import CorpusConfig, SourceConfig, TestConfig, section_of
 from llkd.errors import DataError, FingerprintError, RejectLimitError
 from llkd.ingest.files import SourceFile, list_files
+from llkd.ingest.gold_rows import gold_identity, other_columns, probability_of
 from llkd.ingest.sources import SourceRow, as_text, check_columns, count_rows, read_rows
 from llkd.store.folder import Folder, portable_path
 from llkd.store.manifest import FILES, Manifest, begun
@@ -45,8 +43,6 @@ from llkd.store.schema import (
 
 TEST_ROWS_PER_SHARD = 4096
 """Rows per shard of every data set but the corpus."""
-SHOWN_ROWS = 5
-"""Rows that an error names."""
 
 
 @dataclass(frozen=True)
@@ -186,57 +182,10 @@ def manifest_of(config: RunConfig, dataset: str) -> Manifest:
     if source.label_column is not None:
         settings["task.labels"] = config.task.label_names
     if dataset == "gold":  # a few rows, to which people add
-        settings["gold.rows"] = _content(source, section, config.task.label_names)
+        settings["gold.rows"] = gold_identity(source, section, config.task.label_names)
         for setting in ("relabel", "train", "judge"):
             del settings[f"gold.{setting}"]
     return Manifest("ingest", settings, upstream="")
-
-
-def source_rows(source: SourceConfig, section: str) -> Iterator[tuple[SourceFile, SourceRow]]:
-    """(file, row) of all rows of a small source.
-
-    Args:
-        source: the source.
-        section: its section in the config, for errors.
-
-    Raises:
-        DataError: a file cannot be read, or lacks a column.
-    """
-    others = _others(source)
-    for file in list_files(source, section):
-        check_columns(file, source, section, others)
-        for row in read_rows(file, source, 0, count_rows(file, source), others):
-            yield file, row
-
-
-def _content(source: SourceConfig, section: str, labels: Sequence[str]) -> str:
-    """A hash of the texts and gold labels of a source.
-
-    Raises:
-        DataError: labels are not in the task; names their rows.
-    """
-    rows, misspelt = [], []
-    for file, row in source_rows(source, section):
-        label = as_text(row.gold)
-        rows.append((as_text(row.text), label, *map(as_text, row.others)))
-        if label and label not in labels:
-            close = difflib.get_close_matches(label, labels, 1)
-            hint = f" ({close[0]!r}?)" if close else ""
-            misspelt.append(f"{file.uri}, row {row.number + 1}: {label!r}{hint}")
-    if misspelt:
-        more = f"\n  and {len(misspelt) - SHOWN_ROWS} more" if len(misspelt) > SHOWN_ROWS else ""
-        raise DataError(
-            f"{len(misspelt)} labels of {section} are not in task.labels:\n  "
-            + "\n  ".join(misspelt[:SHOWN_ROWS]) + more,
-            f"Spell them as in task.labels ({', '.join(labels)}), or leave them empty.",
-        )  # fmt: skip
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
-
-def _others(source: SourceConfig) -> list[str]:
-    """Further columns that are read: of rows labelled by hand, their probability of being chosen."""
-    column = source.probability_column if isinstance(source, GoldConfig) else None
-    return [] if column is None else [column]
 
 
 def _plan(source: SourceConfig, dataset: str) -> ShardPlan:
@@ -245,11 +194,11 @@ def _plan(source: SourceConfig, dataset: str) -> ShardPlan:
     files = list_files(source, section)
 
     def count(number: int) -> dict[str, Any]:
-        check_columns(files[number], source, section, _others(source))
+        check_columns(files[number], source, section, other_columns(source))
         return {"rows": count_rows(files[number], source)}
 
     # Checked here first: a wrong column fails at once and without a worker's traceback.
-    check_columns(files[0], source, section, _others(source))
+    check_columns(files[0], source, section, other_columns(source))
     counts = {
         number: counted["rows"] for number, counted in run_on_shards(count, range(len(files)))
     }
@@ -301,7 +250,7 @@ def _write_shard(
     classes = {name: index for index, name in enumerate(labels)}
     with_id = plan.source.id_column is not None
     with_gold = plan.source.label_column is not None
-    others = _others(plan.source)
+    others = other_columns(plan.source)
     kept: list[tuple[str, str | None, int | None, float | None]] = []
     rejected: list[dict[str, Any]] = []
     for file, start, stop in plan.pieces(shard):
@@ -314,7 +263,7 @@ def _write_shard(
                 )  # fmt: skip
                 continue
             gold = _gold_class(row, classes, file, plan) if with_gold else None
-            probability = _probability(row, file, others[0]) if others else None
+            probability = probability_of(row, file, others[0]) if others else None
             kept.append((text, as_text(row.id), gold, probability))
     if rejected:
         Folder(layout.rejects(f"ingest-{plan.dataset}")).write_shard(
@@ -377,23 +326,6 @@ def _gold_class(
             "Spell task.labels as in the file.",
         )
     return classes[name]
-
-
-def _probability(row: SourceRow, file: SourceFile, column: str) -> float | None:
-    """A row's probability of being chosen; None for an empty one."""
-    value = as_text(row.others[0])
-    if not value:
-        return None
-    try:
-        found = float(value)
-    except ValueError:
-        found = 0.0
-    if not 0 < found < float("inf"):
-        raise DataError(
-            f"{file.uri}, row {row.number + 1}, column {column!r}: {value!r} is not a number above 0",
-            "Keep the column as jobs/sample.py wrote it, or leave it empty for rows that were not drawn.",
-        )
-    return found
 
 
 def _require_few_rejects(config: RunConfig, plan: ShardPlan, reasons: Counter[str]) -> None:

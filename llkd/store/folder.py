@@ -267,6 +267,22 @@ class Folder:
             else:
                 filesystem_.delete_dir(path)
 
+    def delete_content(self, but: str) -> None:
+        """Delete all files and folders in it except one, if it exists.
+
+        Args:
+            but: the name of the one that stays.
+
+        Raises:
+            StorageError: one cannot be deleted.
+        """
+        files = self.files()
+        for name in self.names():
+            if name in files and name != but:
+                self.delete_file(name)
+            elif name != but:
+                Folder(f"{self.uri}/{name}").delete()
+
     def delete_file(self, name: str) -> None:
         """Delete a file, if it exists.
 

@@ -144,6 +144,23 @@ def check_begun(folder: Folder, wanted: Manifest) -> None:
         check_settings(folder, found, wanted)
 
 
+def changed_settings(found: Manifest, wanted: Manifest) -> list[str]:
+    """The settings that differ, sorted."""
+    absent = object()  # a missing setting differs from one that is null
+    return [
+        key
+        for key in sorted({*found.settings, *wanted.settings})
+        if found.settings.get(key, absent) != wanted.settings.get(key, absent)
+    ]
+
+
+def delete_stage(folder: Folder) -> None:
+    """Delete the folder of a stage, its manifest last: if this is interrupted, what is left still belongs to
+    a stage with the former settings, and is not taken for results of the next."""
+    folder.delete_content(but=MANIFEST)
+    folder.delete()
+
+
 def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
     """Compare the settings of a folder with the wanted ones.
 
@@ -152,11 +169,7 @@ def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
     """
     if found.fingerprint == wanted.fingerprint:
         return
-    keys = sorted({*found.settings, *wanted.settings})
-    absent = object()  # a missing setting differs from one that is null
-    changed = [
-        key for key in keys if found.settings.get(key, absent) != wanted.settings.get(key, absent)
-    ]
+    changed = changed_settings(found, wanted)
     lines = [
         f"  {key}: was {_shown(found.settings.get(key))}, now {_shown(wanted.settings.get(key))}"
         for key in changed
@@ -166,6 +179,12 @@ def check_settings(folder: Folder, found: Manifest, wanted: Manifest) -> None:
         "Set run_dir to a new directory, restore the settings, or delete that folder and those of "
         "all later stages to rebuild them.",
     )
+
+
+def is_complete(folder: Folder) -> bool:
+    """Whether a stage is complete."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.complete
 
 
 def require_complete(folder: Folder, stage: str) -> Manifest:

@@ -132,6 +132,7 @@ def fit_refiner(
     always: bool = False,
     estimates_prior: bool = False,
     gold: GoldRows | None = None,
+    curve: bool = False,
 ) -> tuple[Refiner, Diagnostics]:
     """Fit probes and refine labels in turn, ROUNDS times.
 
@@ -148,6 +149,7 @@ def fit_refiner(
         gold: rows labelled by hand, to which the combination of teacher and probes is fitted. The
             probes do not learn their labels: over several rounds these would come back through the
             labels of similar rows, and the combination would trust the probes too much.
+        curve: whether to measure the learning curve over the gold rows.
     """
     fit = _CrossFit(features_nd, fold_n, bias)
     prior = _prior_of(fit, teacher_nc) if estimates_prior else None
@@ -162,16 +164,16 @@ def fit_refiner(
     diagnostics = Diagnostics(*confident_agreement(student_nc, targets_nc), prior, prior_bias_c)
     if not always and diagnostics.agreement < diagnostics.confidence:
         start = Combination(1.0, 0.0, np.zeros(classes))
-        combination, gold_mc, curve = _fitted_to(gold, probe_f, start, with_curve=True)
-        return Refiner(probe_f, combination), replace(diagnostics, gold_mc=gold_mc, curve=curve)
+        combination, gold_mc, points = _fitted_to(gold, probe_f, start, curve)
+        return Refiner(probe_f, combination), replace(diagnostics, gold_mc=gold_mc, curve=points)
     for further in reversed(range(ROUNDS)):
         bias_c = bias_to_match(product(teacher_nc, student_nc, beta), prior_c)
         start = Combination(1.0, beta, bias_c)
-        combination, gold_mc, curve = _fitted_to(gold, probe_f, start, with_curve=not further)
+        combination, gold_mc, points = _fitted_to(gold, probe_f, start, curve and not further)
         refiner = Refiner(probe_f, combination)
         if further:
             student_nc, probe_f = fit(combination.apply(teacher_nc, student_nc), penalty)
-    return refiner, replace(diagnostics, gold_mc=gold_mc, curve=curve)
+    return refiner, replace(diagnostics, gold_mc=gold_mc, curve=points)
 
 
 def _fitted_to(

@@ -94,6 +94,23 @@ def read_gold(config: RunConfig) -> Gold | None:
     )
 
 
+def gold_notes(config: RunConfig) -> list[str]:
+    """What of the rows labelled by hand is not used, as lines for the console; reads the corpus's texts."""
+    gold = read_gold(config)
+    if gold is None:
+        return []
+    lines = []
+    if gold.conflicting:
+        lines.append(f"gold: texts left out because their labels differ: {gold.conflicting}")
+    if not gold.texts:
+        lines.append("gold: no row has a label that could be used")
+    elif strange := count_strange(config, gold):
+        lines.append(
+            f"gold: texts that the corpus does not have, which are not trained on: {strange}"
+        )
+    return lines
+
+
 def count_strange(config: RunConfig, gold: Gold) -> int:
     """How many of the gold rows' texts the corpus does not have."""
     rows = Folder(RunLayout(config.run_dir).rows("corpus"))

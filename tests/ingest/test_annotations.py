@@ -9,8 +9,8 @@ import pytest
 
 from llkd.config.sources import GoldConfig
 from llkd.errors import DataError
+from llkd.ingest.gold_rows import source_rows
 from llkd.ingest.sources import as_text
-from llkd.ingest.stage import source_rows
 from llkd.results.hand.files import HandRow, write_files
 from llkd.store.folder import Folder
 

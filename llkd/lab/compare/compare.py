@@ -176,7 +176,8 @@ def run_fine_tuned(
     config: RunConfig, policies: Sequence[str], seeds: int, console: Console
 ) -> list[RunResult]:
     """All runs by fine-tuning; finished runs are not repeated. Needs Ray."""
-    from llkd.pipeline import check_run, run_all
+    from llkd.fingerprints import check_run
+    from llkd.pipeline import run_all
 
     results: list[RunResult] = []
     done: list[RunConfig] = []

@@ -19,8 +19,8 @@ from llkd.distill.policy import policy_of
 from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
 from llkd.distill.selection import Selector
 from llkd.errors import DataError
+from llkd.ingest.gold_rows import source_rows
 from llkd.ingest.sources import as_text
-from llkd.ingest.stage import source_rows
 from llkd.results.hand.files import HandRow, write_files
 from llkd.store.folder import Folder
 from llkd.store.manifest import read_manifest, require_complete
@@ -91,29 +91,22 @@ def write_sample(
     """
     shards, counts = _population(config)
     doubts = _doubts(config, tracker) if shards and sum(counts) >= SMALLEST else None
-    starts, random = (
-        shard_starts(counts),
-        np.random.default_rng([config.seed, _next(config, "sample")]),
-    )
+    starts = shard_starts(counts)
+    random = np.random.default_rng([config.seed, _next(config, "sample")])
     size_k = at_k = np.zeros(0, np.int64)
     if doubts is not None:
-        order_k = np.lexsort(
-            (
-                doubts.student_kc.max(axis=1),
-                doubts.student_kc.argmax(axis=1),
-                doubts.teacher_kc.argmax(axis=1),
-            )
-        )
+        said_k, own_k = doubts.teacher_kc.argmax(axis=1), doubts.student_kc.argmax(axis=1)
+        order_k = np.lexsort((doubts.student_kc.max(axis=1), own_k, said_k))
         size_k = disagreement(doubts.teacher_kc, doubts.student_kc)[order_k]
         at_k = _places(config, starts, doubts)[order_k]
     drawn = draw_rows(sum(counts), rows, size_k, at_k, random)
-    found = []
-    read = _Reader(config, shards)
-    for index, uniform, probability in zip(
-        drawn.index_k.tolist(), drawn.uniform_k.tolist(), drawn.probability_k.tolist(), strict=True
-    ):
+    read, row_of = _Reader(config, shards), dict[int, HandRow]()
+    for k in np.argsort(drawn.index_k).tolist():  # each shard is read once
+        index = int(drawn.index_k[k])
         shard = int(np.searchsorted(starts, index, side="right")) - 1
-        found.append(read.row(shard, index - starts[shard], uniform, probability, not blind))
+        design = bool(drawn.uniform_k[k]), float(drawn.probability_k[k])
+        row_of[k] = read.row(shard, index - starts[shard], *design, not blind)
+    found = [row_of[k] for k in range(len(row_of))]
     return _written(config, "sample", found)
 
 

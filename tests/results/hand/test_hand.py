@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from llkd.config.run import RunConfig
-from llkd.errors import DataError, IncompleteError
+from llkd.errors import DataError, FingerprintError, IncompleteError
 from llkd.pipeline import run_all, run_evaluate, run_review, run_sample
 from llkd.results.hand import sample
 from llkd.results.hand.estimates import curve_gain, estimate_on_corpus
@@ -162,7 +162,7 @@ def test_from_a_sample_to_intervals_on_the_corpus(tmp_path: Path, finished_run: 
     gold = {"path": str(file), "probability_column": "probability"}
     config, shown = run.config(gold=gold), console()
     run_all(config, shown)
-    assert "the student is trained again on the same labels" in printed(shown)
+    assert "the student is trained again" in printed(shown)
     assert (Path(layout.student) / "model.safetensors").read_bytes() != former
     assert {
         path: path.stat().st_mtime_ns for path in labels
@@ -188,8 +188,6 @@ def test_from_a_sample_to_intervals_on_the_corpus(tmp_path: Path, finished_run: 
     run_sample(config, console(), 40, blind=False)
     again = {row["text"] for row in records(files(config, "sample-02") / "rows.csv")}
     assert not again & set(known.texts)
-    everything = file.read_text()
-    file.write_text("\n".join(everything.split("\n")[:1]) + "\n" + everything.split("\n", 1)[1])
     shown = console()
     run_all(config, shown)
     assert "trained again" not in printed(shown)  # the same rows
@@ -216,9 +214,65 @@ def test_another_command_does_not_throw_a_student_away(
     run, file = finished_run.copy(tmp_path / "run"), tmp_path / "hand.csv"
     file.write_text("text,label\na goal,sport\n")
     student = Path(RunLayout(run.config().run_dir).student) / "model.safetensors"
-    with pytest.raises(Exception, match="gold"):
+    with pytest.raises(FingerprintError, match="gold"):
         run_evaluate(run.config(gold={"path": str(file)}), console())
     assert student.exists()
+
+
+def test_a_student_is_kept_where_something_else_has_changed_too(
+    tmp_path: Path, finished_run: MadeRun
+) -> None:
+    run, file = finished_run.copy(tmp_path / "run"), tmp_path / "hand.csv"
+    file.write_text("text,label\na goal,sport\n")
+    student = Path(RunLayout(run.config().run_dir).student) / "model.safetensors"
+    for others in (
+        {"corpus": {"rows_per_shard": 17}},
+        {"selection": {"policy": "all"}},
+        {"seed": 5},
+    ):
+        with pytest.raises(FingerprintError):
+            run_all(run.config(gold={"path": str(file)}, **others), console())
+        assert student.exists(), others
+
+
+def test_an_interrupted_deletion_is_taken_up_again(
+    tmp_path: Path, finished_run: MadeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, file = finished_run.copy(tmp_path / "run"), tmp_path / "hand.csv"
+    file.write_text("text,label\na goal,sport\n")
+    config = run.config(gold={"path": str(file)})
+    epochs = Folder(RunLayout(config.run_dir).epochs)
+    delete = Folder.delete
+
+    def killed(self: Folder) -> None:
+        if self.uri.endswith("epochs/01"):
+            raise KeyboardInterrupt
+        delete(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_all(config, console())
+    assert epochs.exists("manifest.json")  # what is left belongs to the former student
+    assert "00" not in epochs.names()
+    shown = console()
+    run_all(config, shown)
+    assert "the student is trained again" in printed(shown)
+    assert Folder(RunLayout(config.run_dir).root).exists(METRICS)
+
+
+def test_a_renamed_file_of_the_same_rows_trains_nothing_again(
+    tmp_path: Path, finished_run: MadeRun
+) -> None:
+    run, file = finished_run.copy(tmp_path / "run"), tmp_path / "hand.csv"
+    file.write_text("text,label\na goal,sport\n")
+    run_all(run.config(gold={"path": str(file)}), console())
+    student = Path(RunLayout(run.config().run_dir).student) / "model.safetensors"
+    written = student.stat().st_mtime_ns
+    shown, other = console(), file.rename(tmp_path / "renamed.csv")
+    run_all(run.config(gold={"path": str(other)}), shown)
+    assert "trained again" not in printed(shown)
+    assert student.stat().st_mtime_ns == written
 
 
 def test_a_probability_must_be_a_number(tmp_path: Path, labelled_run: MadeRun) -> None:
