@@ -99,7 +99,7 @@ def test_what_is_uploaded_is_the_code(tmp_path: Path) -> None:
     with zipfile.ZipFile(package) as files:
         folders = {name.split("/")[0] for name in files.namelist()}
     assert {"jobs", "llkd", "pyproject.toml"} <= folders
-    assert not {".git", ".venv", "demo", "runs", "docs", "notebooks"} & folders
+    assert not {".git", ".venv", "demo", "runs", "docs", "notebooks", "tests"} & folders
     assert package.stat().st_size < 2 << 20
 
 

@@ -19,8 +19,8 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 400
 FEW = 3
-"""Where fewer rows than this are wrong, or right, the standard error is not left to the bootstrap: rows that are all
-right do not prove that all others are."""
+"""Where fewer rows than this are wrong, or right, the standard error of the accuracy, or of a label's F1, is not left to
+the bootstrap: rows that are all right do not prove that all others are."""
 PRIOR_ROWS = 4.0
 """Rows, half of them wrong, that are then added for the standard error (Agresti and Coull 1998)."""
 
@@ -89,7 +89,7 @@ def estimate(
     weights_bm /= weights_bm.sum(axis=1, keepdims=True)
     weights_bu = np.vstack([np.full(size, 1 / size), drawn_bu])
     freedom = max(weight_m.sum() ** 2 / np.square(weight_m).sum(), 2.0) - 1
-    values, f1s, floors = [], [], []
+    found, values, by_label = [], [], []
     for said_m, said_u in zip(judged.said_sn, corpus.said_sn, strict=True):
         power = _power(said_m, judged.model_nc, gold_m, weight_m, said_u, corpus.model_nc)
         residual_mc = np.eye(judged.model_nc.shape[1])[gold_m] - power * judged.model_nc
@@ -97,20 +97,28 @@ def estimate(
         joint_bcc += _joint(said_m, residual_mc, weights_bm)
         figures_b, f1_bc = figures_of(joint_bcc)
         values.append(figures_b)
-        f1s.append(f1_bc)
-        floors.append(
-            _smallest_error(said_m == gold_m, float(figures_b["accuracy"][0]), freedom + 1)
+        right_m = said_m == gold_m
+        floor = _smallest_error(right_m, weight_m, float(figures_b["accuracy"][0]))
+        floor_c = np.array(
+            [
+                _smallest_error(right_m[of_m], weight_m[of_m], float(f1))
+                for f1, of_m in zip(f1_bc[0], _rows_of(said_m, gold_m, f1_bc.shape[1]), strict=True)
+            ]
         )
-    found = [
-        {name: _interval(value_b, freedom, floor * (name == "accuracy"), low=-float(name == "kappa"))
-         for name, value_b in figures_b.items()}
-        for figures_b, floor in zip(values, floors, strict=True)
-    ]  # fmt: skip
+        missing_c = np.maximum(np.square(floor_c) - f1_bc[1:].var(axis=0, ddof=1), 0.0)
+        extra = {"accuracy": max(floor**2 - figures_b["accuracy"][1:].var(ddof=1), 0.0),
+                 "macro_f1": missing_c.sum() / len(missing_c) ** 2}  # fmt: skip
+        found.append(
+            {name: _interval(value_b, freedom, extra.get(name, 0.0), low=-float(name == "kappa"))
+             for name, value_b in figures_b.items()}
+        )  # fmt: skip
+        by_label.append(
+            [_interval(f1_b, freedom, more) for f1_b, more in zip(f1_bc.T, missing_c, strict=True)]
+        )
     differences = {
         name: _interval(values[0][name] - values[-1][name], freedom, 0.0, low=-1.0)
         for name in values[0]
     }
-    by_label = [[_interval(f1_b, freedom, 0.0) for f1_b in f1_bc.T] for f1_bc in f1s]
     return Estimates(rows, found, by_label, differences)
 
 
@@ -170,16 +178,22 @@ def _joint(said_n: np.ndarray, values_nc: np.ndarray, weights_bn: np.ndarray) ->
     return found_bcc
 
 
-def _smallest_error(right_m: np.ndarray, accuracy: float, effective: float) -> float:
-    """A standard error of the accuracy that it cannot fall below, where fewer than FEW rows are right, or wrong."""
+def _rows_of(said_m: np.ndarray, gold_m: np.ndarray, classes: int) -> list[np.ndarray]:
+    """For each label the mask of the rows that its F1 depends on."""
+    return [(said_m == label) | (gold_m == label) for label in range(classes)]
+
+
+def _smallest_error(right_m: np.ndarray, weight_m: np.ndarray, share: float) -> float:
+    """A standard error that a share of right rows cannot fall below, where fewer than FEW rows are right, or wrong."""
     if FEW <= right_m.sum() <= len(right_m) - FEW:
         return 0.0
-    share = (accuracy * effective + PRIOR_ROWS / 2) / (effective + PRIOR_ROWS)
+    effective = weight_m.sum() ** 2 / max(np.square(weight_m).sum(), 1e-12)
+    share = (share * effective + PRIOR_ROWS / 2) / (effective + PRIOR_ROWS)
     return float(np.sqrt(share * (1 - share) / (effective + PRIOR_ROWS)))
 
 
-def _interval(value_b: np.ndarray, freedom: float, floor: float, low: float = 0.0) -> Estimate:
-    """The estimate, its first entry, with the interval that the others give it."""
-    value, error = float(value_b[0]), max(float(value_b[1:].std(ddof=1)), floor)
-    half = student_t(freedom) * error
+def _interval(value_b: np.ndarray, freedom: float, extra: float, low: float = 0.0) -> Estimate:
+    """The estimate, its first entry, with the interval that the variance of the others and an extra variance give it."""
+    value, error = float(value_b[0]), float(np.sqrt(value_b[1:].var(ddof=1) + extra))
+    half = float(student_t(freedom) * error)
     return Estimate(value, max(value - half, low), min(value + half, 1.0), error)

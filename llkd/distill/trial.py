@@ -90,16 +90,26 @@ def try_policies(
     torch.set_num_threads(threads)
     halves = 1 if gold is None else 2
     figures = {name: _figures(one, halves, gold, test) for name, one in found.items()}
-    chosen: str = DEFAULT_POLICY
-    if gold is not None:
-        default_m = found[DEFAULT_POLICY]["right_m"]
-        z_of = {name: _z(one["right_m"], default_m) for name, one in found.items()}
-        best = max(z_of, key=lambda name: z_of[name])
-        chosen = best if z_of[best] > MIN_Z else DEFAULT_POLICY
+    chosen = choice({name: one["right_m"] for name, one in found.items()})
     return {
         "rows": len(rows.fold_n), "gold_rows": size, "chosen": chosen, "policies": figures,
         "seconds": time.monotonic() - started,
     }  # fmt: skip
+
+
+def choice(right: Mapping[str, np.ndarray]) -> str:
+    """The policy that is right more often than the default by most, beyond MIN_Z, else the default.
+
+    Args:
+        right: by policy, on which of the M gold rows it is right, shape (M,).
+    """
+    default_m = right[DEFAULT_POLICY]
+    z_of = {
+        name: paired_z(int((right_m & ~default_m).sum()), int((default_m & ~right_m).sum()))
+        for name, right_m in right.items()
+    }
+    best = max(z_of, key=lambda name: z_of[name])
+    return best if z_of[best] > MIN_Z else DEFAULT_POLICY
 
 
 def _labels(
@@ -160,7 +170,3 @@ def _figures(
         tested = evaluate(found["probs_tc"] / halves, test.label_t)
         figures["test"] = {"accuracy": tested.accuracy, "macro_f1": tested.macro_f1}
     return figures
-
-
-def _z(right_m: np.ndarray, default_m: np.ndarray) -> float:
-    return paired_z(int((right_m & ~default_m).sum()), int((default_m & ~right_m).sum()))

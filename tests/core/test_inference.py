@@ -81,14 +81,16 @@ def test_a_wrong_model_costs_width_and_no_truth() -> None:
     assert np.mean(hits) > 0.88
 
 
-def test_rows_that_are_all_right_do_not_prove_that_all_others_are() -> None:
+@pytest.mark.parametrize("right", [True, False])
+def test_rows_that_are_all_right_do_not_prove_that_all_others_are(right: bool) -> None:
     answers, _, _ = made()
-    said_n = answers.said_sn[0]
     index = np.arange(30)
-    found = estimate(of_rows(answers, index), said_n[index], np.ones(30), answers)
+    gold_m = (answers.said_sn[0][index] + (not right)) % CLASSES
+    found = estimate(of_rows(answers, index), gold_m, np.ones(30), answers)
     one = found.figures_s[0]["accuracy"]
-    assert one.value > 0.9
-    assert one.high - one.low > 0.05
+    assert one.value > 0.9 if right else one.value < 0.1
+    share = (30 + 2) / (30 + 4)
+    assert one.error == pytest.approx(np.sqrt(share * (1 - share) / 34), rel=0.01)
     assert one.high <= 1.0
 
 

@@ -14,7 +14,7 @@ from llkd.config.run import RunConfig
 from llkd.core.refinement import FOLDS
 from llkd.distill.policy import policy_of, rivals_of
 from llkd.distill.policy_choice import CANDIDATES, TRIAL, chosen_policy, read_trial
-from llkd.distill.trial import MeasuredRows, TrialRows, try_policies
+from llkd.distill.trial import MeasuredRows, TrialRows, choice, try_policies
 from llkd.errors import ConfigError
 from llkd.pipeline import run_all
 from llkd.results.report import write_report
@@ -78,7 +78,7 @@ def test_gold_rows_choose_a_policy_that_does_not_trust_a_wrong_confidence(
     assert policies["all"]["gold_right"] > policies["llkd"]["gold_right"] + 10
     best = max(CANDIDATES, key=lambda name: policies[name]["gold_right"])
     assert policies[found["chosen"]]["gold_right"] == policies[best]["gold_right"]
-    assert policies["all"]["row_visits_fraction"] > 0.8  # all but the half that judges
+    assert 0.8 < policies["all"]["row_visits_fraction"] < 0.9  # all but the half that judges
     assert policies["llkd"]["row_visits_fraction"] < 0.5
 
 
@@ -95,18 +95,12 @@ def test_a_gold_row_is_not_judged_by_what_was_trained_on_it(
         assert share == pytest.approx(1 / CLASSES, abs=0.12), name
 
 
-def test_without_a_clear_difference_the_default_stays(config: RunConfig) -> None:
-    random = np.random.default_rng(0)
-    features_nd = random.normal(size=(ROWS, 6)).astype(np.float32)
-    gold_n = (features_nd @ random.normal(size=(6, CLASSES))).argmax(axis=1)
-    teacher_nc = 0.1 + 0.7 * np.eye(CLASSES)[gold_n]
-    places_n, fold_n = np.full(ROWS, -1), np.arange(ROWS) % FOLDS
-    places_n[:10] = np.arange(10)
-    rows = GoldRows(*(x[:10] for x in (features_nd, teacher_nc, fold_n, gold_n)))
-    trial_rows = TrialRows(features_nd, teacher_nc, fold_n, places_n)
-    found = try_policies(config, rivals_of(config), trial_rows, rows, None, unrefined)
-    assert found is not None
-    assert found["chosen"] == "llkd"
+@pytest.mark.parametrize(("gained", "lost", "chosen"), [(1, 0, "llkd"), (5, 4, "llkd"), (9, 2, "all")])
+def test_without_a_clear_difference_the_default_stays(gained: int, lost: int, chosen: str) -> None:
+    default_m = np.arange(30) >= 15
+    right_m = default_m.copy()
+    right_m[:gained], right_m[30 - lost :] = True, False
+    assert choice({"llkd": default_m, "all": right_m, "random": ~right_m & default_m}) == chosen
 
 
 def test_a_test_set_is_reported_and_chooses_nothing(config: RunConfig) -> None:
