@@ -28,7 +28,8 @@ class KeywordTeacher:
     `overflow` a word whose texts give NaN; `calls` a file
     to which every labelled text's hash is appended. `deaths` is a file and `die` how often its
     process kills itself: at its start, or, with `at` a word, on a text that has it; `broken` a
-    word at which it raises what no engine should. `only` is the one label that it ever gives.
+    word at which it raises what no engine should. `only` is the one label that it ever gives;
+    `elsewhere` how many nats of its probability go to other answers.
     """
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
@@ -60,7 +61,8 @@ class KeywordTeacher:
             scores[:, [name != label for name in self._labels]] -= 30.0
         if word := self._arguments.get("overflow"):
             scores[[word in text for text in texts]] = np.nan
-        logprobs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) - 0.5
+        logprobs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+        logprobs -= self._arguments.get("elsewhere", 0.5)
         tokens = sum(len(text.split()) for text in texts)
         return LabelBatch(logprobs.astype(np.float32), refused, tokens)
 

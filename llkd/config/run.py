@@ -3,6 +3,7 @@
 The docstring under each field is its documentation.
 """
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -186,10 +187,18 @@ class TeacherConfig(Section):
     prompt_format: Literal["auto", "chat", "completion"] = "auto"
     """`chat` uses the model's chat template, `completion` plain text; `auto` uses `chat` if the
     model has a template."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables for the chat template. Templates that know `enable_thinking` or `thinking` are told false
+    unless it is set here."""
+    today: date = date(2026, 1, 1)
+    """The date for chat templates that insert one, so that a prompt is the same on every day."""
     verbalizer: Literal["auto", "word", "code", "sequence"] = "auto"
     """How the teacher expresses a label: `word`, by the first token of its name; `code`, by a
     single-token code listed in the prompt; `sequence`, by all its tokens, scored exactly. `auto`
     uses `word` if all first tokens differ, otherwise `sequence`."""
+    min_label_mass: Fraction = 0.001
+    """Minimum probability that the teacher gives to all labels together, as a mean over the first shard of a
+    replica. Below it labelling stops: the teacher begins its answer with something else."""
     max_text_tokens: Annotated[int, Field(ge=1)] = 512
     """Texts are truncated to this many of the teacher's tokens."""
     truncation: Literal["head", "head_tail"] = "head"

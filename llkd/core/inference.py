@@ -97,26 +97,29 @@ def estimate(
         joint_bcc += _joint(said_m, residual_mc, weights_bm)
         figures_b, f1_bc = figures_of(joint_bcc)
         values.append(figures_b)
-        right_m = said_m == gold_m
-        floor = _smallest_error(right_m, weight_m, float(figures_b["accuracy"][0]))
-        floor_c = np.array(
-            [
-                _smallest_error(right_m[of_m], weight_m[of_m], float(f1))
-                for f1, of_m in zip(f1_bc[0], _rows_of(said_m, gold_m, f1_bc.shape[1]), strict=True)
-            ]
-        )
-        missing_c = np.maximum(np.square(floor_c) - f1_bc[1:].var(axis=0, ddof=1), 0.0)
-        extra = {"accuracy": max(floor**2 - figures_b["accuracy"][1:].var(ddof=1), 0.0),
-                 "macro_f1": missing_c.sum() / len(missing_c) ** 2}  # fmt: skip
+        right_m, labels = said_m == gold_m, range(f1_bc.shape[1])
+        rows_cm = [(said_m == label) | (gold_m == label) for label in labels]
+        missing_c = [
+            _missing_variance(f1_b, right_m[of_m], weight_m[of_m])
+            for f1_b, of_m in zip(f1_bc.T, rows_cm, strict=True)
+        ]
+        missing = {
+            "accuracy": _missing_variance(figures_b["accuracy"], right_m, weight_m),
+            "macro_f1": sum(missing_c) / len(missing_c) ** 2,
+            "kappa": 0.0,
+        }
+        lowest = {"accuracy": 0.0, "macro_f1": 0.0, "kappa": -1.0}
         found.append(
-            {name: _interval(value_b, freedom, extra.get(name, 0.0), low=-float(name == "kappa"))
-             for name, value_b in figures_b.items()}
-        )  # fmt: skip
+            {
+                name: _interval(figures_b[name], freedom, missing[name], lowest[name])
+                for name in missing
+            }
+        )
         by_label.append(
-            [_interval(f1_b, freedom, more) for f1_b, more in zip(f1_bc.T, missing_c, strict=True)]
+            [_interval(f1_b, freedom, lack) for f1_b, lack in zip(f1_bc.T, missing_c, strict=True)]
         )
     differences = {
-        name: _interval(values[0][name] - values[-1][name], freedom, 0.0, low=-1.0)
+        name: _interval(values[0][name] - values[-1][name], freedom, 0.0, -1.0)
         for name in values[0]
     }
     return Estimates(rows, found, by_label, differences)
@@ -178,22 +181,18 @@ def _joint(said_n: np.ndarray, values_nc: np.ndarray, weights_bn: np.ndarray) ->
     return found_bcc
 
 
-def _rows_of(said_m: np.ndarray, gold_m: np.ndarray, classes: int) -> list[np.ndarray]:
-    """For each label the mask of the rows that its F1 depends on."""
-    return [(said_m == label) | (gold_m == label) for label in range(classes)]
-
-
-def _smallest_error(right_m: np.ndarray, weight_m: np.ndarray, share: float) -> float:
-    """A standard error that a share of right rows cannot fall below, where fewer than FEW rows are right, or wrong."""
+def _missing_variance(share_b: np.ndarray, right_m: np.ndarray, weight_m: np.ndarray) -> float:
+    """What the bootstrap's variance of a share of right rows lacks, where fewer than FEW rows are right, or wrong."""
     if FEW <= right_m.sum() <= len(right_m) - FEW:
         return 0.0
     effective = weight_m.sum() ** 2 / max(np.square(weight_m).sum(), 1e-12)
-    share = (share * effective + PRIOR_ROWS / 2) / (effective + PRIOR_ROWS)
-    return float(np.sqrt(share * (1 - share) / (effective + PRIOR_ROWS)))
+    share = (share_b[0] * effective + PRIOR_ROWS / 2) / (effective + PRIOR_ROWS)
+    variance = share * (1 - share) / (effective + PRIOR_ROWS)
+    return float(max(variance - share_b[1:].var(ddof=1), 0.0))
 
 
-def _interval(value_b: np.ndarray, freedom: float, extra: float, low: float = 0.0) -> Estimate:
-    """The estimate, its first entry, with the interval that the variance of the others and an extra variance give it."""
-    value, error = float(value_b[0]), float(np.sqrt(value_b[1:].var(ddof=1) + extra))
+def _interval(value_b: np.ndarray, freedom: float, missing: float, low: float = 0.0) -> Estimate:
+    """The estimate, its first entry, with the interval that the variance of the others, and what it lacks, give it."""
+    value, error = float(value_b[0]), float(np.sqrt(value_b[1:].var(ddof=1) + missing))
     half = float(student_t(freedom) * error)
     return Estimate(value, max(value - half, low), min(value + half, 1.0), error)

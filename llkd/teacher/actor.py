@@ -28,7 +28,7 @@ from llkd.store.schema import (
     RunLayout,
     labels_schema,
 )
-from llkd.teacher.engine import LabelBatch, engine_class
+from llkd.teacher.engine import LabelBatch, engine_class, require_label_mass
 
 CONTENT_FREE = ("N/A", "[MASK]", "-")
 """Content-free texts, labelled beside the corpus for contextual calibration (arXiv 2102.09690)."""
@@ -78,6 +78,7 @@ class TeacherActor:
         self._tracker = tracker
         tracker.waits_for.remote("loading the model, slowest the first time")
         self._engine = engine_class(config.teacher.engine)(config.teacher, config.task)
+        self._checked = False
         concurrent = getattr(self._engine, "concurrent", False)
         self._turn = contextlib.nullcontext() if concurrent else threading.Lock()
 
@@ -104,6 +105,9 @@ class TeacherActor:
         if refused:
             _write_rejects(request, shard, rows, refused)
         kept = [i for i in range(len(texts)) if i not in refused]
+        if kept and not self._checked:
+            require_label_mass(self._config.teacher, batch.logprobs_nc[kept])
+            self._checked = True
         row_n = rows[ROW].to_numpy()[kept]
         counts = self._write_labels(request, shard, row_n, batch.logprobs_nc[kept])
         self._tracker.update.remote(unit, len(texts))

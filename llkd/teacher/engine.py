@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from llkd.config.explain import explained
 from llkd.config.plugins import imported_class
 from llkd.config.run import TaskConfig, TeacherConfig
-from llkd.errors import ConfigError
+from llkd.errors import ConfigError, TeacherError
 from llkd.store.model_files import require_model, require_weights
 
 
@@ -73,6 +73,26 @@ def parse_arguments(kind: type[Arguments], teacher: TeacherConfig, engine: str) 
     except ValidationError as error:
         problems = "\n  ".join(explained(kind, error))
         raise ConfigError(f"teacher.engine_args of the {engine}:\n  {problems}") from None
+
+
+def require_label_mass(teacher: TeacherConfig, logprobs_nc: np.ndarray) -> None:
+    """Check that the teacher answers with the labels.
+
+    Args:
+        teacher: its config.
+        logprobs_nc: see LabelBatch, of labelled rows, shape (N, C), N at least 1.
+
+    Raises:
+        TeacherError: it gives them less than `teacher.min_label_mass` of its probability.
+    """
+    mass = float(np.exp(logprobs_nc.astype(np.float64)).sum(axis=1).mean())
+    if mass < teacher.min_label_mass:
+        raise TeacherError(
+            f"{teacher.model} gives the labels {mass:.2g} of its probability, less than teacher.min_label_mass "
+            f"({teacher.min_label_mass:g}): it begins its answer with something else",
+            "Look at the prompt with jobs/plan.py; then turn thinking off by teacher.chat_template_kwargs, try the "
+            "other teacher.prompt_format, give examples, or lower teacher.min_label_mass.",
+        )
 
 
 _OURS = {

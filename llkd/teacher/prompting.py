@@ -17,7 +17,6 @@ from llkd.core.prompts import (
     chat_turns,
     completion_text,
     instructions,
-    without_system,
 )
 from llkd.core.verbalizers import (
     CODES,
@@ -27,6 +26,7 @@ from llkd.core.verbalizers import (
     sequence_verbalizer,
 )
 from llkd.errors import TeacherError
+from llkd.teacher.chat_template import render
 from llkd.teacher.examples import NearestExamples
 from llkd.teacher.tokenising import encode, encode_ends, encode_heads
 
@@ -175,17 +175,13 @@ def prompt_text(
     """The whole prompt with a slot for each text, in the format of `teacher.prompt_format`.
 
     Raises:
-        TeacherError: `chat` is set but the model has no chat template.
+        TeacherError: `chat` is set but the model has no chat template, or it cannot hold the prompt.
     """
     system = instructions(task.instruction, task.labels, codes)
     if not uses_chat(teacher, tokenizer):
         bos = tokenizer.bos_token if _adds_bos(tokenizer) else None
         return (bos or "") + completion_text(system, answers)
-    turns = chat_turns(system, answers)
-    try:
-        return _apply_template(tokenizer, turns)
-    except Exception:  # templates raise their own errors, often for a system role
-        return _apply_template(tokenizer, without_system(turns))
+    return render(teacher, tokenizer, chat_turns(system, answers))
 
 
 def uses_chat(teacher: TeacherConfig, tokenizer: Any) -> bool:
@@ -249,11 +245,6 @@ def _single_token_codes(
         )
     codes = dict(zip(task.labels, found.values(), strict=False))
     return codes, {name: tokens[code] for name, code in codes.items()}, cut
-
-
-def _apply_template(tokenizer: Any, turns: Sequence[Any]) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def _adds_bos(tokenizer: Any) -> bool:

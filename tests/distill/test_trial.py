@@ -95,7 +95,9 @@ def test_a_gold_row_is_not_judged_by_what_was_trained_on_it(
         assert share == pytest.approx(1 / CLASSES, abs=0.12), name
 
 
-@pytest.mark.parametrize(("gained", "lost", "chosen"), [(1, 0, "llkd"), (5, 4, "llkd"), (9, 2, "all")])
+@pytest.mark.parametrize(
+    ("gained", "lost", "chosen"), [(1, 0, "llkd"), (5, 4, "llkd"), (9, 2, "all")]
+)
 def test_without_a_clear_difference_the_default_stays(gained: int, lost: int, chosen: str) -> None:
     default_m = np.arange(30) >= 15
     right_m = default_m.copy()

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from llkd.cluster import actor_pool, connection
 from llkd.config.run import RunConfig
-from llkd.errors import ActorError, ConfigError
+from llkd.errors import ActorError, ConfigError, TeacherError
 from llkd.lab.cost_model import Estimate
 from llkd.lab.plan.plan import TeacherSpeed, run_plan, workload_of
 from llkd.lab.plan.show import short, show_teacher, warnings_of
@@ -51,7 +51,8 @@ def test_what_the_sample_shows_of_a_teacher(make_config: MakeConfig) -> None:
     assert "50 (95 %: 50) tokens" in text
     assert "40% are cut to 20" in text
     assert "Refused   1 of 100 rows" in text
-    assert "Which topic?" in text
+    assert "Text: a\nLabel:(the answer begins here)" in text
+    assert "the labels have 90.00% of the teacher's probability" in text
     assert "Warning" not in text
 
 
@@ -107,6 +108,15 @@ def test_a_plan_estimates_a_whole_run_and_leaves_nothing_behind(
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray")
+def test_a_plan_fails_where_the_teacher_answers_something_else(make_config: MakeConfig) -> None:
+    config = make_config(teacher={"engine_args": {"elsewhere": 12.0}}, plan={"rows": 20})
+    screen = io.StringIO()
+    with pytest.raises(TeacherError, match=r"teacher\.min_label_mass \(0\.001\)"):
+        run_plan(config, Console(file=screen, width=120))
+    assert "Prompt" in screen.getvalue() or "Teacher" in screen.getvalue()
+
+
 def test_rates_that_are_given_are_not_measured(make_config: MakeConfig) -> None:
     plan = {
         "teacher_rows_per_second": 50, "score_rows_per_second": 500, "train_rows_per_second": 100,

@@ -18,11 +18,6 @@ TASK = TaskConfig(
 
 
 @pytest.fixture(scope="module")
-def smollm() -> Any:
-    return AutoTokenizer.from_pretrained(prepared() / "teacher")
-
-
-@pytest.fixture(scope="module")
 def minilm() -> Any:
     return AutoTokenizer.from_pretrained(prepared() / "student")
 

@@ -211,6 +211,18 @@ def test_a_teacher_that_cannot_load_is_an_error(
         labelled(config, tracker)
 
 
+def test_a_teacher_that_answers_something_else_is_stopped_at_its_first_shard(
+    make_config: MakeConfig, tracker: SilentTracker
+) -> None:
+    elsewhere = {"engine_args": {"elsewhere": 12.0}}
+    config = make_config(test=None, teacher=elsewhere)
+    with pytest.raises(TeacherError, match="gives the labels 6.1e-06 of its probability"):
+        labelled(config, tracker)
+    assert not Folder(RunLayout(config.run_dir).labels("corpus")).shards()
+    config = make_config(test=None, teacher={**elsewhere, "min_label_mass": 1e-6})
+    assert labelled(config, tracker).complete
+
+
 def test_impossible_resources_are_refused_at_once(
     make_config: MakeConfig, tracker: SilentTracker
 ) -> None:

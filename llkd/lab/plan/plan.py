@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from llkd.cluster import connection
@@ -18,6 +19,7 @@ from llkd.lab.cost_model import Estimate, Workload
 from llkd.lab.plan.show import show_estimate, show_teacher
 from llkd.lab.plan.student import StudentSample, measure_student
 from llkd.lab.plan.teacher import SampledRow, measure_teacher, sample_rows, stored_bytes
+from llkd.teacher.engine import require_label_mass
 from llkd.teacher.examples import with_drawn_examples
 from llkd.teacher.stage import default_resources
 
@@ -63,7 +65,11 @@ class TeacherSpeed:
 def teacher_speed(
     config: RunConfig, sampled: Sequence[SampledRow], console: Console
 ) -> TeacherSpeed:
-    """The throughput that the config states; otherwise label the sample and print its results."""
+    """The throughput that the config states; otherwise label the sample and print its results.
+
+    Raises:
+        TeacherError: the teacher hardly answers with the labels.
+    """
     replicas, plan = config.teacher.replicas[1], config.plan
     resources = config.teacher.resources or default_resources(config)
     gpus = resources.get("GPU", 0) * config.teacher.nodes
@@ -71,6 +77,8 @@ def teacher_speed(
         return TeacherSpeed(plan.teacher_rows_per_second, replicas, 0.0, gpus)
     sample = measure_teacher(config, sampled, resources)
     show_teacher(config, sample, console)
+    if sample.logprobs_nc:
+        require_label_mass(config.teacher, np.array(sample.logprobs_nc))
     tokens = statistics.mean(sample.prompt_tokens) if sample.prompt_tokens else 0.0
     return TeacherSpeed(sample.rows / sample.seconds, replicas, tokens, gpus)
 

@@ -16,6 +16,7 @@ from llkd.store.folder import portable_path
 
 BAR = 32
 """Characters of the longest bar."""
+ANSWER = "(the answer begins here)"
 MAX_LABEL_SHARE = 0.8
 MIN_LABEL_MASS = 0.5
 MAX_CUT_SHARE = 0.5
@@ -26,7 +27,7 @@ def show_teacher(config: RunConfig, sample: TeacherSample, console: Console) -> 
     print_ = console.print
     for number, prompt in enumerate(sample.prompts, start=1):
         print_(f"\n[bold]Prompt {number}[/]")
-        print_(escape(prompt))
+        print_(f"{escape(prompt)}[bold green]{ANSWER}[/]")
     print_()
     print_(f"Teacher   {escape(portable_path(config.teacher.model))}")
     print_(f"Labels    read by {escape(sample.verbalizer)}")
@@ -44,6 +45,7 @@ def show_teacher(config: RunConfig, sample: TeacherSample, console: Console) -> 
         print_(f"Refused   {sample.refused} of {sample.rows} rows")
     if not sample.logprobs_nc:
         return
+    print_(f"Answers   the labels have {label_mass(sample):.2%} of the teacher's probability")
     probs_nc = _calibrated(config, np.array(sample.logprobs_nc))
     print_("\n[bold]Labels, calibrated on the sample[/]")
     _print_histogram(console, config.task.label_names, _label_shares(probs_nc))
@@ -65,7 +67,7 @@ def warnings_of(config: RunConfig, sample: TeacherSample, probs_nc: np.ndarray) 
             f"{share_c.max():.0%} of the rows are labelled {name!r}. Give examples, describe the "
             "labels, or set teacher.prior if that label is that frequent."
         )
-    mass = float(np.exp(np.array(sample.logprobs_nc)).sum(axis=1).mean())
+    mass = label_mass(sample)
     if mass < MIN_LABEL_MASS:
         found.append(
             f"The teacher gives the labels {mass:.0%} of its probability: it would rather answer "
@@ -78,6 +80,11 @@ def warnings_of(config: RunConfig, sample: TeacherSample, probs_nc: np.ndarray) 
             "Raise teacher.max_text_tokens, or try teacher.truncation head_tail."
         )
     return found
+
+
+def label_mass(sample: TeacherSample) -> float:
+    """The mean probability of all labels together."""
+    return float(np.exp(np.array(sample.logprobs_nc)).sum(axis=1).mean())
 
 
 def _label_shares(probs_nc: np.ndarray) -> np.ndarray:

@@ -64,6 +64,8 @@ class OpenAIEngine:
             )
         self._teacher, self._task = teacher, task
         self.answers, self._codes = answers_of(teacher, task)
+        variables = teacher.chat_template_kwargs
+        self._extra = {"chat_template_kwargs": variables} if variables else None
         source = task.examples_from
         self._nearest = None if source is None else NearestExamples(source, task)
 
@@ -121,6 +123,7 @@ class OpenAIEngine:
         answer = await client.chat.completions.create(
             model=self._teacher.model, messages=messages, max_tokens=1,
             temperature=0.0, logprobs=True, top_logprobs=self._arguments.top_logprobs,
+            extra_body=self._extra,
         )  # fmt: skip
         content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
         if not content:

@@ -88,6 +88,14 @@ def test_only_the_students_side_needs_uncertainty() -> None:
     assert not make_policy("llkd", TEACHER_SIDE).uses_uncertainty
 
 
+def test_epochs_that_train_on_a_large_part_of_the_corpus() -> None:
+    assert make_policy("llkd").full_epochs(4) == 1
+    assert make_policy("llkd", PolicySettings(warmup_epochs=3)).full_epochs(4) == 3
+    assert make_policy("llkd", PolicySettings(warmup_epochs=0)).full_epochs(4) == 1
+    assert make_policy("teacher_confidence").full_epochs(4) == 4
+    assert make_policy("all").full_epochs(4) == 4
+
+
 def test_llkd_takes_a_row_that_passes_both() -> None:
     policy = make_policy("llkd")
     thresholds = Thresholds(np.full(2, 0.6), np.full(2, 0.5), np.full(2, np.inf))
