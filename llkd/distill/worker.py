@@ -249,12 +249,6 @@ class EpochLoop:
             self.waits.add("batches", batches.waited)
         with self.waits.on("others"):
             total, count = self._total(np.array([total, count]))
-        if not np.isfinite(total):
-            raise StudentError(
-                f"The training loss of epoch {epoch + 1} is not a number: the student has "
-                "diverged.",
-                f"Lower student.learning_rate ({student.learning_rate}).",
-            )
         self._refresh_scorer()
         return {
             "training_loss": float(total / count), "dropped": part.dropped,

@@ -1,5 +1,6 @@
 """The training steps of one worker."""
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from llkd.config.student import StudentConfig
+from llkd.errors import StudentError
 from llkd.student.data import Batch
 from llkd.student.dropout import use_byte_dropout
 from llkd.student.losses import row_losses
@@ -18,6 +20,8 @@ POOLED_HEAD_RATE = 2e-2
 """Default peak learning rate of a head that reads vectors of norm 1."""
 NATIVE_HEAD_RATE = 1e-3
 """That of any other head, unless `student.learning_rate` is higher."""
+CHECKED_EVERY = 32
+"""Steps after which the loss is read from a GPU, which waits for it; on a CPU every step's is."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,12 @@ class Trainer:
 
         Returns:
             The sum of the rows' weighted losses, and the number of rows.
+
+        Raises:
+            StudentError: the loss is not a finite number.
         """
         self._model.train()
+        every = 1 if self._device.type == "cpu" else CHECKED_EVERY
         self._total.zero_()
         self._rows = 0
         for step, batches in enumerate(steps):
@@ -108,11 +116,28 @@ class Trainer:
             step_rows = sum(len(batch.labels_b) for batch in batches)
             self._total += self._step(batches, step_rows) * step_rows
             self._rows += step_rows
+            if step % every == 0:
+                self._require_finite(schedule.taken + step)
+        self._require_finite(schedule.taken + schedule.count - 1)
         return float(self._total), self._rows
 
     def mean_loss(self) -> float | None:
         """The mean weighted loss of this epoch's rows so far; None before the first step."""
         return float(self._total) / self._rows if self._rows else None
+
+    def _require_finite(self, step: int) -> None:
+        if math.isfinite(float(self._total)):
+            return
+        if step == 0:
+            raise StudentError(
+                f"The loss of the first training step is not a finite number: {self._student.model} cannot be "
+                f"computed in {'bfloat16' if self._bfloat16 else 'float32'} here",
+                "Set student.precision to float32, or use another student.model.",
+            )
+        raise StudentError(
+            f"The training loss is not a finite number after {step + 1} steps: the student has diverged",
+            f"Lower student.learning_rate ({self._student.learning_rate:g}).",
+        )
 
     def _step(self, batches: Sequence[Batch], rows: int) -> torch.Tensor:
         """One update on the mean of the rows' weighted losses; returns the mean."""

@@ -1,6 +1,7 @@
 """Schedule, loss and checkpoints of one worker."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from llkd.config.student import StudentConfig
-from llkd.errors import StorageError
+from llkd.errors import StorageError, StudentError
 from llkd.store.folder import Folder
 from llkd.student.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from llkd.student.data import Batch
@@ -255,3 +256,29 @@ def test_weights_that_no_text_reaches_are_frozen(tiny_student: str) -> None:
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"spare.weight", "spare.bias"}
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("breaks_at", "words"),
+    [
+        (0, "first training step is not a finite number"),
+        (2, "after 3 steps: the student has diverged"),
+    ],
+)
+def test_training_stops_at_the_step_whose_loss_is_no_number(
+    tiny_student: str, breaks_at: int, words: str
+) -> None:
+    model, trainer = made(tiny_student)
+    taken = []
+
+    def steps() -> Iterator[list[Batch]]:
+        for step in range(6):
+            if step == breaks_at:
+                with torch.no_grad():
+                    next(model.parameters()).fill_(float("nan"))
+            taken.append(step)
+            yield [batch([1.0, 1.0])]
+
+    with pytest.raises(StudentError, match=words):
+        trainer.train(steps(), Schedule(0, 6, 1, warmup=0.1))
+    assert len(taken) == breaks_at + 1

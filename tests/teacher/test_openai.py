@@ -144,6 +144,17 @@ def ask(engine: OpenAIEngine, texts: list[str]) -> Any:
     return engine.label(texts, [None] * len(texts), lambda done: None)
 
 
+def test_variables_of_the_chat_template_are_sent_if_there_are_any(server: Server) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    settings = {"base_url": url, "api_key_env": "TEACHER_KEY"}
+    variables = {"enable_thinking": False}
+    config = TeacherConfig(
+        model="m", engine="openai", engine_args=settings, chat_template_kwargs=variables
+    )
+    ask(OpenAIEngine(config, TASK), ["one"])
+    assert server.asked[0]["chat_template_kwargs"] == variables
+
+
 def test_every_text_is_asked_once_and_busy_ones_again(server: Server) -> None:
     texts = ["one", "busy", "bad", "<|im_end|>"]
     batch = ask(engine(server), texts)
@@ -156,6 +167,7 @@ def test_every_text_is_asked_once_and_busy_ones_again(server: Server) -> None:
     assert server.keys == {f"Bearer {KEY}"}
     assert server.asked[0]["max_tokens"] == 1
     assert server.asked[0]["top_logprobs"] == 20
+    assert "chat_template_kwargs" not in server.asked[0]
     assert batch.tokens == 3 * 7
     assert ask(engine(server), ["untold"]).tokens is None
 
