@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from llkd.cluster.device import own_device
 from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.errors import TeacherError
 from llkd.teacher.engine import LabelBatch
@@ -221,9 +222,7 @@ def _lora_request(teacher: TeacherConfig) -> Any:
 def on_gpus(teacher: TeacherConfig) -> bool:
     """Whether the engine computes on GPUs: those of this process or, over several nodes, those of
     its workers."""
-    import torch
-
-    return teacher.nodes > 1 or torch.cuda.is_available()
+    return teacher.nodes > 1 or own_device().type == "cuda"
 
 
 def prepare_platform(gpus: bool) -> None:
