@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("tour", "analysis")]
+    names = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("tour", "hand_labels", "analysis")]
     parser.add_argument("notebooks", nargs="*", type=Path, default=names, metavar="NOTEBOOK")
     subprocess.run([sys.executable, "jobs/prepare_demo.py"], cwd=ROOT, check=True)
     status = 0
