@@ -105,7 +105,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "see its section"
-    return f"`{json.dumps(value, default=str)}`"
+    return f"`{json.dumps(value)}`"
 
 
 _PLAIN = {

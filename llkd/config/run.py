@@ -71,6 +71,13 @@ def _run_dir(path: str) -> str:
     return path
 
 
+def _iso_date(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"must be a date such as '2026-01-31', not {text!r}") from None
+
+
 def _labels_as_mapping(value: Any) -> Any:
     """Convert a list of names to a mapping without descriptions."""
     if isinstance(value, list):
@@ -190,7 +197,7 @@ class TeacherConfig(Section):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Variables for the chat template. Templates that know `enable_thinking` or `thinking` are told false
     unless it is set here."""
-    today: date = date(2026, 1, 1)
+    today: Annotated[str, AfterValidator(_iso_date)] = "2026-01-01"
     """The date for chat templates that insert one, so that a prompt is the same on every day."""
     verbalizer: Literal["auto", "word", "code", "sequence"] = "auto"
     """How the teacher expresses a label: `word`, by the first token of its name; `code`, by a

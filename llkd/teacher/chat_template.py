@@ -6,6 +6,7 @@ only messages that are lists of parts; some open a thought before the answer, an
 
 import re
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 from llkd.config.run import TeacherConfig
@@ -82,13 +83,13 @@ def _applied(teacher: TeacherConfig, tokenizer: Any, turns: Sequence[Turn], as_p
     def content_of(turn: Turn) -> Any:
         return [{"type": "text", "text": turn.content}] if as_parts else turn.content
 
-    template = str(tokenizer.chat_template)
+    template, today = str(tokenizer.chat_template), date.fromisoformat(teacher.today)
     settings: dict[str, Any] = {
         name: value for name, value in WITHOUT_THOUGHT.items() if name in template
     }
     if _NOW.search(template):  # the renderer lets no function of ours into a template
         settings["chat_template"] = _NOW.sub(
-            lambda call: repr(teacher.today.strftime(call.group(2))), tokenizer.get_chat_template()
+            lambda call: repr(today.strftime(call.group(2))), tokenizer.get_chat_template()
         )
     messages = [{"role": turn.role, "content": content_of(turn)} for turn in turns]
     return str(

@@ -1,7 +1,6 @@
 """Chat templates by structure: what each makes of the prompt, by the real renderer of transformers."""
 
 import copy
-from datetime import date
 from typing import Any
 
 import pytest
@@ -140,8 +139,10 @@ def test_the_date_is_the_configs_on_every_day(smollm: Any) -> None:
     dated = """{{ strftime_now( "%d %b %Y") + "|" + strftime_now('%Y') + '|' }}""" + LOOP
     tokenizer = with_template(smollm, dated)
     assert render(teacher(), tokenizer, turns()).startswith("01 Jan 2026|2026|<system>")
-    later = teacher(today=date(2030, 12, 24))
+    later = teacher(today="2030-12-24")
     assert render(later, tokenizer, turns()).startswith("24 Dec 2030|2030|<system>")
+    with pytest.raises(ValueError, match=r"must be a date such as '2026-01-31', not 'today'"):
+        teacher(today="today")
 
 
 def test_a_text_in_the_prompt_twice_is_a_fault() -> None:
