@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llkd.config.run import TeacherConfig
+from llkd.errors import TeacherError
 from llkd.teacher.engines.vllm import (
     CPU_BLOCK_SIZE,
     VLLMEngine,
@@ -121,7 +122,7 @@ _make_tiny(Path("demo/bbc/test.parquet"), folder / "base")
 (folder / "adapter").mkdir()
 model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
 torch.manual_seed(1)
-rank, alpha, weights = 8, 16, {}
+rank, alpha, weights = 24, 48, {}  # more than the 16 of vLLM's default
 for name in ("q_proj", "v_proj"):
     layer = model.model.layers[0].self_attn.get_submodule(name)
     a, b = torch.randn(rank, layer.in_features), 0.1 * torch.randn(layer.out_features, rank)
@@ -194,6 +195,25 @@ def test_the_text_and_not_its_place_decides(found: dict[str, Any]) -> None:
 
 def test_a_text_without_tokens_is_refused(found: dict[str, Any]) -> None:
     assert found["refused"] == {"0": "no_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "found"),
+    [({"r": 8}, 8), ({"r": 16}, 16), ({"r": 17}, 32), ({"r": 8, "rank_pattern": {"q": 200}}, 256)],
+)
+def test_the_rank_of_an_adapter_has_room(
+    tmp_path: Path, adapter: dict[str, Any], found: int
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    teacher = TeacherConfig(model="m", lora=str(tmp_path))
+    assert engine_arguments(teacher)["max_lora_rank"] == found
+
+
+@pytest.mark.parametrize("text", ["{}", "no json", '{"r": 1000}'])
+def test_an_adapter_without_a_usable_rank_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(TeacherError, match=r"teacher\.lora: "):
+        engine_arguments(TeacherConfig(model="m", lora=str(tmp_path)))
 
 
 @pytest.mark.slow

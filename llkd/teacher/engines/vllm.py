@@ -2,13 +2,15 @@
 
 import hashlib
 import itertools
+import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 from filelock import FileLock
@@ -204,10 +206,32 @@ def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
     if teacher.nodes > 1:
         defaults["distributed_executor_backend"] = "ray"
     if teacher.lora is not None:
-        defaults["enable_lora"] = True
+        defaults |= {"enable_lora": True, "max_lora_rank": _lora_rank(teacher.lora)}
     if "://" not in teacher.model and not teacher.model.endswith(".gguf"):
         defaults["load_format"] = "safetensors"  # "auto" falls back to pickled files
     return {**defaults, **teacher.engine_args}
+
+
+def _lora_rank(lora: str) -> int:
+    """The smallest rank that vLLM reserves memory for and the adapter fits in; vLLM's default is 16.
+
+    Raises:
+        TeacherError: the adapter's config cannot be read, or its rank is too large.
+    """
+    from transformers.utils import cached_file
+    from vllm.config.lora import MaxLoRARanks
+
+    try:
+        adapter = json.loads(Path(str(cached_file(lora, "adapter_config.json"))).read_bytes())
+        rank = max([adapter["r"], *adapter.get("rank_pattern", {}).values()])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TeacherError(
+            f"teacher.lora: the rank of {lora} cannot be read from its adapter_config.json: {error}"
+        ) from error
+    ranks = [most for most in get_args(MaxLoRARanks) if most >= rank]
+    if not ranks:
+        raise TeacherError(f"teacher.lora: {lora} has rank {rank}, more than vLLM serves")
+    return int(min(ranks))
 
 
 def _lora_request(teacher: TeacherConfig) -> Any:
