@@ -31,20 +31,35 @@ LOG = math.log
 
 def test_tokens_count_for_the_answer_they_are_or_begin() -> None:
     top = [
-        ("s", LOG(0.4)),
-        (" sport", LOG(0.2)),
-        ("t", LOG(0.1)),
-        ("x", LOG(0.05)),
-        ("", LOG(0.01)),
+        (b"s", LOG(0.4)),
+        (b" sport", LOG(0.2)),
+        (b" SPORT", LOG(0.02)),
+        (b"t", LOG(0.1)),
+        (b"x", LOG(0.05)),
+        (b"", LOG(0.01)),
     ]
     found = read_answers(top, ["sport", "tech", "trade"])
     # "t" begins two of them and counts for neither; both get the least that was told.
-    assert np.exp(found) == pytest.approx([0.6, 0.01, 0.01])
+    assert np.exp(found) == pytest.approx([0.62, 0.01, 0.01])
 
 
 def test_an_exact_token_counts_though_others_begin_with_it() -> None:
-    found = read_answers([("1", LOG(0.5)), ("12", LOG(0.3))], ["1", "12"])
+    found = read_answers([(b"1", LOG(0.5)), (b"12", LOG(0.3))], ["1", "12"])
     assert np.exp(found) == pytest.approx([0.5, 0.3])
+
+
+def test_tokens_may_end_within_a_character() -> None:
+    whole = "été".encode()
+    top = [(whole[:1], LOG(0.5)), ("É".encode(), LOG(0.2)), (b" hiver", LOG(0.2))]
+    assert np.exp(read_answers(top, ["été", "hiver"])) == pytest.approx([0.7, 0.2])
+    # the first byte of two Cyrillic labels says nothing of which is meant
+    both = read_answers([("спорт".encode()[:1], LOG(0.9)), (b"x", LOG(0.1))], ["спорт", "техника"])
+    assert np.exp(both) == pytest.approx([0.1, 0.1])
+
+
+def test_log_probabilities_are_finite() -> None:
+    found = read_answers([(b"a", -9999.0), (b"b", -math.inf), (b"c", 1e-9)], ["a", "b", "c", "d"])
+    assert found.tolist() == [-100.0, -100.0, 0.0, -100.0]
 
 
 def test_labels_that_begin_alike_are_said_by_codes() -> None:

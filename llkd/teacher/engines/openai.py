@@ -24,6 +24,8 @@ from llkd.teacher.examples import NearestExamples
 
 ASSUMED_CHARACTERS_PER_TOKEN = 4
 """Converts `max_text_tokens` to characters, because the endpoint's tokenizer is unknown."""
+LOWEST = -100.0
+"""Lower bound of a log-probability; some endpoints write -9999 or -inf."""
 DISTINCT_CHARACTERS = 3
 """Labels that differ in this many first characters are assumed to differ in their first token."""
 
@@ -132,7 +134,10 @@ class OpenAIEngine:
                 "log-probabilities, from which LLKD reads the confidence",
                 "Use another model or endpoint.",
             )
-        top = [(entry.token, entry.logprob) for entry in content[0].top_logprobs]
+        top = [
+            (bytes(entry.bytes) if entry.bytes else entry.token.encode(), entry.logprob)
+            for entry in content[0].top_logprobs
+        ]
         return read_answers(top, self.answers), answer.usage.prompt_tokens if answer.usage else 0
 
     def _messages(self, text: str, nearest: Sequence[Example]) -> list[dict[str, str]]:
@@ -199,27 +204,35 @@ def answers_of(teacher: TeacherConfig, task: TaskConfig) -> tuple[list[str], dic
     return list(codes.values()), codes
 
 
-def read_answers(top: Sequence[tuple[str, float]], answers: Sequence[str]) -> np.ndarray:
-    """Log-probability of each of C answers from the most probable first tokens: shape (C,).
+def read_answers(top: Sequence[tuple[bytes, float]], answers: Sequence[str]) -> np.ndarray:
+    """Log-probability of each of C answers from the most probable first tokens: shape (C,), finite.
 
-    A token counts for the answer that it equals, or else for the only one that it is a prefix of. An
-    answer without a token gets the lowest log-probability of all tokens, an upper bound of its own.
+    A token counts for the answer that it equals, or else for the only one that it is a prefix of, in bytes: a
+    token may end within a character. An answer without a token gets the lowest log-probability of all
+    tokens, an upper bound of its own.
 
     Args:
-        top: (token, log-probability) pairs.
+        top: (UTF-8 bytes of a token, log-probability) pairs.
         answers: C strings.
     """
     logprob_c = np.full(len(answers), -np.inf)
-    folded = [answer.casefold() for answer in answers]
+    forms = [
+        {form(answer).encode() for form in (str, str.lower, str.upper, str.capitalize)}
+        for answer in answers
+    ]
     for token, logprob in top:
-        prefix = token.strip().casefold()
-        begun = [i for i, answer in enumerate(folded) if prefix and answer.startswith(prefix)]
-        exact = [i for i in begun if folded[i] == prefix]
+        prefix = token.strip()
+        begun = [
+            i for i, found in enumerate(forms)
+            if prefix and any(form.startswith(prefix) for form in found)
+        ]  # fmt: skip
+        exact = [i for i in begun if prefix in forms[i]]
         if exact or len(begun) == 1:
             place = (exact or begun)[0]
             logprob_c[place] = np.logaddexp(logprob_c[place], logprob)
     lowest = min(logprob for _, logprob in top)
-    return np.where(np.isneginf(logprob_c), lowest, logprob_c).astype(np.float32)
+    found_c = np.where(np.isneginf(logprob_c), lowest, logprob_c)
+    return np.clip(found_c, LOWEST, 0.0).astype(np.float32)
 
 
 _MARKER = re.compile(r"<(?=[|/\w])|\[(?=/?[A-Z_]+\])")
