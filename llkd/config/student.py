@@ -75,6 +75,8 @@ class StudentConfig(Section):
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the student's matrix products. `auto` times both on the worker and uses
     bfloat16 if it is faster; some processors support it only at half speed."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    """How attention is computed. Default: what transformers chooses for the model."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Maximum rows of a worker in one forward and backward pass; larger batches accumulate
     gradients. Default: all of the worker's rows at once."""

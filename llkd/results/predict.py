@@ -164,7 +164,7 @@ def finished_scorer(config: RunConfig, precision: str, threads: int) -> Any:
         torch.set_num_threads(threads)
     with local_copy(RunLayout(config.run_dir).student) as directory:
         require_recorded(Folder(directory))
-        tokenizer, model = load_finished(directory)
+        tokenizer, model = load_finished(directory, config.student.attn_implementation)
     model = scoring_copy(model, use_bfloat16(precision, device)).to(device)
     return Scorer(
         tokenizer, model, max_length=config.student.max_length, compiled=config.student.compile

@@ -41,6 +41,7 @@ def load_student(student: StudentConfig, labels: Sequence[str]) -> tuple[Any, An
         id2label=dict(enumerate(labels)),
         label2id={name: index for index, name in enumerate(labels)},
         ignore_mismatched_sizes=True,
+        attn_implementation=student.attn_implementation,
     )
     _pool(student, model)
     if student.gradient_checkpointing:
@@ -153,13 +154,17 @@ def _cannot_load(name: str, error: Exception) -> StudentError:
     )
 
 
-def load_finished(directory: str) -> tuple[Any, Any]:
+def load_finished(directory: str, attn_implementation: str | None = None) -> tuple[Any, Any]:
     """(tokenizer, model) of a saved student.
+
+    Args:
+        directory: its files.
+        attn_implementation: `student.attn_implementation`.
 
     Raises:
         StudentError: it cannot be loaded.
     """
-    tokenizer, model, _ = _load(directory)
+    tokenizer, model, _ = _load(directory, attn_implementation=attn_implementation)
     return tokenizer, model
 
 
@@ -173,7 +178,7 @@ def _load(
             name, revision=revision, dtype=torch.float32, use_safetensors=True,
             trust_remote_code=False, output_loading_info=True, **arguments,
         )  # fmt: skip
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _cannot_load(name, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:

@@ -132,7 +132,7 @@ class Trainer:
             raise StudentError(
                 f"The loss of the first training step is not a finite number: {self._student.model} cannot be "
                 f"computed in {'bfloat16' if self._bfloat16 else 'float32'} here",
-                "Set student.precision to float32, or use another student.model.",
+                "Set student.precision to float32 or student.attn_implementation to sdpa, or use another student.model.",
             )
         raise StudentError(
             f"The training loss is not a finite number after {step + 1} steps: the student has diverged",

@@ -282,3 +282,15 @@ def test_training_stops_at_the_step_whose_loss_is_no_number(
     with pytest.raises(StudentError, match=words):
         trainer.train(steps(), Schedule(0, 6, 1, warmup=0.1))
     assert len(taken) == breaks_at + 1
+
+
+def test_attention_is_computed_as_set(tiny_student: str) -> None:
+    for wanted in ("eager", "sdpa"):
+        student = StudentConfig.model_validate(
+            {"model": tiny_student, "attn_implementation": wanted}
+        )
+        _, model = load_student(student, LABELS)
+        assert model.config._attn_implementation == wanted
+    missing = StudentConfig(model=tiny_student, attn_implementation="flash_attention_2")
+    with pytest.raises(StudentError, match="cannot load"):
+        load_student(missing, LABELS)
