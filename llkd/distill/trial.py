@@ -1,6 +1,6 @@
 """What each policy would have done: a trial of all of them by heads on the frozen student.
 
-It takes seconds, on a sample of the corpus. Rows labelled by hand judge the policies: in two halves, each
+It takes ten to twenty seconds of a core, on a sample of the corpus. Rows labelled by hand judge the policies: in two halves, each
 judged by heads whose labels were refined with the other half only. A head is not a fine-tuned student,
 so `selection.policy: auto` takes another policy than the default only if it is better by more than one standard deviation.
 """
