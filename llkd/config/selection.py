@@ -36,7 +36,7 @@ class SelectionConfig(Section):
     trial: bool = True
     """Where labels are refined, and there are rows labelled by hand or a test set: train a head on the
     frozen student by each of six policies and report what it would have done
-    (llkd/distill/trial.py). Takes seconds, and changes nothing unless `policy` is `auto`."""
+    (llkd/distill/trial.py). Takes ten to twenty seconds, and changes nothing unless `policy` is `auto`."""
     refine: bool | None = None
     """Refine the labels before the first epoch: the teacher's distribution of each row times that of a
     linear probe fitted to other rows (see llkd/core/refinement.py). Costs about one scoring pass over
