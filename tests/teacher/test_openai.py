@@ -268,10 +268,27 @@ def test_a_real_endpoint_agrees_with_the_model_itself(monkeypatch: pytest.Monkey
     direct = TransformersEngine(
         config.teacher.model_copy(update={"engine_args": arguments}), config.task
     ).label(texts, [None] * 4, lambda done: None)
+    sequence = config.teacher.model_copy(
+        update={"engine_args": arguments, "verbalizer": "sequence"}
+    )
+    whole = TransformersEngine(sequence, config.task).label(texts, [None] * 4, lambda done: None)
     with vllm_server() as url:
         arguments = {"base_url": url, "api_key_env": "TEACHER_KEY"}
-        endpoint = TeacherConfig(model="smollm", engine="openai", engine_args=arguments)
+        endpoint = TeacherConfig(
+            model="smollm", engine="openai", engine_args=arguments,
+            max_text_tokens=config.teacher.max_text_tokens,
+        )  # fmt: skip
         answered = ask(OpenAIEngine(endpoint, config.task), texts)
+        arguments = {**arguments, "tokenizer": str(prepared() / "teacher")}
+        known = endpoint.model_copy(update={"engine_args": arguments})
+        exact = ask(OpenAIEngine(known, config.task), texts)
+        of_all = known.model_copy(update={"verbalizer": "sequence"})
+        of_all_tokens = ask(OpenAIEngine(of_all, config.task), texts)
+        other = known.model_copy(update={"model": "another"})
+        with pytest.raises(TeacherError, match="does not serve 'another', but smollm"):
+            OpenAIEngine(other, config.task)
+    assert exact.logprobs_nc == pytest.approx(direct.logprobs_nc, abs=0.02)
+    assert of_all_tokens.logprobs_nc == pytest.approx(whole.logprobs_nc, abs=0.02)
     top = direct.logprobs_nc.argmax(axis=1)
     assert answered.refused == {}
     assert answered.logprobs_nc.argmax(axis=1).tolist() == top.tolist()

@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,7 @@ from llkd.core.prompts import TEXT_SLOT, chat_turns, instructions
 from llkd.core.verbalizers import CODES
 from llkd.errors import ConfigError, TeacherError
 from llkd.teacher.engine import LabelBatch, parse_arguments
+from llkd.teacher.engines.exact_tokens import ExactTokens
 from llkd.teacher.examples import NearestExamples
 
 ASSUMED_CHARACTERS_PER_TOKEN = 4
@@ -51,10 +52,23 @@ class EndpointArguments(BaseModel):
     top_logprobs: int = Field(default=20, ge=1)
     """Number of most probable tokens to request. A label that is not among them gets the lowest of
     their log-probabilities, an upper bound of its own."""
+    tokenizer: str | None = None
+    """The model's tokenizer, a directory or a hub name, if the endpoint is vLLM's: the log-probabilities of all
+    labels are then exact, and `verbalizer: sequence` works."""
+
+
+class Asker(Protocol):
+    """How an endpoint is asked for the labels' log-probabilities."""
+
+    def prepared(self, texts: Sequence[str]) -> Sequence[Any]:
+        """What is sent for each text; None for one that cannot be asked."""
+
+    async def ask(self, client: Any, prepared: Any) -> tuple[np.ndarray, int]:
+        """Log-probabilities of the labels, shape (C,), and the prompt's tokens; 0 if unknown."""
 
 
 class OpenAIEngine:
-    """Reads the labels' log-probabilities from the most probable first tokens of the answer."""
+    """Asks an endpoint about many texts at once."""
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
         self._arguments = parse_arguments(EndpointArguments, teacher, "endpoint")
@@ -65,11 +79,19 @@ class OpenAIEngine:
                 f"{self._arguments.api_key_env}, which is not set where the teacher runs"
             )
         self._teacher, self._task = teacher, task
-        self.answers, self._codes = answers_of(teacher, task)
-        variables = teacher.chat_template_kwargs
-        self._extra = {"chat_template_kwargs": variables} if variables else None
-        source = task.examples_from
-        self._nearest = None if source is None else NearestExamples(source, task)
+        if self._arguments.tokenizer is None:
+            self._asker: Asker = TopTokens(teacher, task, self._arguments.top_logprobs)
+            return
+        exact = ExactTokens(teacher, task, self._arguments.tokenizer, self._client("OpenAI"))
+        self._asker, self.prompter, self.max_model_len = exact, exact.prompter, exact.max_model_len
+
+    def _client(self, kind: str) -> Any:
+        import openai
+
+        return getattr(openai, kind)(
+            base_url=self._arguments.base_url, api_key=self._key, timeout=self._arguments.timeout,
+            max_retries=self._arguments.max_retries,
+        )  # fmt: skip
 
     def label(
         self, texts: Sequence[str], ids: Sequence[Any], progress: Callable[[int], None]
@@ -84,24 +106,19 @@ class OpenAIEngine:
     async def _label(self, texts: Sequence[str], progress: Callable[[int], None]) -> LabelBatch:
         import openai
 
-        arguments = self._arguments
-        logprobs_nc = np.zeros((len(texts), len(self.answers)), dtype=np.float32)
-        refused: dict[int, str] = {}
+        arguments, asker = self._arguments, self._asker
+        logprobs_nc = np.zeros((len(texts), len(self._task.labels)), dtype=np.float32)
+        prepared = asker.prepared(texts)
+        refused = {row: "no_tokens" for row, one in enumerate(prepared) if one is None}
         gate, pace, done, total = asyncio.Semaphore(arguments.concurrency), _Pace(arguments), 0, 0
-        client = openai.AsyncOpenAI(
-            base_url=arguments.base_url, api_key=self._key, timeout=arguments.timeout,
-            max_retries=arguments.max_retries,
-        )  # fmt: skip
+        client = self._client("AsyncOpenAI")
 
-        nearest = [[] for _ in texts] if self._nearest is None else self._nearest.of(texts)
-
-        async def one(row: int, text: str) -> None:
+        async def ask(row: int) -> None:
             nonlocal done, total
             async with gate:
                 await pace.wait()
                 try:
-                    messages = self._messages(text, nearest[row])
-                    logprobs_nc[row], tokens = await self._ask(client, messages)
+                    logprobs_nc[row], tokens = await asker.ask(client, prepared[row])
                     total += tokens
                 except (openai.BadRequestError, openai.UnprocessableEntityError):
                     refused[row] = "refused_by_engine"
@@ -111,8 +128,9 @@ class OpenAIEngine:
         async with client:
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    for row, text in enumerate(texts):
-                        tasks.create_task(one(row, text))
+                    for row in range(len(texts)):
+                        if row not in refused:
+                            tasks.create_task(ask(row))
             except BaseExceptionGroup as group:
                 first = group.exceptions[0]
                 if isinstance(first, openai.OpenAIError):
@@ -120,11 +138,34 @@ class OpenAIEngine:
                 raise first from None
         return LabelBatch(logprobs_nc, refused, total or None)
 
-    async def _ask(self, client: Any, messages: list[dict[str, str]]) -> tuple[np.ndarray, int]:
-        """Log-probabilities of the labels, shape (C,), and the prompt's tokens; 0 if unknown."""
+    def _explain(self, error: BaseException) -> str:
+        text = str(error).replace(str(self._key), "***")
+        where = self._arguments.base_url or "OpenAI"
+        return f"The endpoint {where} failed for {self._teacher.model}: {text}"
+
+
+class TopTokens:
+    """Reads the labels' log-probabilities from the most probable first tokens of the answer."""
+
+    def __init__(self, teacher: TeacherConfig, task: TaskConfig, top_logprobs: int) -> None:
+        """`top_logprobs` is the number of tokens to request."""
+        self._teacher, self._task, self._top_logprobs = teacher, task, top_logprobs
+        self.answers, self._codes = answers_of(teacher, task)
+        variables = teacher.chat_template_kwargs
+        self._extra = {"chat_template_kwargs": variables} if variables else None
+        source = task.examples_from
+        self._nearest = None if source is None else NearestExamples(source, task)
+
+    def prepared(self, texts: Sequence[str]) -> Sequence[Any]:
+        """The conversation about each text."""
+        nearest = [[] for _ in texts] if self._nearest is None else self._nearest.of(texts)
+        return [self._messages(*pair) for pair in zip(texts, nearest, strict=True)]
+
+    async def ask(self, client: Any, prepared: Any) -> tuple[np.ndarray, int]:
+        """See Asker."""
         answer = await client.chat.completions.create(
-            model=self._teacher.model, messages=messages, max_tokens=1,
-            temperature=0.0, logprobs=True, top_logprobs=self._arguments.top_logprobs,
+            model=self._teacher.model, messages=prepared, max_tokens=1,
+            temperature=0.0, logprobs=True, top_logprobs=self._top_logprobs,
             extra_body=self._extra,
         )  # fmt: skip
         content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
@@ -159,11 +200,6 @@ class OpenAIEngine:
             for turn in turns
         ]
 
-    def _explain(self, error: BaseException) -> str:
-        text = str(error).replace(str(self._key), "***")
-        where = self._arguments.base_url or "OpenAI"
-        return f"The endpoint {where} failed for {self._teacher.model}: {text}"
-
 
 class _Pace:
     """Limits the rate of requests."""
@@ -193,7 +229,7 @@ def answers_of(teacher: TeacherConfig, task: TaskConfig) -> tuple[list[str], dic
         raise ConfigError(
             "teacher.verbalizer sequence needs log-probabilities of chosen tokens, which "
             "an endpoint does not return",
-            "Use word, code or auto.",
+            "Use word, code or auto; or, if the endpoint is vLLM's, set engine_args.tokenizer.",
         )
     if wanted == "auto":
         starts = {name[:DISTINCT_CHARACTERS].casefold() for name in task.labels}
