@@ -5,9 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +14,28 @@ import pytest
 from llkd.errors import ConfigError
 from llkd.preflight import require_inputs
 from tests.conftest import ROOT, MakeConfig
+from tests.json_server import JSONHandler, JSONServer, running
 
 TOKEN = "hf_" + "x" * 34
 CARD = "---\nlicense: mit\n---\n\n# A card\n"
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(JSONServer):
     """Repositories with the files of their last commit."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
+        super().__init__(Answers)
         self.repos: dict[str, dict[str, Any]] = {}
         self.tokens: set[str] = set()
         self.checked: list[str] = []
         self.commits = 0
         self.refuse: str | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
-
-class Answers(BaseHTTPRequestHandler):
+class Answers(JSONHandler):
     server: Hub
 
-    def log_message(self, *arguments: Any) -> None:
-        """Nothing."""
-
-    def answer(self, value: Any, status: int = 200) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:
+    def get(self) -> None:
         for name, repo in self.server.repos.items():
             if f"/{name}/tree/" in self.path:
                 listed = [{"type": "file", "path": p, "size": 1, "oid": "0"} for p in repo["files"]]
@@ -60,8 +44,8 @@ class Answers(BaseHTTPRequestHandler):
                 return self.answer({"id": name, "sha": "0" * 40, "siblings": []})
         return self.answer({"error": "not found"}, 404)
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+    def post(self) -> None:
+        body = self.body()
         if self.path == "/api/validate-yaml":
             self.server.checked.append(json.loads(body)["content"])
             if self.server.refuse is not None:
@@ -100,13 +84,8 @@ class Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Hub()) as server:
+        yield server
 
 
 PUSH = """

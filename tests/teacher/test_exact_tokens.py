@@ -2,9 +2,7 @@
 is asked in test_openai.py."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.errors import TeacherError
 from llkd.teacher.engines.openai import OpenAIEngine
 from tests.demo import prepared
+from tests.json_server import JSONHandler, JSONServer, running
 
 KEY = "sk-a-secret-of-the-tests"
 TASK = TaskConfig(instruction="Which topic?", labels=["card lost", "card stolen", "card", "sport"])  # type: ignore[arg-type]
@@ -24,33 +23,31 @@ def logprob(last: int, token: int) -> float:
     return -2.0 - (last * 31 + token * 17) % 97 / 50
 
 
-class Server(ThreadingHTTPServer):
+class Server(JSONServer):
     """Serves the model `m`; `mode` is what it does wrong."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.mode = ""
         self.asked: list[dict[str, Any]] = []
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JSONHandler):
     server: Server
 
-    def do_GET(self) -> None:
+    def get(self) -> None:
+        if self.server.mode == "locked":
+            message = f"no, {self.headers['Authorization']}"
+            return self.answer({"error": {"message": message}}, 401)
         model = {"id": "m", "object": "model", "created": 0, "owned_by": "x"}
         length = {} if self.server.mode == "not vllm" else {"max_model_len": 300}
-        self._answer(
-            401 if self.server.mode == "locked" else 200,
-            {"data": [model | length], "object": "list"},
-        )
+        return self.answer({"data": [model | length], "object": "list"})
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def post(self) -> None:
+        body = json.loads(self.body())
         self.server.asked.append(body)
         if self.server.mode == "old" or self.path != "/inference/v1/generate":
-            return self._answer(404, {"error": {"message": "not found"}})
+            return self.answer({"error": {"message": "not found"}}, 404)
         wanted = body["sampling_params"]["logprob_token_ids"]
         if self.server.mode == "deaf":
             wanted = wanted[:-1]
@@ -59,34 +56,19 @@ class Handler(BaseHTTPRequestHandler):
             for token in [7, *wanted]
         ]
         content = [{"token": "token_id:7", "logprob": -0.1, "top_logprobs": top}]
-        return self._answer(200, {"choices": [{"index": 0, "logprobs": {"content": content}}]})
-
-    def _answer(self, status: int, answer: Any) -> None:
-        if status == 401:
-            answer = {"error": {"message": f"no, {self.headers['Authorization']}"}}
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
+        return self.answer({"choices": [{"index": 0, "logprobs": {"content": content}}]})
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("TEACHER_KEY", KEY)
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with running(Server()) as server:
         yield server
-        server.shutdown()
 
 
 def engine(server: Server, model: str = "m", **settings: Any) -> OpenAIEngine:
     arguments = {
-        "base_url": f"http://127.0.0.1:{server.server_port}/v1", "api_key_env": "TEACHER_KEY", "max_retries": 0,
+        "base_url": f"{server.url}/v1", "api_key_env": "TEACHER_KEY", "max_retries": 0,
         "tokenizer": str(prepared() / "teacher"),
     }  # fmt: skip
     return OpenAIEngine(

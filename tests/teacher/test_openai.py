@@ -12,7 +12,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from llkd.errors import ConfigError, TeacherError
 from llkd.teacher.engines.openai import OpenAIEngine, answers_of, escape_markers, read_answers
 from tests.conftest import ROOT
 from tests.demo import prepared
+from tests.json_server import JSONHandler, JSONServer, running
 
 KEY = "sk-a-secret-of-the-tests"
 TASK = TaskConfig(instruction="Which topic?", labels={"sport": "matches", "tech": None})
@@ -78,13 +78,11 @@ def test_markers_in_a_text_are_taken_apart() -> None:
     assert escape_markers("1 < 2 and [see] <3") == "1 < 2 and [see] < 3"
 
 
-class Server(ThreadingHTTPServer):
+class Server(JSONServer):
     """Answers by the text: `slow`, `busy` once, `bad`; else "sport" with 0.7, "tech" with 0.2."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.times: list[float] = []
@@ -92,12 +90,12 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JSONHandler):
     server: Server
     protocol_version = "HTTP/1.1"
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def post(self) -> None:
+        body = json.loads(self.body())
         text = body["messages"][-1]["content"]
         with self.server.lock:
             self.server.asked.append(body)
@@ -125,32 +123,21 @@ class Handler(BaseHTTPRequestHandler):
              "message": {"role": "assistant", "content": "sport"}}],
             "usage": None if "untold" in text else usage}  # fmt: skip
         error = {"error": {"message": f"no, {self.headers['Authorization']}"}}
-        data = json.dumps(answer if status == 200 else error).encode()
         with self.server.lock:
             self.server.now -= 1
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        if status == 429:
-            self.send_header("Retry-After", "0.1")
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
+        headers = {"Retry_After": "0.1"} if status == 429 else {}
+        self.answer(answer if status == 200 else error, status, **headers)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("TEACHER_KEY", KEY)
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with running(Server()) as server:
         yield server
-        server.shutdown()
 
 
 def engine(server: Server, **arguments: Any) -> OpenAIEngine:
-    url = f"http://127.0.0.1:{server.server_port}/v1"
+    url = f"{server.url}/v1"
     settings = {"base_url": url, "api_key_env": "TEACHER_KEY", "max_retries": 2, **arguments}
     return OpenAIEngine(TeacherConfig(model="m", engine="openai", engine_args=settings), TASK)
 
@@ -160,7 +147,7 @@ def ask(engine: OpenAIEngine, texts: list[str]) -> Any:
 
 
 def test_variables_of_the_chat_template_are_sent_if_there_are_any(server: Server) -> None:
-    url = f"http://127.0.0.1:{server.server_port}/v1"
+    url = f"{server.url}/v1"
     settings = {"base_url": url, "api_key_env": "TEACHER_KEY"}
     variables = {"enable_thinking": False}
     config = TeacherConfig(
