@@ -94,3 +94,8 @@ def systematic(probability_n: np.ndarray, random: np.random.Generator) -> np.nda
     if total:
         ends_n *= total / ends_n[-1]
     return np.searchsorted(ends_n, random.random() + np.arange(total), side="right")
+
+
+def some_rows(rows: int, most: int, seed: int) -> np.ndarray:
+    """At most so many of the rows, drawn uniformly, in their order: positions, int64."""
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])

@@ -20,6 +20,7 @@ from llkd.cluster.actor_pool import run_on_actors
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.refinement import fold_of, with_gold
+from llkd.core.sampling import some_rows
 from llkd.distill.labelled_rows import frozen_student, labelled_sample, read_labelled
 from llkd.distill.policy_choice import TRIAL
 from llkd.distill.precision import alone_on_cpus, chosen_precision, scoring_resources
@@ -160,11 +161,6 @@ def _gold_figures(gold: "GoldRows", found: "Diagnostics") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _some(rows: int, wanted: int, seed: int) -> np.ndarray:
-    """At most `wanted` of so many rows, at random, in their order: int64."""
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:wanted])
-
-
 class Refine:
     """One replica: writes shards of the pseudo-labels from refined distributions. Fits the probes if
     they are missing."""
@@ -229,7 +225,7 @@ class Refine:
             table = table.filter(table[GOLD].is_valid())
             texts += table[TEXT].to_pylist()
             labels += table[GOLD].to_pylist()
-        chosen_n = _some(len(texts), TRIAL_ROWS, self._selector.config.seed)
+        chosen_n = some_rows(len(texts), TRIAL_ROWS, self._selector.config.seed)
         if not len(chosen_n):
             return None
         features_td = self._student.features([texts[i] for i in chosen_n])
@@ -257,7 +253,7 @@ class Refine:
         )  # fmt: skip
         refiner, found = fit(features_nd, teacher_nc, fold_n, gold=learnt, curve=True)
         if self._selector.rivals and not folder.exists(TRIAL):
-            chosen_n = _some(len(fold_n), TRIAL_ROWS, config.seed)
+            chosen_n = some_rows(len(fold_n), TRIAL_ROWS, config.seed)
             known_n = np.full(len(chosen_n), -1)
             if gold is not None:
                 known_n = gold.places([sample.texts[i] for i in chosen_n])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llkd.core.sampling import disagreement, draw_rows, proportional, systematic
+from llkd.core.sampling import disagreement, draw_rows, proportional, some_rows, systematic
 
 ROWS, WANTED = 200, 40
 
@@ -64,3 +64,12 @@ def test_rows_disagree_where_distributions_differ_or_are_unsure() -> None:
     first = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
     second = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
     assert disagreement(first, second).tolist() == [0.0, 1.0, 0.5]
+
+
+def test_some_rows_are_spread_over_all() -> None:
+    index = some_rows(10_000, 500, seed=0)
+    assert len(set(index.tolist())) == 500
+    assert (np.diff(index) > 0).all()
+    assert np.histogram(index, bins=5, range=(0, 10_000))[0].min() > 60
+    assert some_rows(3, 500, seed=0).tolist() == [0, 1, 2]
+    assert len(some_rows(0, 500, seed=0)) == 0
