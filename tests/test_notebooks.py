@@ -33,13 +33,18 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tour(checkout: Path) -> Path:
     """The tour, executed on few rows."""
-    notebook = nbformat.read(FOLDER / "tour.ipynb", as_version=4)
+    return quickly(checkout, "tour", ROWS=str(ROWS))
+
+
+def quickly(checkout: Path, name: str, **variables: str) -> Path:
+    """A notebook, executed with quick settings."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     (config,) = (cell for cell in notebook.cells if cell.id == "write-config")
     for slow, quick in QUICK.items():
         assert slow in config.source
         config.source = config.source.replace(slow, quick)
-    path = saved(notebook, checkout / "tour.ipynb")
-    return saved(executed(path, checkout, ROWS=str(ROWS)), path)
+    path = saved(notebook, checkout / f"{name}.ipynb")
+    return saved(executed(path, checkout, **variables), path)
 
 
 def saved(notebook: nbformat.NotebookNode, path: Path) -> Path:
@@ -64,6 +69,14 @@ def test_the_tour_labels_distils_compares_and_predicts(tour: Path, checkout: Pat
     found = ds.dataset(folder, format="parquet", exclude_invalid_files=True).to_table()
     new = [f"article-{number:04d}" for number in range(900 - ROWS // 8, 900)]
     assert found["id"].to_pylist() == new
+
+
+def test_a_few_labels_by_hand_say_how_right_the_student_is(checkout: Path) -> None:
+    path = quickly(checkout, "hand_labels", ROWS="120", SAMPLE="40")
+    assert faults(path) == []
+    assert "'sports'" in printed(path, "run-typo")
+    assert "of the corpus, by" in printed(path, "run-gold")
+    assert "the teacher is wrong on" in printed(path, "show-review")
 
 
 def test_the_analysis_reads_the_run_of_the_tour(tour: Path, checkout: Path) -> None:

@@ -157,7 +157,7 @@ def _gold_figures(gold: "GoldRows", found: "Diagnostics") -> dict[str, Any]:
     )
     return {
         "rows": len(gold.label_m), "teacher_right": teacher, "refined_right": refined,
-        "curve": [list(point) for point in found.curve],
+        "helps": found.gold_helps, "curve": [list(point) for point in found.curve],
     }  # fmt: skip
 
 

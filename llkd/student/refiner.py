@@ -117,9 +117,11 @@ class Diagnostics:
     """The bias, shape (C,), that gives the teacher's distributions these frequencies; 0 without."""
     gold_mc: np.ndarray | None = None
     """Refined distributions of the gold rows, shape (M, C), cross-fitted: neither probes nor
-    combination have seen the row. None without gold rows."""
+    combination have seen the row's gold label. None without gold rows."""
     curve: tuple[tuple[int, float], ...] = ()
     """(gold rows fitted to, share of the others whose refined label is right), a few sizes."""
+    gold_helps: bool = True
+    """False if the combination without gold rows has more of them right: it is then taken."""
 
 
 def fit_refiner(
@@ -146,8 +148,8 @@ def fit_refiner(
             confidence (`refinement.confident_agreement`). Otherwise beta is then 0.
         estimates_prior: whether the refined distributions may get label frequencies that differ from
             the teacher's (llkd/core/prior.py).
-        gold: rows labelled by hand, to which the combination of teacher and probes is fitted. The
-            probes do not learn their labels: over several rounds these would come back through the
+        gold: rows labelled by hand, to which the combination of teacher and probes is fitted, if it then has
+            as many of them right, cross-fitted, as without them. The probes do not learn their labels: over several rounds these would come back through the
             labels of similar rows, and the combination would trust the probes too much.
         curve: whether to measure the learning curve over the gold rows.
     """
@@ -160,20 +162,37 @@ def fit_refiner(
         prior_bias_c = bias_to_match(logs(teacher_nc), prior_c)
         targets_nc = refined(logs(teacher_nc), prior_bias_c)
     penalty = fit.best_penalty(targets_nc)
-    student_nc, probe_f = fit(targets_nc, penalty)
-    diagnostics = Diagnostics(*confident_agreement(student_nc, targets_nc), prior, prior_bias_c)
-    if not always and diagnostics.agreement < diagnostics.confidence:
-        start = Combination(1.0, 0.0, np.zeros(classes))
-        combination, gold_mc, points = _fitted_to(gold, probe_f, start, curve)
-        return Refiner(probe_f, combination), replace(diagnostics, gold_mc=gold_mc, curve=points)
-    for further in reversed(range(ROUNDS)):
-        bias_c = bias_to_match(product(teacher_nc, student_nc, beta), prior_c)
-        start = Combination(1.0, beta, bias_c)
-        combination, gold_mc, points = _fitted_to(gold, probe_f, start, curve and not further)
-        refiner = Refiner(probe_f, combination)
-        if further:
-            student_nc, probe_f = fit(combination.apply(teacher_nc, student_nc), penalty)
-    return refiner, replace(diagnostics, gold_mc=gold_mc, curve=points)
+    first_nc, first_f = fit(targets_nc, penalty)
+    diagnostics = Diagnostics(*confident_agreement(first_nc, targets_nc), prior, prior_bias_c)
+    refines = always or diagnostics.agreement >= diagnostics.confidence
+
+    def refiner_with(gold: GoldRows | None) -> tuple[Refiner, Diagnostics]:
+        student_nc, probe_f = first_nc, first_f
+        for further in reversed(range(ROUNDS if refines else 1)):
+            start = Combination(1.0, 0.0, np.zeros(classes))
+            if refines:
+                bias_c = bias_to_match(product(teacher_nc, student_nc, beta), prior_c)
+                start = Combination(1.0, beta, bias_c)
+            combination, gold_mc, points = _fitted_to(gold, probe_f, start, curve and not further)
+            refiner = Refiner(probe_f, combination)
+            if further:
+                student_nc, probe_f = fit(combination.apply(teacher_nc, student_nc), penalty)
+        return refiner, replace(diagnostics, gold_mc=gold_mc, curve=points)
+
+    found = refiner_with(gold)
+    if gold is None:
+        return found
+    without, _ = refiner_with(None)
+    plain_mc = without.refine(gold.features_md, gold.teacher_mc, gold.fold_m)
+    if _right(plain_mc, gold) <= _right(found[1].gold_mc, gold):
+        return found
+    return without, replace(diagnostics, gold_mc=plain_mc, curve=found[1].curve, gold_helps=False)
+
+
+def _right(probs_mc: np.ndarray | None, gold: GoldRows) -> int:
+    """How many gold rows a distribution has right."""
+    assert probs_mc is not None
+    return int((probs_mc.argmax(axis=1) == gold.label_m).sum())
 
 
 def _fitted_to(

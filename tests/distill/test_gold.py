@@ -52,6 +52,22 @@ def test_few_gold_rows_correct_a_bias_and_their_own_measure_is_honest() -> None:
     assert kept == pytest.approx(refiner.refine(*arguments), abs=1e-4)
 
 
+def test_gold_rows_that_make_labels_worse_are_not_followed() -> None:
+    features_nd, teacher_nc, gold_n = noisy_teacher()
+    arguments = features_nd, teacher_nc, np.arange(ROWS) % FOLDS
+    few = GoldRows(*(x[:40] for x in (*arguments, gold_n)))
+    # a combination that turns every label into the next one, as if fitted to unlucky rows
+    unlucky = Combination(0.1, 0.1, np.array([9.0, 0.0, 9.0]))
+    plain, _ = fit_refiner(*arguments, 1.0, always=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llkd.student.refiner.fit_combination", lambda *_: unlucky)
+        refiner, found = fit_refiner(*arguments, 1.0, always=True, gold=few)
+    assert not found.gold_helps
+    assert refiner.refine(*arguments) == pytest.approx(plain.refine(*arguments))
+    assert found.gold_mc == pytest.approx(plain.refine(*(x[:40] for x in arguments)))
+    assert fit_refiner(*arguments, 1.0, always=True, gold=few)[1].gold_helps
+
+
 def test_a_gold_row_does_not_measure_what_was_fitted_to_it() -> None:
     features_nd, teacher_nc, gold_n = noisy_teacher()
     fold_n = np.arange(ROWS) % FOLDS

@@ -102,7 +102,7 @@ def refinement(facts: Facts) -> str:
     )
 
 
-def _by_hand(gold: dict[str, int] | None) -> str:
+def _by_hand(gold: dict[str, Any] | None) -> str:
     """How the labels do on the rows labelled by hand, with a space before; empty without such rows."""
     if gold is None:
         return ""
@@ -111,6 +111,11 @@ def _by_hand(gold: dict[str, int] | None) -> str:
         f" Of {count(rows, 'row')} labelled by hand, the teacher has "
         f"{percent(gold['teacher_right'] / rows)} right, and the labels that the student learns "
         f"{percent(gold['refined_right'] / rows)}; each row was predicted without its own label."
+        + (
+            ""
+            if gold["helps"]
+            else " Fitted to these rows, fewer labels would be right, so they are not."
+        )
     )
 
 
