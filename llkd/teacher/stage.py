@@ -146,6 +146,8 @@ def manifest_of(config: RunConfig, dataset: str, asked: Manifest) -> Manifest:
         "teacher.engine": teacher.engine,
         "teacher.model": _model_identity(teacher),
         "teacher.prompt_format": teacher.prompt_format,
+        "teacher.chat_template_kwargs": teacher.chat_template_kwargs,
+        "teacher.today": teacher.today,
         "teacher.max_text_tokens": teacher.max_text_tokens,
         "teacher.verbalizer": teacher.verbalizer,
         "teacher.truncation": teacher.truncation,

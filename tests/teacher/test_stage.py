@@ -193,6 +193,10 @@ def test_another_prompt_is_refused_and_more_replicas_are_not(
     label(make_config(test=None, teacher={"replicas": [1, 3]}), ["corpus"], tracker)
     with pytest.raises(FingerprintError, match='task.instruction: was "Which topic\\?", now "What'):
         label(make_config(test=None, task={"instruction": "What?"}), ["corpus"], tracker)
+    for changed in ({"today": "2027-01-01"}, {"chat_template_kwargs": {"thinking": True}}):
+        with pytest.raises(FingerprintError, match=f"teacher.{next(iter(changed))}"):
+            label(make_config(test=None, teacher=changed), ["corpus"], tracker)
+    label(make_config(test=None, teacher={"min_label_mass": 0.1}), ["corpus"], tracker)
     swapped = {"labels": {"tech": None, "sport": None, "trade": None}}
     with pytest.raises(FingerprintError, match="task.label_order"):
         label(make_config(test=None, task=swapped), ["corpus"], tracker)

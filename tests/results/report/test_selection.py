@@ -44,6 +44,8 @@ def test_the_label_frequencies_and_the_evidence_for_them() -> None:
 
 
 def test_how_the_labels_do_on_rows_labelled_by_hand() -> None:
-    gold = {"rows": 50, "teacher_right": 35, "refined_right": 40}
+    gold = {"rows": 50, "teacher_right": 35, "refined_right": 40, "helps": True}
     assert "Of 50 rows labelled by hand, the teacher has 70" in said(gold=gold)
     assert "the student learns 80" in said(relabelled_fraction=0.24, gold=gold)
+    assert "so they are not" not in said(gold=gold)
+    assert "fewer labels would be right, so they are not" in said(gold={**gold, "helps": False})
