@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from llkd.cluster.device import own_device
 from llkd.config.run import RunConfig
 from llkd.core.calibration import Calibration
 from llkd.core.refinement import fold_of
@@ -56,7 +55,7 @@ def frozen_student(config: RunConfig, precision: str, threads: int) -> "FrozenSt
     from llkd.student.model import load_student, use_bfloat16
     from llkd.student.probe import FrozenStudent
 
-    device = own_device()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(threads)
     tokenizer, model = load_student(config.student, config.task.label_names)

@@ -3,7 +3,6 @@
 from typing import Any
 
 from llkd.cluster import connection
-from llkd.cluster.device import own_device
 from llkd.cluster.machine import choose_once
 from llkd.config.run import RunConfig
 from llkd.store.folder import Folder
@@ -14,9 +13,12 @@ def chosen_precision(config: RunConfig, resources: connection.Resources) -> str:
     """`bfloat16` or `float32`: chosen once per run, for all later stages."""
 
     def decide() -> dict[str, Any]:
+        import torch
+
         from llkd.student.model import use_bfloat16
 
-        bfloat16 = use_bfloat16(config.student.precision, own_device())
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        bfloat16 = use_bfloat16(config.student.precision, device)
         return {"precision": "bfloat16" if bfloat16 else "float32"}
 
     folder = Folder(RunLayout(config.run_dir).epochs)

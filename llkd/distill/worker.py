@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from llkd.cluster.device import own_device
 from llkd.cluster.progress import throttled
 from llkd.cluster.telemetry import Work
 from llkd.config.run import RunConfig
@@ -84,7 +83,6 @@ class EpochLoop:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.layout, self.checkpoints = RunLayout(config.run_dir), CheckpointStore(config, queue)
         self.policy = selector.policy
-        own_device()
         self.device = get_device()
         student = config.student
         if self.device.type == "cpu":

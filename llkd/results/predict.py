@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from llkd.cluster import actor_pool, shard_tasks
-from llkd.cluster.device import own_device
 from llkd.cluster.integrity import require_recorded
 from llkd.cluster.progress import Pace, throttled
 from llkd.cluster.stage import ShardedStage
@@ -159,7 +158,7 @@ def finished_scorer(config: RunConfig, precision: str, threads: int) -> Any:
     from llkd.student.model import load_finished, use_bfloat16
     from llkd.student.scoring import Scorer, scoring_copy
 
-    device = own_device()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(threads)
     with local_copy(RunLayout(config.run_dir).student) as directory:

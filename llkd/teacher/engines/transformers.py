@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from llkd.cluster.device import own_device
 from llkd.cluster.hardware import cpu_prefers_bfloat16
 from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.errors import TeacherError
@@ -50,7 +49,7 @@ class TransformersEngine:
                 self._model.load_adapter(teacher.lora)
         except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
             raise TeacherError(f"transformers cannot load {teacher.model}: {error}") from error
-        self._device = own_device()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if "device_map" not in arguments:
             self._model.to(self._device)
         self._model.eval()

@@ -15,7 +15,6 @@ from typing import Any, get_args
 import numpy as np
 from filelock import FileLock
 
-from llkd.cluster.device import own_device
 from llkd.config.run import TaskConfig, TeacherConfig
 from llkd.errors import TeacherError
 from llkd.teacher.engine import LabelBatch
@@ -246,7 +245,9 @@ def _lora_request(teacher: TeacherConfig) -> Any:
 def on_gpus(teacher: TeacherConfig) -> bool:
     """Whether the engine computes on GPUs: those of this process or, over several nodes, those of
     its workers."""
-    return teacher.nodes > 1 or own_device().type == "cuda"
+    import torch
+
+    return teacher.nodes > 1 or torch.cuda.is_available()
 
 
 def prepare_platform(gpus: bool) -> None:
