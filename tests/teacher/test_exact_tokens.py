@@ -48,13 +48,16 @@ class Handler(JSONHandler):
         self.server.asked.append(body)
         if self.server.mode == "old" or self.path != "/inference/v1/generate":
             return self.answer({"error": {"message": "not found"}}, 404)
-        wanted = body["sampling_params"]["logprob_token_ids"]
-        if self.server.mode == "deaf":
-            wanted = wanted[:-1]
+        sampling = body["sampling_params"]
+        wanted = sampling["logprob_token_ids"]
+        if sampling["logprobs"] != len(wanted) or len(wanted) > 20:  # as vLLM demands
+            return self.answer({"error": {"message": "logprobs must equal"}}, 400)
         top = [
             {"token": f"token_id:{token}", "logprob": logprob(body["token_ids"][-1], token)}
-            for token in [7, *wanted]
+            for token in [7, *wanted][: len(wanted)]  # the sampled one, and as many as asked for
         ]
+        if self.server.mode == "deaf":
+            top = top[:-1]
         content = [{"token": "token_id:7", "logprob": -0.1, "top_logprobs": top}]
         return self.answer({"choices": [{"index": 0, "logprobs": {"content": content}}]})
 
@@ -95,6 +98,21 @@ def test_labels_of_several_tokens_are_scored_exactly(server: Server, smollm: Any
             for q, t in parts
         )
         assert batch.logprobs_nc[0, place] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_many_labels_are_asked_in_several_requests(server: Server) -> None:
+    names = [a + b for a in "abcde" for b in "vwxyz"]  # 25 labels
+    task = TaskConfig(instruction="Which?", labels=names)  # type: ignore[arg-type]
+    arguments = {
+        "base_url": f"{server.url}/v1", "api_key_env": "TEACHER_KEY", "tokenizer": str(prepared() / "teacher"),
+    }  # fmt: skip
+    teacher = TeacherConfig(
+        model="m", engine="openai", engine_args=arguments, verbalizer="sequence"
+    )
+    found = OpenAIEngine(teacher, task).label(["a"], [None], lambda done: None)
+    assert found.refused == {}
+    assert found.logprobs_nc.shape == (1, 25)
+    assert (found.logprobs_nc < 0).all()
 
 
 def test_a_text_cannot_forge_the_prompt(server: Server, smollm: Any) -> None:

@@ -4,6 +4,7 @@ Prompts are sent as token ids, built as for the engine `vllm`, so that no text c
 server is asked for the log-probabilities of the labels' tokens.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from llkd.teacher.prompting import make_prompter
 
 PATH = "inference/v1/generate"
 """Of vLLM's API for token ids, beside its `v1`."""
+TOKENS_AT_ONCE = 19
+"""Tokens asked for in a request, less than the 20 that a server allows by default (`--max-logprobs`)."""
 
 
 class ExactTokens:
@@ -46,7 +49,7 @@ class ExactTokens:
             ) from error
         self._model = teacher.model
         self.max_model_len = _context_of(teacher.model, client)
-        self.prompter = make_prompter(teacher, task, loaded)
+        self.prompter = make_prompter(teacher, task, loaded, TOKENS_AT_ONCE)
         self.prompter.room(self.max_model_len)
 
     def prepared(self, texts: Sequence[str]) -> Sequence[Any]:
@@ -66,8 +69,11 @@ class ExactTokens:
         """Log-probabilities of the wanted tokens after others: float32, shape (1, T)."""
         import openai
 
+        # vLLM returns as many tokens as are asked for, that which it sampled first: one more is asked for, at the end.
+        spare = next(token for token in itertools.count() if token not in wanted)
+        asked = [*wanted, spare]
         sampling = {
-            "max_tokens": 1, "temperature": 0.0, "logprobs": len(wanted) + 1, "logprob_token_ids": wanted,
+            "max_tokens": 1, "temperature": 0.0, "logprobs": len(asked), "logprob_token_ids": asked,
         }  # fmt: skip
         body = {"model": self._model, "token_ids": tokens, "sampling_params": sampling}
         try:
