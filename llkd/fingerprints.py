@@ -29,8 +29,8 @@ def check_run(config: RunConfig, follows_gold: bool = False) -> bool:
 
     Args:
         config: the run.
-        follows_gold: whether stages that differ only by the rows labelled by hand are deleted, to be made
-            again; they are once everything else is found to agree. The corpus and its labels stay.
+        follows_gold: whether to delete the stages that differ only by the rows labelled by hand, so that they
+            are made again. Nothing is deleted if anything else differs. The corpus and its labels stay.
 
     Returns:
         Whether a student was deleted.

@@ -21,7 +21,7 @@ POOLED_HEAD_RATE = 2e-2
 NATIVE_HEAD_RATE = 1e-3
 """That of any other head, unless `student.learning_rate` is higher."""
 CHECKED_EVERY = 32
-"""Steps after which the loss is read from a GPU, which waits for it; on a CPU every step's is."""
+"""On a GPU the loss is checked once in so many steps, because reading it stalls the GPU; on a CPU after every step."""
 
 
 @dataclass(frozen=True)

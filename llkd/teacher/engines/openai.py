@@ -71,6 +71,8 @@ class OpenAIEngine:
     """Asks an endpoint about many texts at once."""
 
     def __init__(self, teacher: TeacherConfig, task: TaskConfig) -> None:
+        import openai
+
         self._arguments = parse_arguments(EndpointArguments, teacher, "endpoint")
         self._key = os.environ.get(self._arguments.api_key_env)
         if not self._key:
@@ -82,7 +84,10 @@ class OpenAIEngine:
         if self._arguments.tokenizer is None:
             self._asker: Asker = TopTokens(teacher, task, self._arguments.top_logprobs)
             return
-        exact = ExactTokens(teacher, task, self._arguments.tokenizer, self._client("OpenAI"))
+        try:
+            exact = ExactTokens(teacher, task, self._arguments.tokenizer, self._client("OpenAI"))
+        except openai.OpenAIError as error:
+            raise TeacherError(self._explain(error)) from None
         self._asker, self.prompter, self.max_model_len = exact, exact.prompter, exact.max_model_len
 
     def _client(self, kind: str) -> Any:
