@@ -91,6 +91,8 @@ def test_rows_that_are_all_right_do_not_prove_that_all_others_are(right: bool) -
     assert one.value > 0.9 if right else one.value < 0.1
     share = (30 + 2) / (30 + 4)
     assert one.error == pytest.approx(np.sqrt(share * (1 - share) / 34), rel=0.01)
+    by_label = sum(found.f1_sc[0][label].error ** 2 for label in range(CLASSES))
+    assert found.figures_s[0]["macro_f1"].error > np.sqrt(0.5 * by_label) / CLASSES
     assert one.high <= 1.0
 
 

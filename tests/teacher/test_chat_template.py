@@ -149,3 +149,10 @@ def test_a_text_in_the_prompt_twice_is_a_fault() -> None:
     both = "".join(turn.content for turn in turns())
     assert fault_of(both, turns()) is None
     assert fault_of(both + TEXT_SLOT, turns()) == "repeats a message"
+
+
+def test_turns_in_another_order_are_a_fault() -> None:
+    backwards = "".join(turn.content for turn in reversed(turns()))
+    fault = fault_of(backwards, turns())
+    assert fault is not None
+    assert fault.startswith("leaves out, or moves, the user message")
